@@ -1,0 +1,56 @@
+// Streams and events: order of execution. A CPU stream is a worker thread with a bounded queue; a device stream maps to the
+// device's own. Ops check their arguments on the caller's thread, then enqueue. Nothing here knows tensors.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace viaduct {
+
+using Command = std::function<void()>;
+
+/// Marks a point of a stream. Copyable; cheap. wait() from another stream orders that stream after the point.
+class Event {
+ public:
+  virtual ~Event() = default;
+  /// True when the stream has passed the point (also after a failure: the point is passed, the stream is poisoned).
+  virtual bool done() const = 0;
+  /// Blocks the calling thread until done.
+  virtual void wait() = 0;
+};
+
+class Stream {
+ public:
+  virtual ~Stream() = default;
+
+  /// Appends a command. `op` must be a string literal; it names the command in errors. Blocks while the queue is full
+  /// (run-ahead is bounded). On a poisoned stream the command is dropped. Called from the JS thread or a worker.
+  virtual void enqueue(const char* op, Command run) = 0;
+
+  /// A point after all that was enqueued so far.
+  virtual std::shared_ptr<Event> record() = 0;
+  /// Later commands of this stream start after the event.
+  virtual void waitFor(std::shared_ptr<Event> event) = 0;
+  /// Blocks the caller until the queue is empty. Never throws; see error().
+  virtual void drain() = 0;
+
+  /// Runs `done` on the stream's thread after all that was enqueued so far; it gets the poison, or null.
+  /// It runs on a poisoned stream too: this is how awaits are rejected.
+  virtual void notify(std::function<void(std::exception_ptr)> done) = 0;
+
+  /// The first failure of this stream, or null. A poisoned stream skips commands until reset().
+  virtual std::exception_ptr error() const = 0;
+  /// Poisons from any thread (an aborted communicator does this).
+  virtual void fail(std::exception_ptr error) = 0;
+  virtual void reset() = 0;
+
+  /// A place in the program ("decoder.layers.3.mlp, step 12") that errors of later commands carry.
+  virtual void setPlace(std::shared_ptr<const std::string> place) = 0;
+
+  virtual int64_t id() const = 0;
+};
+
+}  // namespace viaduct
