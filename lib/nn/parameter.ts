@@ -1,0 +1,54 @@
+// A trainable tensor and what is known about it: its name, its place in the logical tensor, its main gradient.
+import type { DType } from '../base/dtype.js'
+import { assert } from '../base/errors.js'
+import type { ShardSpec } from '../tensor/shardSpec.js'
+import type { Tensor } from '../tensor/tensor.js'
+
+/** How a parameter is initialised; drawn by logical place, so equal in every layout. */
+export type Init = { readonly kind: 'normal'; readonly std: number } | { readonly kind: 'constant'; readonly value: number }
+
+/**
+ * One parameter of a model: the local shard `data`, kept (owned) by this object.
+ * `mainGrad` is float32, of `data`'s local shape; backward passes add to it, the optimizer zeroes it.
+ */
+export class Parameter {
+  /** Full Megatron name in the model, e.g. `decoder.layers.0.self_attention.linear_qkv.weight`; set when the model is assembled. */
+  name = ''
+  /** False: no weight gradient is computed and none is stored. */
+  requiresGrad = true
+  /** Weight decay applies (matrices; not norms and biases). */
+  readonly decays: boolean
+  mainGrad: Tensor | null = null
+  #data: Tensor | null = null
+
+  constructor(
+    readonly shard: ShardSpec,
+    readonly dtype: DType,
+    readonly init: Init,
+  ) {
+    this.decays = shard.logicalShape.length >= 2
+  }
+
+  /** The local tensor. @throws ERR_ASSERT before it was allocated or after dispose. */
+  get data(): Tensor {
+    assert(this.#data !== null, `parameter ${this.name} has no memory yet: allocate or load the model first`)
+    return this.#data
+  }
+
+  get isAllocated(): boolean {
+    return this.#data !== null
+  }
+
+  /** Takes ownership of a kept tensor of the shard's local shape. */
+  set data(tensor: Tensor) {
+    this.#data?.dispose()
+    this.#data = tensor
+  }
+
+  dispose(): void {
+    this.#data?.dispose()
+    this.#data = null
+    this.mainGrad?.dispose()
+    this.mainGrad = null
+  }
+}

@@ -1,0 +1,90 @@
+// Boxes of elements and how they map between coordinate systems. A mapping between a Hugging Face tensor and our logical
+// tensor, a shard of a logical tensor, and a piece in a checkpoint file are all lists of regions; plans are intersections.
+
+/** A box that is copied element by element: `from` start in one tensor, `to` start in another, same `size`. In elements. */
+export interface Region {
+  readonly from: readonly number[]
+  readonly to: readonly number[]
+  readonly size: readonly number[]
+}
+
+/** Number of elements of a shape or box. */
+export function volume(size: readonly number[]): number {
+  return size.reduce((product, n) => product * n, 1)
+}
+
+/**
+ * Composes two maps through the middle tensor: `first` goes A to B, `second` goes B to C; the result goes A to C and covers
+ * exactly the elements of B that both touch. Order: by `second`, then by `first`.
+ */
+export function composeRegions(first: readonly Region[], second: readonly Region[]): Region[] {
+  const composed: Region[] = []
+  for (const b of second) {
+    for (const a of first) {
+      const from: number[] = []
+      const to: number[] = []
+      const size: number[] = []
+      let empty = false
+      for (let d = 0; d < b.size.length; d++) {
+        const aStart = a.to[d] as number
+        const bStart = b.from[d] as number
+        const start = Math.max(aStart, bStart)
+        const end = Math.min(aStart + (a.size[d] as number), bStart + (b.size[d] as number))
+        if (end <= start) {
+          empty = true
+          break
+        }
+        from.push((a.from[d] as number) + start - aStart)
+        to.push((b.to[d] as number) + start - bStart)
+        size.push(end - start)
+      }
+      if (!empty) composed.push({ from, to, size })
+    }
+  }
+  return composed
+}
+
+/** The same regions in the other direction. */
+export function invertRegions(regions: readonly Region[]): Region[] {
+  return regions.map((r) => ({ from: r.to, to: r.from, size: r.size }))
+}
+
+/** The region that copies a whole tensor onto itself. A scalar (shape []) has one element. */
+export function identityRegion(shape: readonly number[]): Region {
+  const zeros = shape.map(() => 0)
+  return { from: zeros, to: zeros, size: [...shape] }
+}
+
+/**
+ * Checks that boxes tile a tensor: inside it, disjoint, together as many elements as the tensor has.
+ * @returns null when they do, else the reason, naming the boxes.
+ */
+export function tilingFault(shape: readonly number[], boxes: readonly { start: readonly number[]; size: readonly number[] }[]): string | null {
+  let covered = 0
+  for (const box of boxes) {
+    for (let d = 0; d < shape.length; d++) {
+      const start = box.start[d] as number
+      const size = box.size[d] as number
+      if (start < 0 || size < 0 || start + size > (shape[d] as number)) {
+        return `box at [${box.start}] of [${box.size}] leaves the tensor [${shape}]`
+      }
+    }
+    covered += volume(box.size)
+  }
+  const sorted = boxes.filter((box) => volume(box.size) > 0).sort((a, b) => (a.start[0] ?? 0) - (b.start[0] ?? 0))
+  for (let i = 0; i < sorted.length; i++) {
+    const a = sorted[i] as (typeof sorted)[number]
+    for (let j = i + 1; j < sorted.length; j++) {
+      const b = sorted[j] as (typeof sorted)[number]
+      if (shape.length > 0 && (b.start[0] as number) >= (a.start[0] as number) + (a.size[0] as number)) break
+      const overlaps = shape.every((_, d) => {
+        const aStart = a.start[d] as number
+        const bStart = b.start[d] as number
+        return aStart < bStart + (b.size[d] as number) && bStart < aStart + (a.size[d] as number)
+      })
+      if (overlaps) return `boxes at [${a.start}] of [${a.size}] and at [${b.start}] of [${b.size}] overlap`
+    }
+  }
+  const total = volume(shape)
+  return covered === total ? null : `${covered} of ${total} elements are covered`
+}
