@@ -32,10 +32,10 @@ const gyp = {
   libraries() {
     const flags = []
     if (found().some((l) => l.from === '.deps')) {
-      // DT_RPATH, not RUNPATH: it also holds for what libgloo and libdnnl need in turn.
+      // gyp takes one level of quotes off, make one `$`, the shell the other quotes. DT_RPATH, not RUNPATH: it also holds for what libgloo and libdnnl need in turn.
       flags.push('-Wl,--disable-new-dtags')
       for (const folder of libraryFolders(DEPS).filter((f) => existsSync(f))) {
-        flags.push(`-L${folder}`, `-Wl,-rpath,'$$ORIGIN/../../${relative(ROOT, folder)}'`, `-Wl,-rpath,${folder}`, `-Wl,-rpath-link,${folder}`)
+        flags.push(`-L${folder}`, `"-Wl,-rpath,'$$ORIGIN/../../${relative(ROOT, folder)}'"`, `-Wl,-rpath,${folder}`, `-Wl,-rpath-link,${folder}`)
       }
     }
     return [...flags, ...found().filter((l) => l.from && l.link).map((l) => `-l${l.link}`)]
@@ -85,11 +85,11 @@ export function buildAddon({ log } = {}) {
   const shape = hashOf(['binding.gyp', 'deploy/addon.mjs', '.viaduct/libraries.json'], list, headers, process.versions.node, env.CXX ?? '')
   const options = { cwd: ROOT, env, log }
   if (readStamps().configure !== shape || !existsSync(join(ROOT, 'build/Makefile'))) {
-    run(process.execPath, [nodeGyp, 'configure', `--nodedir=${headers}`], { ...options, what: '[addon] configuring' })
+    run(process.execPath, [nodeGyp, 'configure', `--nodedir=${headers}`, '--loglevel=error'], { ...options, what: '[addon] configuring' })
     writeStamp('configure', shape)
   }
   const jobs = process.env.JOBS || '2'
-  run(process.execPath, [nodeGyp, 'build', `--jobs=${jobs}`, `--nodedir=${headers}`], { ...options, what: '[addon] building' })
+  run(process.execPath, [nodeGyp, 'build', `--jobs=${jobs}`, `--nodedir=${headers}`, '--loglevel=error'], { ...options, what: '[addon] building' })
   if (!existsSync(ADDON)) throw new SetupError(`[addon] expected ${relative(ROOT, ADDON)} after the build, got none: see the build's output`)
   return `${list.length} files compiled or kept${ccache ? ', with ccache' : ''}`
 }
