@@ -1,10 +1,10 @@
 // Building the addon: the flags that binding.gyp asks for, the headers of Node, configure and make. `node deploy/addon.mjs
 // --gyp KIND` prints flags; `node deploy/addon.mjs` (npm run build:native) builds what changed, under the set-up's lock.
-import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join, relative } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { compiler, DEPS, libraryFolders, provideLibraries, readFound, ROOT } from './libraries.mjs'
+import { compiler, DEPS, libraryFolders, provideLibraries, ROOT, readFound } from './libraries.mjs'
 import { run, SetupError, which } from './shell.mjs'
 import { filesBelow, hashOf, readStamps, withLock, writeStamp } from './stamp.mjs'
 
@@ -16,7 +16,10 @@ export function sources() {
   return folders.flatMap((folder) => {
     const absolute = join(ROOT, folder)
     if (!existsSync(absolute)) return []
-    return readdirSync(absolute).filter((n) => n.endsWith('.cc')).sort().map((n) => `${folder}/${n}`)
+    return readdirSync(absolute)
+      .filter((n) => n.endsWith('.cc'))
+      .sort()
+      .map((n) => `${folder}/${n}`)
   })
 }
 
@@ -27,7 +30,10 @@ function found() {
 /** What binding.gyp asks for, one value per line. */
 const gyp = {
   sources,
-  defines: () => found().filter((l) => l.from).map((l) => l.define),
+  defines: () =>
+    found()
+      .filter((l) => l.from)
+      .map((l) => l.define),
   includes: () => (found().some((l) => l.from === '.deps') ? ['native', '.deps/usr/include'] : ['native']),
   libraries() {
     const flags = []
@@ -35,10 +41,20 @@ const gyp = {
       // gyp takes one level of quotes off, make one `$`, the shell the other quotes. DT_RPATH, not RUNPATH: it also holds for what libgloo and libdnnl need in turn.
       flags.push('-Wl,--disable-new-dtags')
       for (const folder of libraryFolders(DEPS).filter((f) => existsSync(f))) {
-        flags.push(`-L${folder}`, `"-Wl,-rpath,'$$ORIGIN/../../${relative(ROOT, folder)}'"`, `-Wl,-rpath,${folder}`, `-Wl,-rpath-link,${folder}`)
+        flags.push(
+          `-L${folder}`,
+          `"-Wl,-rpath,'$$ORIGIN/../../${relative(ROOT, folder)}'"`,
+          `-Wl,-rpath,${folder}`,
+          `-Wl,-rpath-link,${folder}`,
+        )
       }
     }
-    return [...flags, ...found().filter((l) => l.from && l.link).map((l) => `-l${l.link}`)]
+    return [
+      ...flags,
+      ...found()
+        .filter((l) => l.from && l.link)
+        .map((l) => `-l${l.link}`),
+    ]
   },
 }
 
@@ -46,7 +62,12 @@ const gyp = {
 export function nodeHeaders() {
   const beside = dirname(dirname(realpathSync(process.execPath)))
   for (const prefix of [process.env.npm_config_nodedir, beside]) {
-    if (prefix && existsSync(join(prefix, 'include/node/node_api.h')) && existsSync(join(prefix, 'include/node/common.gypi'))) return prefix
+    if (
+      prefix &&
+      existsSync(join(prefix, 'include/node/node_api.h')) &&
+      existsSync(join(prefix, 'include/node/common.gypi'))
+    )
+      return prefix
   }
   // A Node binary alone (the npm package `node`, a copied file): N-API's headers are all that the addon includes.
   const made = join(ROOT, '.viaduct/node')
@@ -55,8 +76,17 @@ export function nodeHeaders() {
   mkdirSync(include, { recursive: true })
   const from = createRequire(join(ROOT, 'package.json'))('node-api-headers').include_dir
   for (const name of readdirSync(from)) symlinkSync(join(from, name), join(include, name))
-  writeFileSync(join(include, 'config.gypi'), JSON.stringify({ target_defaults: {}, variables: { ...process.config.variables } }))
-  const common = { target_defaults: { default_configuration: 'Release', configurations: { Release: { cflags: ['-O3'] }, Debug: {} }, cflags: ['-fPIC'] } }
+  writeFileSync(
+    join(include, 'config.gypi'),
+    JSON.stringify({ target_defaults: {}, variables: { ...process.config.variables } }),
+  )
+  const common = {
+    target_defaults: {
+      default_configuration: 'Release',
+      configurations: { Release: { cflags: ['-O3'] }, Debug: {} },
+      cflags: ['-fPIC'],
+    },
+  }
   writeFileSync(join(include, 'common.gypi'), JSON.stringify(common))
   return made
 }
@@ -64,13 +94,19 @@ export function nodeHeaders() {
 /** What the addon is made of: changes when it must be built again. */
 export function addonHash() {
   const files = filesBelow('native', (path) => !path.startsWith('native/cuda/'))
-  return hashOf([...files, 'binding.gyp', 'deploy/addon.mjs', '.viaduct/libraries.json'], process.versions.modules, process.arch, compiler())
+  return hashOf(
+    [...files, 'binding.gyp', 'deploy/addon.mjs', '.viaduct/libraries.json'],
+    process.versions.modules,
+    process.arch,
+    compiler(),
+  )
 }
 
 /** Builds what changed. Returns a line on what was done. Output goes to `log` when given, else to the terminal. */
 export function buildAddon({ log } = {}) {
   const list = sources()
-  if (!list.some((path) => path.startsWith('native/binding/'))) return 'nothing to build yet: native/binding/ has no .cc file'
+  if (!list.some((path) => path.startsWith('native/binding/')))
+    return 'nothing to build yet: native/binding/ has no .cc file'
   const ccache = which('ccache')
   const env = { ...process.env }
   if (ccache && !compiler().includes('ccache')) {
@@ -81,16 +117,30 @@ export function buildAddon({ log } = {}) {
   const headers = nodeHeaders()
   for (const name of Object.keys(env)) if (/^npm_(package_)?config_(node_gyp_)?nodedir$/i.test(name)) delete env[name]
   const nodeGyp = join(ROOT, 'node_modules/node-gyp/bin/node-gyp.js')
-  if (!existsSync(nodeGyp)) throw new SetupError('[addon] expected node_modules/node-gyp, got none: run npm ci, or npm run setup')
-  const shape = hashOf(['binding.gyp', 'deploy/addon.mjs', '.viaduct/libraries.json'], list, headers, process.versions.node, env.CXX ?? '')
+  if (!existsSync(nodeGyp))
+    throw new SetupError('[addon] expected node_modules/node-gyp, got none: run npm ci, or npm run setup')
+  const shape = hashOf(
+    ['binding.gyp', 'deploy/addon.mjs', '.viaduct/libraries.json'],
+    list,
+    headers,
+    process.versions.node,
+    env.CXX ?? '',
+  )
   const options = { cwd: ROOT, env, log }
   if (readStamps().configure !== shape || !existsSync(join(ROOT, 'build/Makefile'))) {
-    run(process.execPath, [nodeGyp, 'configure', `--nodedir=${headers}`, '--loglevel=error'], { ...options, what: '[addon] configuring' })
+    run(process.execPath, [nodeGyp, 'configure', `--nodedir=${headers}`, '--loglevel=error'], {
+      ...options,
+      what: '[addon] configuring',
+    })
     writeStamp('configure', shape)
   }
   const jobs = process.env.JOBS || '2'
-  run(process.execPath, [nodeGyp, 'build', `--jobs=${jobs}`, `--nodedir=${headers}`, '--loglevel=error'], { ...options, what: '[addon] building' })
-  if (!existsSync(ADDON)) throw new SetupError(`[addon] expected ${relative(ROOT, ADDON)} after the build, got none: see the build's output`)
+  run(process.execPath, [nodeGyp, 'build', `--jobs=${jobs}`, `--nodedir=${headers}`, '--loglevel=error'], {
+    ...options,
+    what: '[addon] building',
+  })
+  if (!existsSync(ADDON))
+    throw new SetupError(`[addon] expected ${relative(ROOT, ADDON)} after the build, got none: see the build's output`)
   return `${list.length} files compiled or kept${ccache ? ', with ccache' : ''}`
 }
 

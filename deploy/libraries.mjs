@@ -15,7 +15,8 @@ export const LIBRARIES = [
     package: 'libdnnl-dev',
     define: 'VIADUCT_HAVE_ONEDNN',
     link: 'dnnl',
-    probe: '#include <oneapi/dnnl/dnnl.hpp>\nint main() { return dnnl::engine::get_count(dnnl::engine::kind::cpu) == 0; }',
+    probe:
+      '#include <oneapi/dnnl/dnnl.hpp>\nint main() { return dnnl::engine::get_count(dnnl::engine::kind::cpu) == 0; }',
     without: 'matmuls use the built-in kernel',
   },
   {
@@ -23,7 +24,8 @@ export const LIBRARIES = [
     package: 'libgloo-dev',
     define: 'VIADUCT_HAVE_GLOO',
     link: 'gloo',
-    probe: '#include <gloo/transport/tcp/device.h>\nint main() { return gloo::transport::tcp::CreateDevice("127.0.0.1") == nullptr; }',
+    probe:
+      '#include <gloo/transport/tcp/device.h>\nint main() { return gloo::transport::tcp::CreateDevice("127.0.0.1") == nullptr; }',
     without: 'one rank only',
   },
   {
@@ -61,7 +63,10 @@ export function libraryFolders(deps = DEPS) {
 function probeFlags(deps) {
   if (!existsSync(deps)) return []
   const folders = libraryFolders(deps)
-  return [`-I${join(deps, 'usr/include')}`, ...folders.flatMap((f) => [`-L${f}`, `-Wl,-rpath,${f}`, `-Wl,-rpath-link,${f}`])]
+  return [
+    `-I${join(deps, 'usr/include')}`,
+    ...folders.flatMap((f) => [`-L${f}`, `-Wl,-rpath,${f}`, `-Wl,-rpath-link,${f}`]),
+  ]
 }
 
 /** Compiles, links and runs the library's probe. Returns undefined when it works, else the compiler's message. */
@@ -107,7 +112,8 @@ class Apt {
 
   privateState() {
     const state = join(this.work, 'apt')
-    for (const folder of ['lists/partial', 'cache/archives/partial']) mkdirSync(join(state, folder), { recursive: true })
+    for (const folder of ['lists/partial', 'cache/archives/partial'])
+      mkdirSync(join(state, folder), { recursive: true })
     this.options.push('-o', `Dir::State=${state}`, '-o', `Dir::Cache=${join(state, 'cache')}`)
     this.options.push('-o', 'Dir::State::status=/var/lib/dpkg/status')
     // A source that cannot be reached makes this fail while the others are there: what counts is whether packages are known.
@@ -115,7 +121,9 @@ class Apt {
   }
 
   knows(names) {
-    const { out } = capture('apt-cache', [...this.options, 'policy', ...names], { env: { ...process.env, LC_ALL: 'C' } })
+    const { out } = capture('apt-cache', [...this.options, 'policy', ...names], {
+      env: { ...process.env, LC_ALL: 'C' },
+    })
     const known = out.split(/^(?=\S)/m).filter((block) => /Candidate: (?!\(none\))\S/.test(block))
     return known.length === names.length
   }
@@ -180,7 +188,9 @@ export function bringPackages(packages, deps = DEPS) {
       got = apt.download(apt.closure(packages), archives)
     }
     if (!got.ok) throw new SetupError(`apt-get download failed:\n${got.err.trim()}`)
-    const files = readdirSync(archives).filter((name) => name.endsWith('.deb')).sort()
+    const files = readdirSync(archives)
+      .filter((name) => name.endsWith('.deb'))
+      .sort()
     for (const file of files) {
       const unpacked = capture('dpkg-deb', ['-x', join(archives, file), tree])
       if (!unpacked.ok) throw new SetupError(`dpkg-deb -x ${file} failed: ${unpacked.err.trim()}`)
@@ -213,7 +223,8 @@ export function unresolved(deps = DEPS) {
   const env = { ...process.env, LC_ALL: 'C', LD_LIBRARY_PATH: folders.join(':') }
   for (const folder of folders) {
     for (const name of readdirSync(folder).filter((n) => /^lib(dnnl|gloo|hwy)\.so/.test(n))) {
-      for (const match of capture('ldd', [join(folder, name)], { env }).out.matchAll(/^\s*(\S+) => not found/gm)) missing.add(match[1])
+      for (const match of capture('ldd', [join(folder, name)], { env }).out.matchAll(/^\s*(\S+) => not found/gm))
+        missing.add(match[1])
     }
   }
   return [...missing]
@@ -252,7 +263,12 @@ export function provideLibraries({ installSystem = false } = {}) {
         `or copy a .deps/ folder from another machine with the same system\n${problem ?? needed[0].why}`,
     )
   }
-  const summary = found.map(({ library, from }) => ({ name: library.name, define: library.define, link: library.link, from: from ?? null }))
+  const summary = found.map(({ library, from }) => ({
+    name: library.name,
+    define: library.define,
+    link: library.link,
+    from: from ?? null,
+  }))
   mkdirSync(join(ROOT, '.viaduct'), { recursive: true })
   const text = `${JSON.stringify(summary, null, 2)}\n`
   const file = join(ROOT, '.viaduct/libraries.json')

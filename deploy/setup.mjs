@@ -3,7 +3,7 @@
 import { existsSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { ADDON, addonHash, buildAddon } from './addon.mjs'
-import { compiler, provideLibraries, readFound, ROOT } from './libraries.mjs'
+import { compiler, provideLibraries, ROOT, readFound } from './libraries.mjs'
 import { capture, run, SetupError, Steps, which } from './shell.mjs'
 import { filesBelow, hashOf, readStamps, withLock, writeStamp } from './stamp.mjs'
 
@@ -14,7 +14,9 @@ function checkToolchain() {
   const problems = []
   const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
   if (major < FLOOR[0] || (major === FLOOR[0] && minor < FLOOR[1])) {
-    problems.push(`Node: expected ${FLOOR.join('.')} or newer, got ${process.versions.node}: install one from https://nodejs.org`)
+    problems.push(
+      `Node: expected ${FLOOR.join('.')} or newer, got ${process.versions.node}: install one from https://nodejs.org`,
+    )
   }
   const tools = [
     ['C++ compiler', compiler().split(' ').at(-1), 'g++', '--version'],
@@ -24,8 +26,17 @@ function checkToolchain() {
   const versions = [`Node ${process.versions.node}`]
   for (const [title, program, debian, flag] of tools) {
     const asked = which(program) ? capture(program, [flag]) : undefined
-    if (!asked?.ok) problems.push(`${title}: expected the command ${program}, got none: install it (Debian, Ubuntu: apt-get install ${debian}; Fedora: dnf install ${debian === 'g++' ? 'gcc-c++' : debian})`)
-    else versions.push((asked.out || asked.err).split('\n')[0].trim().replace(/ \(.*\)/, ''))
+    if (!asked?.ok)
+      problems.push(
+        `${title}: expected the command ${program}, got none: install it (Debian, Ubuntu: apt-get install ${debian}; Fedora: dnf install ${debian === 'g++' ? 'gcc-c++' : debian})`,
+      )
+    else
+      versions.push(
+        (asked.out || asked.err)
+          .split('\n')[0]
+          .trim()
+          .replace(/ \(.*\)/, ''),
+      )
   }
   if (problems.length > 0) throw new SetupError(`[set-up] the toolchain is not complete:\n  ${problems.join('\n  ')}`)
   return versions.join(', ')
@@ -61,7 +72,9 @@ function installModules() {
 }
 
 function modulesHash() {
-  return existsSync(join(ROOT, 'node_modules/.package-lock.json')) ? hashOf(['package-lock.json', 'node_modules/.package-lock.json']) : undefined
+  return existsSync(join(ROOT, 'node_modules/.package-lock.json'))
+    ? hashOf(['package-lock.json', 'node_modules/.package-lock.json'])
+    : undefined
 }
 
 const SCRIPT_FOLDERS = ['lib', 'recipes']
@@ -93,14 +106,24 @@ function buildScripts() {
   const count = scriptSources().length
   if (count === 0) return 'nothing to build yet: lib/ has no .ts file'
   const tsc = join(ROOT, 'node_modules/typescript/bin/tsc')
-  run(process.execPath, [tsc, '-p', '.', '--pretty', 'false'], { cwd: ROOT, log: join(ROOT, '.viaduct/logs/tsc.log'), what: '[set-up] tsc' })
+  run(process.execPath, [tsc, '-p', '.', '--pretty', 'false'], {
+    cwd: ROOT,
+    log: join(ROOT, '.viaduct/logs/tsc.log'),
+    what: '[set-up] tsc',
+  })
   const dropped = dropOrphans()
   return `${count} files into dist/${dropped > 0 ? `, ${dropped} old ones removed` : ''}`
 }
 
 /** The parts in order: when each is up to date, what it does. */
 function parts(options) {
-  const librariesHash = () => hashOf(['deploy/libraries.mjs', '.viaduct/libraries.json'], existsSync(join(ROOT, '.deps')), process.arch, compiler())
+  const librariesHash = () =>
+    hashOf(
+      ['deploy/libraries.mjs', '.viaduct/libraries.json'],
+      existsSync(join(ROOT, '.deps')),
+      process.arch,
+      compiler(),
+    )
   return [
     {
       name: 'libraries',
@@ -144,9 +167,14 @@ function stalePart(part, options) {
 async function main() {
   const flags = new Set(process.argv.slice(2))
   const known = ['--force', '--quiet', '--install-system', '--help']
-  for (const flag of flags) if (!known.includes(flag)) throw new SetupError(`[set-up] expected one of ${known.join(' ')}, got ${flag}`)
+  for (const flag of flags)
+    if (!known.includes(flag)) throw new SetupError(`[set-up] expected one of ${known.join(' ')}, got ${flag}`)
   if (flags.has('--help')) return console.log(`node deploy/setup.mjs [${known.join('] [')}]`)
-  const options = { force: flags.has('--force'), quiet: flags.has('--quiet'), installSystem: flags.has('--install-system') }
+  const options = {
+    force: flags.has('--force'),
+    quiet: flags.has('--quiet'),
+    installSystem: flags.has('--install-system'),
+  }
   const begun = Date.now()
   if (!parts(options).some((part) => stalePart(part, options))) {
     if (!options.quiet) console.log(`set-up is up to date (${Date.now() - begun} ms)`)

@@ -1,6 +1,6 @@
 // Running programs and reporting steps, for the scripts of this folder. Node built-ins only; nothing of Viaduct's library.
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, openSync, closeSync, readFileSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 
 /** A failure that the user can mend: printed without a stack. */
@@ -26,7 +26,9 @@ export function run(program, args, { log, what, ...options } = {}) {
   if (file !== undefined) closeSync(file)
   if (result.status === 0) return
   const why = result.error ? result.error.message : result.signal ? `signal ${result.signal}` : `exit ${result.status}`
-  const tail = log ? `\n${readFileSync(log, 'utf8').trimEnd().split('\n').slice(-40).join('\n')}\n(all of it: ${log})` : ''
+  const tail = log
+    ? `\n${readFileSync(log, 'utf8').trimEnd().split('\n').slice(-40).join('\n')}\n(all of it: ${log})`
+    : ''
   throw new SetupError(`${what ?? 'command'} failed (${why}): ${line}${tail}`)
 }
 

@@ -29,7 +29,10 @@ export function hashOf(files, ...values) {
   const hash = createHash('sha256')
   for (const file of files) {
     if (!existsSync(join(ROOT, file))) continue
-    hash.update(`${file}\0`).update(readFileSync(join(ROOT, file))).update('\0')
+    hash
+      .update(`${file}\0`)
+      .update(readFileSync(join(ROOT, file)))
+      .update('\0')
   }
   for (const value of values) hash.update(`${JSON.stringify(value) ?? 'undefined'}\0`)
   return hash.digest('hex').slice(0, 32)
@@ -104,7 +107,9 @@ export async function withLock(work, { limitMs = 30 * 60_000 } = {}) {
     if (!told) console.log(`waiting for another set-up (process ${holder()?.pid ?? '?'}) to end …`)
     told = true
     if (Date.now() - begun > limitMs) {
-      throw new SetupError(`[set-up] expected ${LOCK} to become free, got none in ${limitMs / 60_000} minutes: remove it if no set-up runs`)
+      throw new SetupError(
+        `[set-up] expected ${LOCK} to become free, got none in ${limitMs / 60_000} minutes: remove it if no set-up runs`,
+      )
     }
     await new Promise((wake) => setTimeout(wake, 200))
   }

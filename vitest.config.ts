@@ -1,0 +1,18 @@
+// How the tests run: real processes (the addon and its ranks want one each), at most two at a time.
+import { defineConfig } from 'vitest/config'
+
+export default defineConfig({
+  test: {
+    include: ['test/**/*.test.ts'],
+    pool: 'forks',
+    maxWorkers: 2,
+    // An addon test may have to page in libraries and start ranks; a hang is a failure, not a wait.
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
+    teardownTimeout: 10_000,
+    passWithNoTests: false,
+    allowOnly: false,
+    restoreMocks: true,
+    reporters: ['default'],
+  },
+})
