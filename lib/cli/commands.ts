@@ -1,0 +1,147 @@
+// The table of commands: names, arguments, flags, examples. An action loads its file in commands/ and calls it.
+import { type Command, Option } from 'commander'
+import { addLayoutFlags, positiveInt } from './layout.js'
+
+const example = (...lines: string[]) => `\nExample:\n${lines.map((line) => `  $ ${line}`).join('\n')}`
+const json = () => new Option('--json', 'print the result as JSON on stdout')
+const device = () => new Option('--device <name>', 'where to compute').choices(['auto', 'cpu', 'cuda']).default('auto')
+const dtype = (what: string) => new Option('--dtype <name>', what)
+const overwrite = () => new Option('--overwrite', 'replace a target that is not empty')
+const ignore = () => new Option('--ignore <pattern...>', 'let source tensors of these names pass unread; recorded, the result is then partial')
+const allowMissing = () => new Option('--allow-missing <pattern...>', 'let parameters of these names stay initialised; recorded as partial')
+const revision = () => new Option('--revision <name>', 'branch, tag or commit of a hub id')
+
+
+/** Adds every command to the program. */
+export function addCommands(program: Command): void {
+  addConversion(program)
+  addModelRuns(program)
+  addTraining(program)
+  addInformation(program)
+}
+
+function addConversion(program: Command): void {
+  addLayoutFlags(program.command('import').argument('<hf>', 'Hugging Face folder').argument('<ckpt>', 'target checkpoint folder'))
+    .description('Hugging Face folder to Viaduct checkpoint; every rank reads only its own bytes')
+    .addOption(dtype('cast floating tensors (default: as stored)'))
+    .addOption(ignore())
+    .addOption(allowMissing())
+    .addOption(revision())
+    .addOption(overwrite())
+    .addOption(json())
+    .addHelpText('after', example('viaduct import ./Llama-3.2-1B ./ckpt --tp 2'))
+    .action(async (hf, ckpt, flags) => (await import('./commands/convert.js')).importCommand(hf, ckpt, flags))
+
+  program
+    .command('export')
+    .argument('<ckpt>', 'checkpoint root or iter_* folder')
+    .argument('<hf>', 'target Hugging Face folder')
+    .description('Viaduct checkpoint to Hugging Face folder, with the source\'s shard files and every other file of it')
+    .addOption(dtype('cast floating tensors (default: as stored)'))
+    .addOption(new Option('--max-shard-size <bytes>', 'largest file, e.g. 5GB (default: the source\'s files)'))
+    .addOption(overwrite())
+    .addOption(json())
+    .addHelpText('after', example('viaduct export ./ckpt ./out'))
+    .action(async (ckpt, hf, flags) => (await import('./commands/convert.js')).exportCommand(ckpt, hf, flags))
+
+  addLayoutFlags(program.command('verify').argument('<hf>', 'Hugging Face folder'))
+    .description('Proves the round trip: every tensor byte, coverage in both directions, config fields')
+    .option('--ckpt <dir>', 'compare this checkpoint with the folder')
+    .option('--certificate <file>', 'write the full proof as JSON')
+    .addOption(ignore())
+    .addOption(allowMissing())
+    .addOption(json())
+    .addHelpText('after', example('viaduct verify ./Llama-3.2-1B --tp 2', 'viaduct verify ./Llama-3.2-1B --ckpt ./ckpt --json'))
+    .action(async (hf, flags) => (await import('./commands/verify.js')).verifyCommand(hf, flags))
+}
+
+function addModelRuns(program: Command): void {
+  addLayoutFlags(program.command('logits').argument('<dir>', 'Hugging Face folder or checkpoint'))
+    .description('Logits, loss and gradients of given tokens, as safetensors')
+    .requiredOption('--input <file>', 'safetensors: input_ids int64 [B,T]; optional attention_mask, position_ids, labels')
+    .requiredOption('--output <file>', 'safetensors: logits f32 [B,T,V], loss f32 [1], with --grads grad.<parameter>')
+    .option('--grads', 'gradients of the mean loss, by Hugging Face parameter name')
+    .addOption(dtype('compute in this dtype (default: the checkpoint\'s)'))
+    .addOption(device())
+    .addOption(json())
+    .addHelpText('after', example('viaduct logits ./Llama-3.2-1B --input in.safetensors --output out.safetensors --dtype float32 --tp 2'))
+    .action(async (dir, flags) => (await import('./commands/logits.js')).logitsCommand(dir, flags))
+
+  addLayoutFlags(program.command('generate').argument('<dir>', 'Hugging Face folder or checkpoint'))
+    .description('Continues a prompt, token by token')
+    .requiredOption('--prompt <text>', 'text to continue')
+    .option('--max-new-tokens <n>', 'most tokens to add', positiveInt, 64)
+    .option('--temperature <t>', '0 is greedy', Number, 0)
+    .option('--top-k <n>', 'sample among the k likeliest', positiveInt)
+    .option('--top-p <p>', 'sample among the likeliest whose shares add up to p', Number)
+    .option('--seed <n>', 'seed of the sampling', Number, 0)
+    .option('--ignore-eos', 'do not stop at the end-of-sequence token')
+    .addOption(dtype('compute in this dtype (default: the checkpoint\'s)'))
+    .addOption(device())
+    .addOption(json())
+    .addHelpText('after', example('viaduct generate ./Llama-3.2-1B --prompt "The capital of France is" --max-new-tokens 16'))
+    .action(async (dir, flags) => (await import('./commands/generate.js')).generateCommand(dir, flags))
+}
+
+function addTraining(program: Command): void {
+  addLayoutFlags(program.command('train').argument('[recipe]', 'recipe name or FILE.yaml').argument('[overrides...]', 'key=value, e.g. train.train_iters=10'))
+    .description('Trains a recipe; recipe < YAML < flags < overrides')
+    .option('--hf <dir>', 'model and weights from a Hugging Face folder')
+    .addOption(new Option('--mode <mode>', 'kind of training').choices(['pretrain']).default('pretrain'))
+    .option('--data <path>', 'text file or folder to train on')
+    .option('--tokenizer <dir>', 'folder with tokenizer.json (default: the --hf folder)')
+    .option('--save <dir>', 'checkpoint folder; training resumes from it if it holds one')
+    .option('--load <dir>', 'checkpoint to start from')
+    .option('--nproc-per-node <n>', 'ranks to start here', positiveInt)
+    .option('--dry-run', 'print the resolved config and the price, start nothing')
+    .addOption(device())
+    .addOption(json())
+    .addHelpText(
+      'after',
+      example('viaduct train llama_tiny_cpu_pretrain_config --data ./docs --save ./ckpt --tp 2', 'viaduct train --hf ./Llama-3.2-1B --data ./text train.train_iters=10'),
+    )
+    .action(async (recipe, overrides, flags) => (await import('./commands/train.js')).trainCommand(recipe, overrides, flags))
+
+  program
+    .command('run')
+    .description('Starts a script on several ranks; torchrun\'s flags')
+    .argument('<script>', '.ts, .js or .mjs file; with --no-python any program')
+    .argument('[args...]', 'arguments of the script')
+    .option('--nproc-per-node, --nproc_per_node <n>', 'ranks on this node: a number, auto or cpu', '1')
+    .option('--nnodes <n>', 'number of nodes', '1')
+    .option('--node-rank, --node_rank <n>', 'this node', '0')
+    .option('--master-addr, --master_addr <host>', 'address of node 0')
+    .option('--master-port, --master_port <port>', 'port of the store on node 0')
+    .option('--rdzv-endpoint, --rdzv_endpoint <host:port>', 'address and port of node 0 in one')
+    .option('--rdzv-backend, --rdzv_backend <name>', 'accepted for torchrun\'s sake: there is one')
+    .option('--rdzv-id, --rdzv_id <id>', 'name of the job')
+    .option('--standalone', 'one node, a free port')
+    .option('--max-restarts, --max_restarts <n>', 'restarts of all ranks after a failure', '0')
+    .option('--monitor-interval, --monitor_interval <s>', 'accepted for torchrun\'s sake: deaths are seen at once')
+    .option('--log-dir, --log_dir <dir>', 'also write each rank\'s output to files there')
+    .option('--no-python', 'SCRIPT is a program, not a script')
+    .passThroughOptions()
+    .addHelpText('after', example('viaduct run --nproc-per-node 2 examples/pretrain.ts'))
+    .action(async (script, args, flags) => (await import('./commands/run.js')).runCommand(script, args, flags))
+}
+
+function addInformation(program: Command): void {
+  program
+    .command('models')
+    .description('Architectures that convert, train and generate')
+    .addOption(json())
+    .addHelpText('after', example('viaduct models'))
+    .action(async (flags) => (await import('./commands/information.js')).modelsCommand(flags))
+  program
+    .command('recipes')
+    .description('Ready configurations for `viaduct train`')
+    .addOption(json())
+    .addHelpText('after', example('viaduct recipes --json'))
+    .action(async (flags) => (await import('./commands/information.js')).recipesCommand(flags))
+  program
+    .command('doctor')
+    .description('What this machine has, what is in use, what is missing and how to get it')
+    .addOption(json())
+    .addHelpText('after', example('viaduct doctor'))
+    .action(async (flags) => (await import('./commands/doctor.js')).doctorCommand(flags))
+}

@@ -1,0 +1,1 @@
+// `viaduct models` and `viaduct recipes`.

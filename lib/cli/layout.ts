@@ -1,0 +1,74 @@
+// The layout flags: --tp --pp --vpp --cp --ep --etp --dp --no-sp, and the number of ranks that they mean.
+import { type Command, InvalidArgumentError } from 'commander'
+import { ViaductError } from '../base/errors.js'
+import { checkParallel, type ParallelConfig } from '../parallel/config.js'
+
+/** The flags as commander gives them. */
+export interface LayoutFlags {
+  tp?: number
+  pp?: number
+  vpp?: number
+  cp?: number
+  ep?: number
+  etp?: number
+  dp?: number
+  sp?: boolean
+}
+
+/** For commander: a whole number of at least 1. */
+export function positiveInt(text: string): number {
+  const value = Number(text)
+  if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('expected a whole number of at least 1.')
+  return value
+}
+
+/** Adds the layout flags to a command. */
+export function addLayoutFlags(command: Command): Command {
+  return command
+    .option('--tp <n>', 'tensor parallel size', positiveInt)
+    .option('--pp <n>', 'pipeline parallel size', positiveInt)
+    .option('--vpp <n>', 'virtual stages a pipeline rank', positiveInt)
+    .option('--cp <n>', 'context parallel size', positiveInt)
+    .option('--ep <n>', 'expert parallel size', positiveInt)
+    .option('--etp <n>', 'expert tensor parallel size', positiveInt)
+    .option('--dp <n>', 'data parallel size', positiveInt)
+    .option('--no-sp', 'no sequence parallelism (it is on where --tp > 1 once it is built)')
+}
+
+/** Sizes of a layout; what was not given is 1. @throws ERR_LAYOUT_INVALID with all problems. */
+export function parallelFromFlags(flags: LayoutFlags): ParallelConfig {
+  const parallel: ParallelConfig = {
+    tensorModelParallelSize: flags.tp ?? 1,
+    pipelineModelParallelSize: flags.pp ?? 1,
+    virtualPipelineModelParallelSize: flags.vpp ?? null,
+    contextParallelSize: flags.cp ?? 1,
+    expertModelParallelSize: flags.ep ?? 1,
+    expertTensorParallelSize: flags.etp ?? 1,
+    sequenceParallel: false,
+  }
+  checkParallel(parallel)
+  return parallel
+}
+
+/**
+ * Ranks that a stand-alone command starts: tp·pp·cp·dp, with dp as given or the smallest that lets ep·etp divide.
+ * Under a launcher the world is given: a --dp that conflicts is wrong use.
+ */
+export function worldSizeOf(flags: LayoutFlags, launched: number | null): number {
+  const model = (flags.tp ?? 1) * (flags.pp ?? 1) * (flags.cp ?? 1)
+  const experts = (flags.ep ?? 1) * (flags.etp ?? 1)
+  if (launched === null) {
+    let dp = flags.dp ?? 1
+    const inner = (flags.tp ?? 1) * (flags.cp ?? 1)
+    if (flags.dp === undefined) while ((inner * dp) % experts !== 0) dp++
+    return model * dp
+  }
+  if (launched % model !== 0) {
+    throw new ViaductError('ERR_LAYOUT_INVALID', 'layout', `tp·pp·cp = ${model} must divide the ${launched} ranks of the launcher`)
+  }
+  const dp = launched / model
+  if (flags.dp !== undefined && flags.dp !== dp) {
+    throw new ViaductError('ERR_LAYOUT_INVALID', 'layout', `--dp ${flags.dp} conflicts with WORLD_SIZE / (tp·pp·cp) = ${dp}: leave --dp out`)
+  }
+  return launched
+}

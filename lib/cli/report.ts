@@ -1,0 +1,25 @@
+// Errors at the edge of the command line: one readable line (or JSON), and the exit code.
+import { CommanderError } from 'commander'
+import { ViaductError } from '../base/errors.js'
+import { say, styled } from './terminal.js'
+
+/**
+ * Prints an error for people, or as one JSON line on stdout, and gives the exit code.
+ * @param debug - prints the stack of errors that are not ours on purpose.
+ */
+export function reportError(error: unknown, options: { json?: boolean; debug?: boolean } = {}): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2
+  const ours = error instanceof ViaductError
+  if (options.json) {
+    const body = ours ? error.toJSON() : { code: 'ERR_UNEXPECTED', message: error instanceof Error ? error.message : String(error) }
+    process.stdout.write(`${JSON.stringify({ error: body })}\n`)
+  }
+  if (ours) {
+    say(`${styled('red', 'error')} ${error.code} ${error.message}`)
+    if (options.debug && error.stack) say(error.stack)
+    return error.exitCode
+  }
+  const shown = error instanceof Error ? (error.stack ?? error.message) : String(error)
+  say(`${styled('red', 'error')} ${shown}`)
+  return 4
+}
