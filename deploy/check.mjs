@@ -1,5 +1,5 @@
 // `npm run check`: types, lint and format of TypeScript and C++, the house tests. Seconds; changes nothing.
-// With --format it formats the C++ files instead (`npm run format`).
+// With --format it formats the C++ files instead (`npm run format`); --without-tests leaves the house tests out.
 import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
@@ -16,7 +16,7 @@ function checks() {
     ['types of tests and examples', bin('tsc'), ['-p', 'test', '--pretty', 'false']],
     ['lint and format of TypeScript', bin('biome'), ['check', '--max-diagnostics=60', '.']],
     ['format of C++', bin('clang-format'), ['--dry-run', '--Werror', ...cpp()], cpp().length === 0],
-    ['house rules', bin('vitest'), ['run', '--reporter=dot', 'test/house']],
+    ['house rules', bin('vitest'), ['run', '--reporter=dot', 'test/house'], process.argv.includes('--without-tests')],
   ]
 }
 

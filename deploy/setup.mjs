@@ -1,6 +1,6 @@
 // `npm run setup`: checks the toolchain, brings libraries and packages, builds addon and TypeScript. Node built-ins only.
 // Does only what changed since the last time (stamps in .viaduct/setup.json). Options: --force, --quiet, --install-system.
-import { existsSync, readFileSync, rmSync } from 'node:fs'
+import { chmodSync, existsSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { ADDON, addonHash, buildAddon } from './addon.mjs'
 import { compiler, provideLibraries, ROOT, readFound } from './libraries.mjs'
@@ -102,6 +102,17 @@ function dropOrphans() {
   return dropped
 }
 
+const COMMAND = 'node_modules/.bin/viaduct'
+
+// `npx viaduct` inside the repository runs what was built here, as it does where the package is installed.
+function linkCommand() {
+  const program = join(ROOT, 'dist/lib/cli/main.js')
+  if (!existsSync(program)) return
+  chmodSync(program, 0o755)
+  rmSync(join(ROOT, COMMAND), { force: true })
+  symlinkSync('../../dist/lib/cli/main.js', join(ROOT, COMMAND))
+}
+
 function buildScripts() {
   const count = scriptSources().length
   if (count === 0) return 'nothing to build yet: lib/ has no .ts file'
@@ -112,6 +123,7 @@ function buildScripts() {
     what: '[set-up] tsc',
   })
   const dropped = dropOrphans()
+  linkCommand()
   return `${count} files into dist/${dropped > 0 ? `, ${dropped} old ones removed` : ''}`
 }
 
@@ -154,7 +166,7 @@ function parts(options) {
       title: 'TypeScript',
       announce: 'compiling lib/ and recipes/',
       hash: scriptHash,
-      there: () => existsSync(join(ROOT, 'dist/lib')) || scriptSources().length === 0,
+      there: () => existsSync(join(ROOT, COMMAND)),
       work: buildScripts,
     },
   ]
