@@ -105,8 +105,8 @@ export function addonHash() {
 /** Builds what changed. Returns a line on what was done. Output goes to `log` when given, else to the terminal. */
 export function buildAddon({ log } = {}) {
   const list = sources()
-  if (!list.some((path) => path.startsWith('native/binding/')))
-    return 'nothing to build yet: native/binding/ has no .cc file'
+  const entry = 'native/binding/module.cc'
+  if (!list.includes(entry)) return `nothing to build yet: there is no ${entry}`
   const ccache = which('ccache')
   const env = { ...process.env }
   if (ccache && !compiler().includes('ccache')) {
