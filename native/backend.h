@@ -39,6 +39,8 @@ class Backend {
   virtual MemoryStats memory() const = 0;
   virtual void resetPeak() = 0;
   virtual void setMemoryLimit(int64_t bytes) = 0;
+  /// Waits for all streams and gives unused memory back to the system; returns the bytes given back.
+  virtual int64_t trim() { return 0; }
   /// Blocking on the stream's thread; hostBytes lives until the command ran.
   virtual void upload(Stream& s, Out y, std::shared_ptr<const void> hostBytes, size_t bytes) = 0;
   virtual void download(Stream& s, std::shared_ptr<void> hostBytes, In x, size_t bytes) = 0;

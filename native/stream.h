@@ -46,6 +46,8 @@ class Stream {
   /// Poisons from any thread (an aborted communicator does this).
   virtual void fail(std::exception_ptr error) = 0;
   virtual void reset() = 0;
+  /// `hook` runs once for each poisoning, on the thread that noticed it; aborting communicators hangs on this.
+  virtual void onFailure(std::function<void(std::exception_ptr)> hook) { (void)hook; }
 
   /// A place in the program ("decoder.layers.3.mlp, step 12") that errors of later commands carry.
   virtual void setPlace(std::shared_ptr<const std::string> place) = 0;

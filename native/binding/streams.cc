@@ -1,0 +1,63 @@
+// Rows for streams and events.
+#include <chrono>
+#include <thread>
+
+#include "bind.h"
+
+namespace viaduct::binding {
+
+namespace {
+
+int64_t createStream(Env& env, int64_t device) { return env.createStream(device); }
+void destroyStream(Env& env, int64_t id) { env.destroyStream(id); }
+
+Promise syncStream(Env& env, Stream& stream) {
+  Deferred deferred = env.defer();
+  stream.notify([deferred](std::exception_ptr error) {
+    if (error != nullptr) {
+      deferred.reject(error);
+    } else {
+      deferred.resolve(Value());
+    }
+  });
+  return Promise{deferred.promise()};
+}
+
+void checkStream(Stream& stream) {
+  if (auto error = stream.error()) std::rethrow_exception(error);
+}
+
+void resetStream(Stream& stream) { stream.reset(); }
+
+void setPlace(Stream& stream, std::string place) {
+  stream.setPlace(std::make_shared<const std::string>(std::move(place)));
+}
+
+int64_t recordEvent(Env& env, Stream& stream) { return env.addEvent(stream.record()); }
+void waitEvent(Env& env, Stream& stream, int64_t event) { stream.waitFor(env.event(event)); }
+bool eventDone(Env& env, int64_t event) { return env.event(event)->done(); }
+void destroyEvent(Env& env, int64_t event) { env.destroyEvent(event); }
+
+/// Fault injection for tests: a command that fails when its turn comes.
+void debugFail(Stream& stream, const std::string& message) {
+  stream.enqueue("debugFail", [message] { throw Error("ERR_NATIVE", "debugFail", message); });
+}
+
+/// For tests of order and back-pressure: a command that takes so long.
+void debugDelay(Stream& stream, int64_t microseconds) {
+  stream.enqueue("debugDelay",
+                 [microseconds] { std::this_thread::sleep_for(std::chrono::microseconds(microseconds)); });
+}
+
+}  // namespace
+
+std::vector<Row> streamRows() {
+  return {
+      row("createStream", &createStream), row("destroyStream", &destroyStream), row("syncStream", &syncStream),
+      row("checkStream", &checkStream),   row("resetStream", &resetStream),     row("setPlace", &setPlace),
+      row("recordEvent", &recordEvent),   row("waitEvent", &waitEvent),         row("eventDone", &eventDone),
+      row("destroyEvent", &destroyEvent), row("debugFail", &debugFail),         row("debugDelay", &debugDelay),
+  };
+}
+
+}  // namespace viaduct::binding

@@ -1,0 +1,71 @@
+// The CPU's caching allocator: one reservation of address space, committed from the front in steps of at least 64 MiB on huge
+// pages and kept. Thread-safe. A free block remembers the stream that freed it and serves that stream at once, because a
+// stream runs in order; stream 0 means that nothing in flight touches it. Nothing here waits for a stream.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+
+#include "../backend.h"
+
+namespace viaduct::cpu {
+
+class CachingAllocator {
+ public:
+  CachingAllocator() = default;
+  ~CachingAllocator();
+  CachingAllocator(const CachingAllocator&) = delete;
+  CachingAllocator& operator=(const CachingAllocator&) = delete;
+
+  /// At least `bytes`, on a boundary of 512 bytes. Throws ERR_OUT_OF_MEMORY.
+  void* allocate(size_t bytes, int64_t stream);
+  void release(void* memory, int64_t stream);
+  /// Stream `stream` (or every stream, for 0) has passed all uses: its free blocks serve everyone and merge.
+  void settle(int64_t stream);
+  /// Gives the pages of settled free blocks back to the system; returns the bytes given back.
+  int64_t trim();
+
+  MemoryStats stats() const;
+  void resetPeak();
+  void setLimit(int64_t bytes);
+
+ private:
+  struct Block {
+    char* data = nullptr;
+    size_t bytes = 0;
+    bool free = true;
+    int64_t stream = 0;
+    Block* before = nullptr;
+    Block* after = nullptr;
+  };
+  struct BySize {
+    bool operator()(const Block* a, const Block* b) const {
+      return a->bytes != b->bytes ? a->bytes < b->bytes : a->data < b->data;
+    }
+  };
+  using FreeList = std::set<Block*, BySize>;
+
+  Block* find(size_t bytes, int64_t stream);
+  Block* grow(size_t bytes, int64_t stream);
+  bool reserve();
+  void insert(Block* block);
+  void remove(Block* block);
+  Block* merged(Block* block);
+  [[noreturn]] void outOfMemory(size_t bytes, const std::string& why) const;
+
+  mutable std::mutex mutex_;
+  char* base_ = nullptr;
+  size_t reservation_ = 0;  // bytes of address space
+  size_t committed_ = 0;    // bytes at the front that may be touched
+  Block* last_ = nullptr;
+  std::map<int64_t, FreeList> free_;
+  std::unordered_map<void*, Block*> live_;
+  MemoryStats stats_;
+};
+
+}  // namespace viaduct::cpu

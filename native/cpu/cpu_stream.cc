@@ -1,0 +1,239 @@
+// The worker's loop and its counters: `pushed` and `passed` count items; an event is a value of `passed` to reach.
+#include "cpu_stream.h"
+
+#include <atomic>
+#include <chrono>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "../errors.h"
+
+namespace viaduct::cpu {
+
+struct CpuStream::Item {
+  const char* op = nullptr;
+  Command run;                                   // skipped on a poisoned stream
+  std::function<void(std::exception_ptr)> done;  // never skipped
+  std::shared_ptr<const std::string> place;
+};
+
+struct CpuStream::State {
+  mutable std::mutex mutex;
+  std::condition_variable work;    // the worker sleeps here
+  std::condition_variable passing; // waits for `passed` sleep here
+  std::vector<Item> queue;
+  std::shared_ptr<const std::string> place;
+  std::exception_ptr error;
+  std::vector<std::function<void(std::exception_ptr)>> hooks;
+  std::atomic<bool> poisoned{false};
+  std::atomic<uint64_t> pushed{0};
+  std::atomic<uint64_t> passed{0};
+  std::atomic<int> waiters{0};
+  std::thread::id worker;
+  bool sleeping = false;
+  bool stopping = false;
+
+  void waitUntilPassed(uint64_t point) {
+    if (passed.load() >= point) return;
+    waiters.fetch_add(1);
+    {
+      std::unique_lock<std::mutex> lock(mutex);
+      passing.wait(lock, [&] { return passed.load() >= point; });
+    }
+    waiters.fetch_sub(1);
+  }
+
+  void pass() {
+    passed.fetch_add(1);
+    if (waiters.load() == 0) return;
+    { std::lock_guard<std::mutex> lock(mutex); }
+    passing.notify_all();
+  }
+
+  void poison(std::exception_ptr failure) {
+    std::vector<std::function<void(std::exception_ptr)>> toCall;
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      if (error != nullptr) return;
+      error = failure;
+      poisoned.store(true);
+      toCall = hooks;
+    }
+    for (const auto& hook : toCall) hook(failure);
+  }
+};
+
+struct CpuStream::CpuEvent final : Event {
+  CpuEvent(std::shared_ptr<State> state, uint64_t point) : state(std::move(state)), point(point) {}
+  bool done() const override { return state->passed.load() >= point; }
+  void wait() override { state->waitUntilPassed(point); }
+
+  std::shared_ptr<State> state;
+  const uint64_t point;
+};
+
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(20);  // a wake-up by futex costs about as much
+
+/// The failure as awaits see it: with the op and the place of the command that failed.
+std::exception_ptr located(std::exception_ptr failure, const char* op, const std::string* place) {
+  const std::string at = place == nullptr || place->empty() ? "" : " (in " + *place + ")";
+  try {
+    std::rethrow_exception(failure);
+  } catch (const Error& e) {
+    std::string text = e.what();
+    const std::string head = "[" + e.where + "] ";
+    if (text.rfind(head, 0) == 0) text.erase(0, head.size());
+    const std::string by = e.where == op ? "" : " (by " + std::string(op) + ")";
+    return std::make_exception_ptr(Error(e.code, e.where, text + by + at));
+  } catch (const std::bad_alloc&) {
+    return std::make_exception_ptr(
+        Error("ERR_OUT_OF_MEMORY", op, "expected scratch memory, got none: take a smaller batch or model" + at));
+  } catch (const std::exception& e) {
+    return std::make_exception_ptr(Error("ERR_NATIVE", op, std::string(e.what()) + at));
+  } catch (...) {
+    return std::make_exception_ptr(Error("ERR_NATIVE", op, "a command threw something unknown" + at));
+  }
+}
+
+}  // namespace
+
+CpuStream::CpuStream(int64_t id) : id_(id), state_(std::make_shared<State>()) {
+  worker_ = std::thread([state = state_] { run(*state); });
+  state_->worker = worker_.get_id();
+}
+
+CpuStream::~CpuStream() {
+  {
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    state_->stopping = true;
+  }
+  state_->work.notify_all();
+  if (std::this_thread::get_id() == worker_.get_id()) {
+    worker_.detach();  // the last owner was a command of this stream
+  } else {
+    worker_.join();
+  }
+}
+
+void CpuStream::run(State& state) {
+  std::vector<Item> batch;
+  for (;;) {
+    const auto until = std::chrono::steady_clock::now() + kSpin;
+    while (state.pushed.load() == state.passed.load() && std::chrono::steady_clock::now() < until) {
+      std::this_thread::yield();
+    }
+    {
+      std::unique_lock<std::mutex> lock(state.mutex);
+      state.sleeping = true;
+      state.work.wait(lock, [&] { return !state.queue.empty() || state.stopping; });
+      state.sleeping = false;
+      if (state.queue.empty()) return;
+      batch.swap(state.queue);
+    }
+    for (Item& item : batch) {
+      if (item.run && !state.poisoned.load()) {
+        try {
+          item.run();
+        } catch (...) {
+          state.poison(located(std::current_exception(), item.op, item.place.get()));
+        }
+      }
+      if (item.done) {
+        std::exception_ptr error;
+        {
+          std::lock_guard<std::mutex> lock(state.mutex);
+          error = state.error;
+        }
+        item.done(error);
+      }
+      item = Item();  // what the command held goes before its point is passed
+      state.pass();
+    }
+    batch.clear();
+  }
+}
+
+void CpuStream::push(Item item) {
+  State& state = *state_;
+  if (state.pushed.load() - state.passed.load() >= kQueueBound && std::this_thread::get_id() != state.worker) {
+    state.waitUntilPassed(state.pushed.load() - kQueueBound / 2);
+  }
+  bool wake;
+  {
+    std::lock_guard<std::mutex> lock(state.mutex);
+    item.place = state.place;
+    state.queue.push_back(std::move(item));
+    state.pushed.fetch_add(1);
+    wake = state.sleeping;
+  }
+  if (wake) state.work.notify_one();
+}
+
+void CpuStream::enqueue(const char* op, Command run) {
+  if (state_->poisoned.load(std::memory_order_relaxed)) return;
+  Item item;
+  item.op = op;
+  item.run = std::move(run);
+  push(std::move(item));
+}
+
+std::shared_ptr<Event> CpuStream::record() { return std::make_shared<CpuEvent>(state_, state_->pushed.load()); }
+
+void CpuStream::waitFor(std::shared_ptr<Event> event) {
+  auto* other = dynamic_cast<CpuEvent*>(event.get());
+  if (other != nullptr && other->state == state_) return;  // its own past
+  if (event->done() && (other == nullptr || !other->state->poisoned.load())) return;
+  Item item;
+  item.op = "waitEvent";
+  item.run = [event = std::move(event), own = state_.get()] {
+    event->wait();
+    auto* source = dynamic_cast<CpuEvent*>(event.get());
+    if (source == nullptr || !source->state->poisoned.load()) return;
+    std::exception_ptr error;
+    {
+      std::lock_guard<std::mutex> lock(source->state->mutex);
+      error = source->state->error;
+    }
+    if (error != nullptr) own->poison(error);
+  };
+  push(std::move(item));
+}
+
+void CpuStream::drain() { state_->waitUntilPassed(state_->pushed.load()); }
+
+void CpuStream::notify(std::function<void(std::exception_ptr)> done) {
+  Item item;
+  item.op = "notify";
+  item.done = std::move(done);
+  push(std::move(item));
+}
+
+std::exception_ptr CpuStream::error() const {
+  if (!state_->poisoned.load()) return nullptr;
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->error;
+}
+
+void CpuStream::fail(std::exception_ptr error) { state_->poison(std::move(error)); }
+
+void CpuStream::reset() {
+  drain();
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->error = nullptr;
+  state_->poisoned.store(false);
+}
+
+void CpuStream::onFailure(std::function<void(std::exception_ptr)> hook) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->hooks.push_back(std::move(hook));
+}
+
+void CpuStream::setPlace(std::shared_ptr<const std::string> place) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->place = std::move(place);
+}
+
+}  // namespace viaduct::cpu

@@ -1,0 +1,49 @@
+// A CPU stream: one worker thread that runs commands in order from a bounded queue, and the events that mark its points.
+// Rules of poison and order stand in ../stream.h. A failure travels with events: a stream that waits for a poisoned one is
+// poisoned too, because what it would read was never computed.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "../stream.h"
+
+namespace viaduct::cpu {
+
+/// Commands that may wait; a full queue blocks its caller until half is free.
+constexpr uint64_t kQueueBound = 4096;
+
+class CpuStream final : public Stream {
+ public:
+  explicit CpuStream(int64_t id);
+  ~CpuStream() override;
+
+  void enqueue(const char* op, Command run) override;
+  std::shared_ptr<Event> record() override;
+  void waitFor(std::shared_ptr<Event> event) override;
+  void drain() override;
+  void notify(std::function<void(std::exception_ptr)> done) override;
+  std::exception_ptr error() const override;
+  void fail(std::exception_ptr error) override;
+  void reset() override;
+  void onFailure(std::function<void(std::exception_ptr)> hook) override;
+  void setPlace(std::shared_ptr<const std::string> place) override;
+  int64_t id() const override { return id_; }
+
+ private:
+  struct State;  // shared with events, which may outlive the stream
+  struct CpuEvent;
+  struct Item;
+
+  void push(Item item);
+  static void run(State& state);
+
+  const int64_t id_;
+  std::shared_ptr<State> state_;
+  std::thread worker_;
+};
+
+}  // namespace viaduct::cpu
