@@ -51,9 +51,10 @@ struct BytesIn {
 
 /// One call in progress: its arguments and the tensors that it touches.
 struct Call {
+  Call(Env& env, napi_env raw) : env(env), raw(raw) {}
   Env& env;
   napi_env raw;
-  const char* name;
+  const char* name = nullptr;
   size_t argc = 0;
   size_t next = 0;
   napi_value argv[kMaxArgs];
@@ -206,7 +207,7 @@ template <typename F>
 napi_value guarded(napi_env raw, napi_callback_info info, F&& body) {
   void* data = nullptr;
   Env& env = Env::of(raw);
-  Call call{env, raw, nullptr};
+  Call call(env, raw);
   call.argc = kMaxArgs;
   napi_get_cb_info(raw, info, &call.argc, call.argv, nullptr, &data);
   const Row& row = *static_cast<const Row*>(data);

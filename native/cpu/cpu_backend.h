@@ -21,6 +21,7 @@ class CpuBackend final : public Backend {
   MemoryStats memory() const override;
   void resetPeak() override;
   void setMemoryLimit(int64_t bytes) override;
+  int64_t trim() override;
   void upload(Stream& s, Out y, std::shared_ptr<const void> hostBytes, size_t bytes) override;
   void download(Stream& s, std::shared_ptr<void> hostBytes, In x, size_t bytes) override;
   std::unique_ptr<Stream> createStream(int64_t id) override;

@@ -77,6 +77,8 @@ namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(20);  // a wake-up by futex costs about as much
 
+thread_local bool isWorker = false;
+
 /// The failure as awaits see it: with the op and the place of the command that failed.
 std::exception_ptr located(std::exception_ptr failure, const char* op, const std::string* place) {
   const std::string at = place == nullptr || place->empty() ? "" : " (in " + *place + ")";
@@ -100,7 +102,8 @@ std::exception_ptr located(std::exception_ptr failure, const char* op, const std
 
 }  // namespace
 
-CpuStream::CpuStream(int64_t id) : id_(id), state_(std::make_shared<State>()) {
+CpuStream::CpuStream(int64_t id, std::function<void(CpuStream*)> ended)
+    : id_(id), ended_(std::move(ended)), state_(std::make_shared<State>()) {
   worker_ = std::thread([state = state_] { run(*state); });
   state_->worker = worker_.get_id();
 }
@@ -116,9 +119,13 @@ CpuStream::~CpuStream() {
   } else {
     worker_.join();
   }
+  if (ended_) ended_(this);
 }
 
+bool CpuStream::onWorker() { return isWorker; }
+
 void CpuStream::run(State& state) {
+  isWorker = true;
   std::vector<Item> batch;
   for (;;) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
@@ -202,7 +209,9 @@ void CpuStream::waitFor(std::shared_ptr<Event> event) {
   push(std::move(item));
 }
 
-void CpuStream::drain() { state_->waitUntilPassed(state_->pushed.load()); }
+void CpuStream::drain() {
+  if (std::this_thread::get_id() != state_->worker) state_->waitUntilPassed(state_->pushed.load());
+}
 
 void CpuStream::notify(std::function<void(std::exception_ptr)> done) {
   Item item;

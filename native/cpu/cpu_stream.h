@@ -18,7 +18,8 @@ constexpr uint64_t kQueueBound = 4096;
 
 class CpuStream final : public Stream {
  public:
-  explicit CpuStream(int64_t id);
+  /// `ended` runs when the worker has stopped.
+  explicit CpuStream(int64_t id, std::function<void(CpuStream*)> ended = nullptr);
   ~CpuStream() override;
 
   void enqueue(const char* op, Command run) override;
@@ -32,6 +33,8 @@ class CpuStream final : public Stream {
   void onFailure(std::function<void(std::exception_ptr)> hook) override;
   void setPlace(std::shared_ptr<const std::string> place) override;
   int64_t id() const override { return id_; }
+  /// Whether the caller is some CPU stream's worker.
+  static bool onWorker();
 
  private:
   struct State;  // shared with events, which may outlive the stream
@@ -42,6 +45,7 @@ class CpuStream final : public Stream {
   static void run(State& state);
 
   const int64_t id_;
+  std::function<void(CpuStream*)> ended_;
   std::shared_ptr<State> state_;
   std::thread worker_;
 };
