@@ -34,7 +34,7 @@ const gyp = {
     found()
       .filter((l) => l.from)
       .map((l) => l.define),
-  includes: () => (found().some((l) => l.from === '.deps') ? ['native', '.deps/usr/include'] : ['native']),
+  includes: () => (found().some((l) => l.from === '.deps') ? ['native', '.', '.deps/usr/include'] : ['native', '.']),
   libraries() {
     const flags = []
     if (found().some((l) => l.from === '.deps')) {
