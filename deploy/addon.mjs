@@ -96,7 +96,7 @@ export function addonHash() {
   const files = filesBelow('native', (path) => !path.startsWith('native/cuda/'))
   return hashOf(
     [...files, 'binding.gyp', 'deploy/addon.mjs', '.viaduct/libraries.json'],
-    process.versions.modules,
+    process.platform,
     process.arch,
     compiler(),
   )
@@ -119,13 +119,7 @@ export function buildAddon({ log } = {}) {
   const nodeGyp = join(ROOT, 'node_modules/node-gyp/bin/node-gyp.js')
   if (!existsSync(nodeGyp))
     throw new SetupError('[addon] expected node_modules/node-gyp, got none: run npm ci, or npm run setup')
-  const shape = hashOf(
-    ['binding.gyp', 'deploy/addon.mjs', '.viaduct/libraries.json'],
-    list,
-    headers,
-    process.versions.node,
-    env.CXX ?? '',
-  )
+  const shape = hashOf(['binding.gyp', 'deploy/addon.mjs', '.viaduct/libraries.json'], list, headers, env.CXX ?? '')
   const options = { cwd: ROOT, env, log }
   if (readStamps().configure !== shape || !existsSync(join(ROOT, 'build/Makefile'))) {
     run(process.execPath, [nodeGyp, 'configure', `--nodedir=${headers}`, '--loglevel=error'], {

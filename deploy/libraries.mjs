@@ -114,7 +114,8 @@ class Apt {
     const state = join(this.work, 'apt')
     for (const folder of ['lists/partial', 'cache/archives/partial'])
       mkdirSync(join(state, folder), { recursive: true })
-    this.options.push('-o', `Dir::State=${state}`, '-o', `Dir::Cache=${join(state, 'cache')}`)
+    this.options.push('-o', `Dir::State=${state}`, '-o', `Dir::State::lists=${join(state, 'lists')}`)
+    this.options.push('-o', `Dir::Cache=${join(state, 'cache')}`)
     this.options.push('-o', 'Dir::State::status=/var/lib/dpkg/status')
     // A source that cannot be reached makes this fail while the others are there: what counts is whether packages are known.
     return capture('apt-get', [...this.options, 'update'])

@@ -1,6 +1,6 @@
 // The files that the house rules look at: everything that git knows or would take, less what is generated. Knows no rule.
-import { execFileSync } from 'node:child_process'
-import { existsSync, readFileSync, statSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 
 /** The repository's root. */
@@ -21,15 +21,27 @@ export interface Problem {
 
 const textual = /\.(ts|mjs|js|cc|h|cu|cuh|py|sh|md|json|ya?ml|gyp|txt)$|^\.ci\/run$|^LICENSE$/
 
-/** All text files of the repository. An archive without git's folder gives none: the rules are for the repository. */
-export function repositoryFiles(): SourceFile[] {
-  const listed = execFileSync('git', ['ls-files', '-z', '--cached', '--others', '--exclude-standard'], {
-    cwd: root,
-    encoding: 'utf8',
-    maxBuffer: 1 << 26,
+const generated = ['.git', 'node_modules', 'dist', 'build', '.deps', '.viaduct']
+
+// The same list without git, for an unpacked archive.
+function walked(folder = ''): string[] {
+  return readdirSync(join(root, folder), { withFileTypes: true }).flatMap((entry) => {
+    const path = folder === '' ? entry.name : `${folder}/${entry.name}`
+    if (entry.isDirectory()) return generated.includes(entry.name) ? [] : walked(path)
+    return [path]
   })
-  return listed
-    .split('\0')
+}
+
+function listed(): string[] {
+  // A checkout that belongs to another user is fine to read.
+  const args = ['-c', 'safe.directory=*', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
+  const result = spawnSync('git', args, { cwd: root, encoding: 'utf8', maxBuffer: 1 << 26 })
+  return result.status === 0 ? result.stdout.split('\0') : walked()
+}
+
+/** All text files of the repository: what git knows and what it would take. */
+export function repositoryFiles(): SourceFile[] {
+  return listed()
     .filter((path) => textual.test(path) && path !== 'package-lock.json')
     .filter((path) => existsSync(join(root, path)) && statSync(join(root, path)).isFile())
     .map((path) => ({ path, text: readFileSync(join(root, path), 'utf8') }))
