@@ -12,7 +12,7 @@ export const ADDON = join(ROOT, 'build/Release/viaduct.node')
 
 /** Every C++ file of the addon; the CUDA plug-in has its own build. */
 export function sources() {
-  const folders = ['native', 'native/cpu', 'native/binding']
+  const folders = ['native', 'native/cpu', 'native/io', 'native/binding']
   return folders.flatMap((folder) => {
     const absolute = join(ROOT, folder)
     if (!existsSync(absolute)) return []

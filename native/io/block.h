@@ -1,0 +1,37 @@
+// Boxes of tensors that lie row-major in files: read into strided memory, written from it, copied between files; casts are
+// fused. Scratch memory is bounded for the whole process. Nothing here knows formats: the caller gives offset, dtype, shape.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../tensor.h"
+#include "file.h"
+
+namespace viaduct::io {
+
+/// A tensor inside of a file: row-major, from byte `offset` on.
+struct FileTensor {
+  int64_t offset = 0;
+  DType dtype = DType::F32;
+  Dims shape;
+};
+
+/// y[...] = the box of `size` y.shape at `start` of the file's tensor. Float casts to float, int to int (as Backend::copy).
+void readBlock(const File& file, const FileTensor& x, const Dims& start, const TensorRef& y);
+/// The box of size x.shape at `start` of the file's tensor = x[...].
+void writeBlock(const File& file, const FileTensor& y, const Dims& start, const TensorRef& x);
+/// Box to box, through scratch memory.
+void copyBlock(const File& from, const FileTensor& x, const Dims& xStart, const File& to, const FileTensor& y,
+               const Dims& yStart, const Dims& size);
+
+/// 128-bit XXH3 of a range, as 32 hex digits of its canonical form. Throws ERR_UNSUPPORTED when built without xxHash.
+std::string hashRange(const File& file, int64_t offset, int64_t bytes);
+
+struct Comparison {
+  int64_t differing = 0;  // bytes
+  int64_t first = -1;     // offset of the first of them in the range
+};
+Comparison compareRanges(const File& a, int64_t aOffset, const File& b, int64_t bOffset, int64_t bytes);
+
+}  // namespace viaduct::io
