@@ -56,7 +56,8 @@ export function openingProblems(files: readonly SourceFile[]): Problem[] {
       if (file.path.endsWith('.py') && /^"""\S/.test(lines[0] ?? '')) return []
       const marker = /\.(py|sh)$|^\.ci\/run$/.test(file.path) ? '#' : '//'
       let count = 0
-      while (lines[count]?.startsWith(marker)) count++
+      // A bare marker ends the opening: a longer guide may follow it.
+      while (lines[count]?.startsWith(marker) && lines[count] !== marker) count++
       if (count === 0)
         return [{ path: file.path, line: 1, message: `opens without a comment (${marker} what lives here)` }]
       if (count > 6) return [{ path: file.path, line: 1, message: `opens with ${count} comment lines: 6 at most` }]
