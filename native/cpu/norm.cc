@@ -1,0 +1,366 @@
+// RMSNorm and LayerNorm, forward and backward. x may have any number of leading dims; the last is normalised and contiguous.
+// Sums over a row are F32 lanes added up in F64. In BF16 RMSNorm rounds the normalised value before it multiplies by the
+// weight, as Transformers does; the zero-centred form (Gemma) multiplies in F32 by 1 + w.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "native/cpu/norm.cc"
+#include "column_sum.h"
+#include "rows.h"
+#include "vectors.h"
+
+#ifndef VIADUCT_CPU_NORM
+#define VIADUCT_CPU_NORM
+#include <cmath>
+namespace viaduct::cpu {
+
+// Arguments of all six ops; what an op does not have is absent.
+struct NormArgs {
+  TensorRef y, x, residual, sum, w, bias, dy, dx, dResidual;
+  float* mean = nullptr;
+  float* rstd = nullptr;
+  float* dw = nullptr;
+  float* dBias = nullptr;
+  double eps = 0;
+  bool zeroCentered = false;
+};
+
+constexpr int64_t kNormGrain = 16384;  // elements of one task
+inline int64_t rowGrain(int64_t width) { return std::max<int64_t>(1, kNormGrain / std::max<int64_t>(1, width)); }
+
+}  // namespace viaduct::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace viaduct::cpu {
+namespace HWY_NAMESPACE {
+
+template <typename W>
+HWY_INLINE V LoadWeight(const W* w, int64_t i, int64_t n, V offset) {
+  return hn::Add(Load(w + i, n), offset);
+}
+
+template <typename T, typename W>
+void RmsForward(const NormArgs& a) {
+  const Rows<T> y(a.y), x(a.x), residual(a.residual), sum(a.sum);
+  const W* w = a.w.as<W>();
+  const bool hasResidual = a.residual.present(), hasSum = a.sum.present();
+  const bool zeroCentered = a.zeroCentered;
+  const double eps = a.eps;
+  float* rstd = a.rstd;
+  const int64_t width = x.width();
+  parallelChunks(x.count(), rowGrain(width), [=](int64_t begin, int64_t end) HWY_ATTR {
+    for (int64_t t = begin; t < end; ++t) {
+      const T* h = x[t];
+      double squares;
+      if (hasResidual) {
+        const T* r = residual[t];
+        T* out = hasSum ? sum[t] : y[t];
+        squares = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
+          const V v = RoundTo<T>(hn::Add(Load(h + i, n), Load(r + i, n)));
+          Store(v, out + i, n);
+          return hn::Mul(v, v);
+        });
+        h = out;
+      } else {
+        squares = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
+          const V v = Load(h + i, n);
+          return hn::Mul(v, v);
+        });
+      }
+      const float scale = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(width) + eps));
+      rstd[t] = scale;
+      T* out = y[t];
+      const V s = Set(scale);
+      if (zeroCentered) {
+        const V one = Set(1.0f);
+        ForVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
+          Store(hn::Mul(hn::Mul(Load(h + i, n), s), hn::Add(one, Load(w + i, n))), out + i, n);
+        });
+      } else {
+        ForVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
+          Store(hn::Mul(RoundTo<T>(hn::Mul(Load(h + i, n), s)), Load(w + i, n)), out + i, n);
+        });
+      }
+    }
+  });
+}
+
+// With g = dy * w: dx = rstd * (g - x * rstd^2 * mean(g * x)).
+template <typename T, typename W>
+void RmsBackwardInput(const NormArgs& a) {
+  const Rows<T> dx(a.dx), dy(a.dy), x(a.x), dResidual(a.dResidual);
+  const W* w = a.w.as<W>();
+  const bool hasResidual = a.dResidual.present();
+  const float offset = a.zeroCentered ? 1.0f : 0.0f;
+  const float* rstd = a.rstd;
+  const int64_t width = x.width();
+  parallelChunks(x.count(), rowGrain(width), [=](int64_t begin, int64_t end) HWY_ATTR {
+    const V plus = Set(offset);
+    for (int64_t t = begin; t < end; ++t) {
+      const T *xRow = x[t], *dyRow = dy[t];
+      const double dot = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        return hn::Mul(hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus)), Load(xRow + i, n));
+      });
+      const double r = rstd[t];
+      const V scale = Set(rstd[t]), back = Set(static_cast<float>(r * r * r * dot / static_cast<double>(width)));
+      T* out = dx[t];
+      const T* more = hasResidual ? dResidual[t] : nullptr;
+      ForVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        const V g = hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus));
+        V v = hn::NegMulAdd(Load(xRow + i, n), back, hn::Mul(g, scale));
+        if (more != nullptr) v = hn::Add(v, Load(more + i, n));
+        Store(v, out + i, n);
+      });
+    }
+  });
+}
+
+template <typename T>
+void RmsBackwardWeight(const NormArgs& a) {
+  const Rows<T> dy(a.dy), x(a.x);
+  const float* rstd = a.rstd;
+  float* const outputs[1] = {a.dw};
+  SumColumns<1>(outputs, x.count(), x.width(), [=](int, int64_t t, int64_t c, int64_t n) HWY_ATTR {
+    return hn::Mul(Load(dy[t] + c, n), hn::Mul(Load(x[t] + c, n), Set(rstd[t])));
+  });
+}
+
+template <typename T, typename W>
+void LayerForward(const NormArgs& a) {
+  const Rows<T> y(a.y), x(a.x);
+  const W *w = a.w.as<W>(), *bias = a.bias.present() ? a.bias.as<W>() : nullptr;
+  const float offset = a.zeroCentered ? 1.0f : 0.0f;
+  const double eps = a.eps;
+  float *mean = a.mean, *rstd = a.rstd;
+  const int64_t width = x.width();
+  parallelChunks(x.count(), rowGrain(width), [=](int64_t begin, int64_t end) HWY_ATTR {
+    const V plus = Set(offset);
+    for (int64_t t = begin; t < end; ++t) {
+      const T* h = x[t];
+      const double total = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR { return Load(h + i, n); });
+      mean[t] = static_cast<float>(total / static_cast<double>(width));
+      const V m = Set(mean[t]);
+      const double squares = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        const V v = hn::Sub(Load(h + i, n), m);
+        const V kept = n < kLanes ? hn::IfThenElseZero(hn::FirstN(DF(), static_cast<size_t>(n)), v) : v;
+        return hn::Mul(kept, kept);
+      });
+      rstd[t] = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(width) + eps));
+      const V s = Set(rstd[t]);
+      T* out = y[t];
+      ForVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        V v = hn::Mul(hn::Mul(hn::Sub(Load(h + i, n), m), s), LoadWeight(w, i, n, plus));
+        if (bias != nullptr) v = hn::Add(v, Load(bias + i, n));
+        Store(v, out + i, n);
+      });
+    }
+  });
+}
+
+// With g = dy * w and n = (x - mean) * rstd: dx = rstd * (g - mean(g) - n * mean(g * n)).
+template <typename T, typename W>
+void LayerBackwardInput(const NormArgs& a) {
+  const Rows<T> dx(a.dx), dy(a.dy), x(a.x);
+  const W* w = a.w.as<W>();
+  const float offset = a.zeroCentered ? 1.0f : 0.0f;
+  const float *mean = a.mean, *rstd = a.rstd;
+  const int64_t width = x.width();
+  parallelChunks(x.count(), rowGrain(width), [=](int64_t begin, int64_t end) HWY_ATTR {
+    const V plus = Set(offset);
+    for (int64_t t = begin; t < end; ++t) {
+      const T *xRow = x[t], *dyRow = dy[t];
+      const V m = Set(mean[t]), s = Set(rstd[t]);
+      const double inverse = 1.0 / static_cast<double>(width);
+      const double sumG = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        return hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus));
+      });
+      const double dot = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {  // lanes past n have dy = 0
+        const V g = hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus));
+        return hn::Mul(g, hn::Mul(hn::Sub(Load(xRow + i, n), m), s));
+      });
+      const V meanG = Set(static_cast<float>(sumG * inverse)), meanDot = Set(static_cast<float>(dot * inverse));
+      T* out = dx[t];
+      ForVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        const V g = hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus));
+        const V normal = hn::Mul(hn::Sub(Load(xRow + i, n), m), s);
+        Store(hn::Mul(s, hn::NegMulAdd(normal, meanDot, hn::Sub(g, meanG))), out + i, n);
+      });
+    }
+  });
+}
+
+template <typename T>
+void LayerBackwardWeight(const NormArgs& a) {
+  const Rows<T> dy(a.dy), x(a.x);
+  const float *mean = a.mean, *rstd = a.rstd;
+  float* const outputs[2] = {a.dw, a.dBias};
+  SumColumns<2>(outputs, x.count(), x.width(), [=](int k, int64_t t, int64_t c, int64_t n) HWY_ATTR {
+    const V g = Load(dy[t] + c, n);
+    if (k == 1) return g;
+    return hn::Mul(g, hn::Mul(hn::Sub(Load(x[t] + c, n), Set(mean[t])), Set(rstd[t])));
+  });
+}
+
+// x F32 with w F32, x BF16 with w BF16 or F32.
+#define VIADUCT_NORM_DTYPES(name, kernel)                                                                  \
+  void name(const NormArgs& a) {                                                                           \
+    if (a.x.dtype == DType::F32) return kernel<float, float>(a);                                           \
+    if (a.w.dtype == DType::F32) return kernel<BF16, float>(a);                                            \
+    kernel<BF16, BF16>(a);                                                                                 \
+  }
+VIADUCT_NORM_DTYPES(RmsForwardKernel, RmsForward)
+VIADUCT_NORM_DTYPES(RmsBackwardInputKernel, RmsBackwardInput)
+VIADUCT_NORM_DTYPES(LayerForwardKernel, LayerForward)
+VIADUCT_NORM_DTYPES(LayerBackwardInputKernel, LayerBackwardInput)
+#undef VIADUCT_NORM_DTYPES
+
+void RmsBackwardWeightKernel(const NormArgs& a) {
+  a.x.dtype == DType::F32 ? RmsBackwardWeight<float>(a) : RmsBackwardWeight<BF16>(a);
+}
+void LayerBackwardWeightKernel(const NormArgs& a) {
+  a.x.dtype == DType::F32 ? LayerBackwardWeight<float>(a) : LayerBackwardWeight<BF16>(a);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace viaduct::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "checks.h"
+#include "cpu_backend.h"
+
+namespace viaduct::cpu {
+
+HWY_EXPORT(RmsForwardKernel);
+HWY_EXPORT(RmsBackwardInputKernel);
+HWY_EXPORT(RmsBackwardWeightKernel);
+HWY_EXPORT(LayerForwardKernel);
+HWY_EXPORT(LayerBackwardInputKernel);
+HWY_EXPORT(LayerBackwardWeightKernel);
+
+namespace {
+
+void checkInput(const char* op, const TensorRef& x) {
+  checkFloat(op, "x", x);
+  VIADUCT_CHECK(x.ndim >= 1 && x.dim(-1) > 0, "ERR_SHAPE", op, "expected x [..., H] with H > 0, got " + describe(x));
+  checkRowStrided(op, "x", x);
+}
+
+void checkLike(const char* op, const char* name, const TensorRef& t, const TensorRef& x) {
+  checkSameDtype(op, name, t, "x", x);
+  checkSameShape(op, name, t, "x", x);
+  checkRowStrided(op, name, t);
+}
+
+void checkWeight(const char* op, const char* name, const TensorRef& w, const TensorRef& x) {
+  if (x.dtype == DType::F32) checkDtype(op, name, w, {DType::F32});
+  checkFloat(op, name, w);
+  checkShape(op, name, w, {x.dim(-1)});
+  checkContiguous(op, name, w);
+}
+
+void checkStatistic(const char* op, const char* name, const TensorRef& t, const TensorRef& x) {
+  checkDtype(op, name, t, {DType::F32});
+  checkNumel(op, name, t, x.numel() / x.dim(-1));
+  checkContiguous(op, name, t);
+}
+
+void checkWeightGradient(const char* op, const char* name, const TensorRef& dw, const TensorRef& x) {
+  checkDtype(op, name, dw, {DType::F32});
+  checkShape(op, name, dw, {x.dim(-1)});
+  checkContiguous(op, name, dw);
+}
+
+}  // namespace
+
+void CpuBackend::rmsNormForward(Stream& s, Out y, Out rstd, OptOut sum, In x, OptIn residual, In w, double eps,
+                                bool zeroCentered) {
+  const char* op = "rmsNormForward";
+  checkInput(op, x);
+  checkLike(op, "y", y, x);
+  checkStatistic(op, "rstd", rstd, x);
+  checkWeight(op, "w", w, x);
+  VIADUCT_CHECK(sum.present() == residual.present(), "ERR_SHAPE", op,
+                "expected sum and residual both given or both absent, got only one of them");
+  if (residual.present()) {
+    checkLike(op, "residual", residual, x);
+    checkLike(op, "sum", sum, x);
+  }
+  NormArgs a;
+  a.y = y, a.x = x, a.residual = residual, a.sum = sum, a.w = w;
+  a.rstd = rstd.as<float>(), a.eps = eps, a.zeroCentered = zeroCentered;
+  s.enqueue("rmsNormForward", [a] { HWY_DYNAMIC_DISPATCH(RmsForwardKernel)(a); });
+}
+
+void CpuBackend::rmsNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In rstd, OptIn dResidual, bool zeroCentered) {
+  const char* op = "rmsNormBackwardInput";
+  checkInput(op, x);
+  checkLike(op, "dx", dx, x);
+  checkLike(op, "dy", dy, x);
+  checkWeight(op, "w", w, x);
+  checkStatistic(op, "rstd", rstd, x);
+  if (dResidual.present()) checkLike(op, "dResidual", dResidual, x);
+  NormArgs a;
+  a.dx = dx, a.dy = dy, a.x = x, a.w = w, a.dResidual = dResidual;
+  a.rstd = rstd.as<float>(), a.zeroCentered = zeroCentered;
+  s.enqueue("rmsNormBackwardInput", [a] { HWY_DYNAMIC_DISPATCH(RmsBackwardInputKernel)(a); });
+}
+
+void CpuBackend::rmsNormBackwardWeight(Stream& s, InOut dw, In dy, In x, In rstd) {
+  const char* op = "rmsNormBackwardWeight";
+  checkInput(op, x);
+  checkLike(op, "dy", dy, x);
+  checkWeightGradient(op, "dw", dw, x);
+  checkStatistic(op, "rstd", rstd, x);
+  NormArgs a;
+  a.dy = dy, a.x = x, a.dw = dw.as<float>(), a.rstd = rstd.as<float>();
+  s.enqueue("rmsNormBackwardWeight", [a] { HWY_DYNAMIC_DISPATCH(RmsBackwardWeightKernel)(a); });
+}
+
+void CpuBackend::layerNormForward(Stream& s, Out y, Out mean, Out rstd, In x, In w, OptIn bias, double eps,
+                                  bool zeroCentered) {
+  const char* op = "layerNormForward";
+  checkInput(op, x);
+  checkLike(op, "y", y, x);
+  checkStatistic(op, "mean", mean, x);
+  checkStatistic(op, "rstd", rstd, x);
+  checkWeight(op, "w", w, x);
+  if (bias.present()) {
+    checkWeight(op, "bias", bias, x);
+    checkSameDtype(op, "bias", bias, "w", w);
+  }
+  NormArgs a;
+  a.y = y, a.x = x, a.w = w, a.bias = bias;
+  a.mean = mean.as<float>(), a.rstd = rstd.as<float>(), a.eps = eps, a.zeroCentered = zeroCentered;
+  s.enqueue("layerNormForward", [a] { HWY_DYNAMIC_DISPATCH(LayerForwardKernel)(a); });
+}
+
+void CpuBackend::layerNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In mean, In rstd, bool zeroCentered) {
+  const char* op = "layerNormBackwardInput";
+  checkInput(op, x);
+  checkLike(op, "dx", dx, x);
+  checkLike(op, "dy", dy, x);
+  checkWeight(op, "w", w, x);
+  checkStatistic(op, "mean", mean, x);
+  checkStatistic(op, "rstd", rstd, x);
+  NormArgs a;
+  a.dx = dx, a.dy = dy, a.x = x, a.w = w;
+  a.mean = mean.as<float>(), a.rstd = rstd.as<float>(), a.zeroCentered = zeroCentered;
+  s.enqueue("layerNormBackwardInput", [a] { HWY_DYNAMIC_DISPATCH(LayerBackwardInputKernel)(a); });
+}
+
+void CpuBackend::layerNormBackwardWeight(Stream& s, InOut dw, OptInOut dBias, In dy, In x, In mean, In rstd) {
+  const char* op = "layerNormBackwardWeight";
+  checkInput(op, x);
+  checkLike(op, "dy", dy, x);
+  checkWeightGradient(op, "dw", dw, x);
+  if (dBias.present()) checkWeightGradient(op, "dBias", dBias, x);
+  checkStatistic(op, "mean", mean, x);
+  checkStatistic(op, "rstd", rstd, x);
+  NormArgs a;
+  a.dy = dy, a.x = x, a.dw = dw.as<float>(), a.dBias = dBias.present() ? dBias.as<float>() : nullptr;
+  a.mean = mean.as<float>(), a.rstd = rstd.as<float>();
+  s.enqueue("layerNormBackwardWeight", [a] { HWY_DYNAMIC_DISPATCH(LayerBackwardWeightKernel)(a); });
+}
+
+}  // namespace viaduct::cpu
+#endif  // HWY_ONCE
