@@ -15,7 +15,7 @@
       "cflags_cc!": ["-fno-exceptions", "-fno-rtti", "-std=gnu++17", "-std=gnu++20", "-std=gnu++1y", "-fno-strict-aliasing"],
       "cflags_cc": [
         "-std=c++17", "-O3", "-g0", "-fPIC", "-fopenmp", "-fexceptions", "-frtti", "-fvisibility=hidden",
-        "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-cast-function-type"
+        "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-cast-function-type", "-Wno-maybe-uninitialized"
       ],
       "ldflags": ["-fopenmp", "-Wl,--as-needed", "-Wl,--gc-sections"],
       "libraries": ["<!@(node deploy/addon.mjs --gyp libraries)", "-lgomp", "-ldl", "-lpthread"],
