@@ -1,0 +1,149 @@
+"""The other side of the benchmarks: PyTorch and Transformers, driven line by line.
+
+Reads one JSON command a line from stdin and answers with one JSON line. The harness (bench/run.ts) starts it twice: as
+PyTorch comes, and tuned (kept malloc memory, huge pages, torch.compile).
+"""
+
+import json
+import os
+import sys
+import time
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+SIZES = {
+    "a": dict(num_hidden_layers=4, hidden_size=256, num_attention_heads=4, num_key_value_heads=2, intermediate_size=688, vocab_size=8192),
+    "b": dict(num_hidden_layers=8, hidden_size=512, num_attention_heads=8, num_key_value_heads=4, intermediate_size=1376, vocab_size=32000),
+}
+
+
+class Peer:
+    def __init__(self):
+        self.model = None
+        self.optimizer = None
+
+    def make(self, folder, size, dtype="float32", seed=1):
+        """Writes a random model of a size as a Hugging Face folder: both sides load it."""
+        torch.manual_seed(seed)
+        config = LlamaConfig(max_position_embeddings=4096, tie_word_embeddings=False, **SIZES[size])
+        LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+        return {}
+
+    def make_big(self, folder, gigabytes, shards):
+        """Writes a bf16 Llama-shaped folder of about that many gigabytes in several files."""
+        torch.manual_seed(2)
+        hidden, ffn, vocab = 2048, 5632, 32000
+        layer = (2 * hidden * hidden + 2 * hidden * hidden // 4 + 3 * hidden * ffn) * 2
+        layers = max(1, round((gigabytes * 1e9 - 2 * vocab * hidden * 2) / layer))
+        config = LlamaConfig(
+            num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=16, num_key_value_heads=4,
+            intermediate_size=ffn, vocab_size=vocab, tie_word_embeddings=False,
+        )
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        total = sum(p.numel() * 2 for p in model.parameters())
+        model.save_pretrained(folder, max_shard_size=total // shards + 1)
+        return {"bytes": total}
+
+    def load(self, folder, mode, compile=False, train=True, lr=1e-4):
+        """mode: float32, bfloat16 (pure) or autocast (float32 weights, bf16 matmuls)."""
+        dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
+        self.mode = mode
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.model.train(train)
+        self.step_model = torch.compile(self.model) if compile else self.model
+        if train:
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        return {}
+
+    def train(self, tokens, steps):
+        """Forward, loss, backward, clipping, AdamW; seconds and loss of each step."""
+        ids = torch.tensor(tokens, dtype=torch.long)
+        seconds, losses = [], []
+        for _ in range(steps):
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.mode == "autocast"):
+                loss = self.step_model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+            seconds.append(time.perf_counter() - start)
+        return {"seconds": seconds, "losses": losses}
+
+    def generate(self, tokens, new_tokens):
+        ids = torch.tensor(tokens, dtype=torch.long)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            out = self.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+                do_sample=False, pad_token_id=0,
+            )
+        return {"seconds": time.perf_counter() - start, "tokens": out[0, ids.shape[1]:].tolist()}
+
+    def load_folder(self, folder):
+        """Every tensor of a folder into private memory."""
+        from safetensors import safe_open
+        start = time.perf_counter()
+        held = []
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".safetensors"):
+                with safe_open(os.path.join(folder, name), "pt") as f:
+                    held += [f.get_tensor(key).clone() for key in f.keys()]
+        seconds = time.perf_counter() - start
+        del held
+        return {"seconds": seconds}
+
+    def save_folder(self, folder, target):
+        """Loads with Transformers and saves again: what a user does to copy a model."""
+        start = time.perf_counter()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        loaded = time.perf_counter() - start
+        start = time.perf_counter()
+        model.save_pretrained(target)
+        return {"load_seconds": loaded, "save_seconds": time.perf_counter() - start}
+
+    def split_folder(self, folder, target, parts):
+        """The same import in a script: every matrix cut for tensor parallelism, one safetensors file a rank."""
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+        start = time.perf_counter()
+        os.makedirs(target, exist_ok=True)
+        ranks = [{} for _ in range(parts)]
+        for name in sorted(os.listdir(folder)):
+            if not name.endswith(".safetensors"):
+                continue
+            with safe_open(os.path.join(folder, name), "pt") as f:
+                for key in f.keys():
+                    tensor = f.get_tensor(key)
+                    dim = 1 if key.endswith(("o_proj.weight", "down_proj.weight")) else 0
+                    pieces = tensor.chunk(parts, dim) if tensor.ndim == 2 else [tensor] * parts
+                    for rank, piece in zip(ranks, pieces):
+                        rank[key] = piece.contiguous()
+        for i, rank in enumerate(ranks):
+            save_file(rank, os.path.join(target, f"rank{i}.safetensors"))
+        return {"seconds": time.perf_counter() - start}
+
+    def versions(self):
+        return {"torch": torch.__version__, "transformers": transformers.__version__, "python": sys.version.split()[0]}
+
+
+def main():
+    threads = int(os.environ.get("PEER_THREADS", "2"))
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    peer = Peer()
+    for line in sys.stdin:
+        command = json.loads(line)
+        name = command.pop("command")
+        try:
+            answer = getattr(peer, name)(**command)
+        except Exception as error:  # the harness prints it and goes on
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
