@@ -36,17 +36,14 @@ const gyp = {
       .map((l) => l.define),
   includes: () => (found().some((l) => l.from === '.deps') ? ['native', '.', '.deps/usr/include'] : ['native', '.']),
   libraries() {
-    const flags = []
+    // gyp takes one level of quotes off, make one `$`, the shell the other quotes. An installed package has its libraries
+    // in lib/ beside the addon. DT_RPATH, not RUNPATH: it also holds for what libgloo and libdnnl need in turn.
+    const rpath = (folder) => `"-Wl,-rpath,'${folder}'"`
+    const flags = process.platform === 'linux' ? ['-Wl,--disable-new-dtags', rpath('$$ORIGIN/lib')] : []
     if (found().some((l) => l.from === '.deps')) {
-      // gyp takes one level of quotes off, make one `$`, the shell the other quotes. DT_RPATH, not RUNPATH: it also holds for what libgloo and libdnnl need in turn.
-      flags.push('-Wl,--disable-new-dtags')
       for (const folder of libraryFolders(DEPS).filter((f) => existsSync(f))) {
-        flags.push(
-          `-L${folder}`,
-          `"-Wl,-rpath,'$$ORIGIN/../../${relative(ROOT, folder)}'"`,
-          `-Wl,-rpath,${folder}`,
-          `-Wl,-rpath-link,${folder}`,
-        )
+        flags.push(`-L${folder}`, rpath(`$$ORIGIN/../../${relative(ROOT, folder)}`), rpath(folder))
+        flags.push(`-Wl,-rpath-link,${folder}`)
       }
     }
     return [
