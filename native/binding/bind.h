@@ -177,7 +177,7 @@ template <> struct Arg<Dims> { static constexpr const char* kind = "Dims"; stati
 template <> struct Arg<std::vector<int64_t>> { static constexpr const char* kind = "integer[]"; static std::vector<int64_t> get(Call& call); };
 template <> struct Arg<std::vector<std::string>> { static constexpr const char* kind = "string[]"; static std::vector<std::string> get(Call& call); };
 template <> struct Arg<BytesIn> { static constexpr const char* kind = "bytes"; static BytesIn get(Call& call); };
-template <> struct Arg<napi_value> { static constexpr const char* kind = "any"; static napi_value get(Call& call) { return call.take(); } };
+template <> struct Arg<napi_value> { static constexpr const char* kind = "unknown"; static napi_value get(Call& call) { return call.take(); } };
 template <> struct Arg<Env&> { static constexpr const char* kind = nullptr; static Env& get(Call& call) { return call.env; } };
 // clang-format on
 

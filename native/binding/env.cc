@@ -51,50 +51,7 @@ void stopStreamsAtExit() {
   }
 }
 
-napi_value text(napi_env env, const std::string& s) {
-  napi_value v = nullptr;
-  napi_create_string_utf8(env, s.data(), s.size(), &v);
-  return v;
-}
-
 }  // namespace
-
-napi_value Value::toJs(napi_env env) const {
-  napi_value out = nullptr;
-  auto list = [&](const auto& items) {
-    napi_create_array_with_length(env, items.size(), &out);
-    for (size_t i = 0; i < items.size(); ++i) {
-      napi_set_element(env, out, static_cast<uint32_t>(i), Value(items[i]).toJs(env));
-    }
-  };
-  if (const auto* b = std::get_if<bool>(&v_)) {
-    napi_get_boolean(env, *b, &out);
-  } else if (const auto* d = std::get_if<double>(&v_)) {
-    napi_create_double(env, *d, &out);
-  } else if (const auto* s = std::get_if<std::string>(&v_)) {
-    out = text(env, *s);
-  } else if (const auto* bytes = std::get_if<std::vector<uint8_t>>(&v_)) {
-    void* data = nullptr;
-    napi_value buffer = nullptr;
-    napi_create_arraybuffer(env, bytes->size(), &data, &buffer);
-    if (!bytes->empty()) std::memcpy(data, bytes->data(), bytes->size());
-    napi_create_typedarray(env, napi_uint8_array, bytes->size(), buffer, 0, &out);
-  } else if (const auto* numbers = std::get_if<std::vector<int64_t>>(&v_)) {
-    list(*numbers);
-  } else if (const auto* strings = std::get_if<std::vector<std::string>>(&v_)) {
-    list(*strings);
-  } else if (const auto* values = std::get_if<std::vector<Value>>(&v_)) {
-    list(*values);
-  } else if (const auto* record = std::get_if<Record>(&v_)) {
-    napi_create_object(env, &out);
-    for (const auto& [key, value] : *record) napi_set_named_property(env, out, key.c_str(), value.toJs(env));
-  } else if (const auto* make = std::get_if<Make>(&v_)) {
-    out = (*make)(env);
-  } else {
-    napi_get_undefined(env, &out);
-  }
-  return out;
-}
 
 struct Deferred::State {
   Env* env = nullptr;
@@ -122,7 +79,7 @@ void Deferred::reject(std::exception_ptr error) const {
 }
 
 Env::Env(napi_env env) : raw_(env) {
-  napi_value name = text(env, "viaduct");
+  napi_value name = Value("viaduct").toJs(env);
   napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, &Env::deliver, &tsfn_);
   napi_unref_threadsafe_function(env, tsfn_);
   napi_set_instance_data(env, this, nullptr, nullptr);
@@ -334,11 +291,11 @@ napi_value Env::toJsError(std::exception_ptr failure) {
     napi_value factory = nullptr, undefined = nullptr;
     napi_get_reference_value(raw_, errorFactory_, &factory);
     napi_get_undefined(raw_, &undefined);
-    napi_value args[] = {text(raw_, code), text(raw_, where), text(raw_, message)};
+    napi_value args[] = {Value(code).toJs(raw_), Value(where).toJs(raw_), Value(message).toJs(raw_)};
     if (factory != nullptr && napi_call_function(raw_, undefined, factory, 3, args, &error) == napi_ok) return error;
     return nullptr;  // the factory itself threw: that exception is pending
   }
-  napi_create_error(raw_, text(raw_, code), text(raw_, "[" + where + "] " + message), &error);
+  napi_create_error(raw_, Value(code).toJs(raw_), Value("[" + where + "] " + message).toJs(raw_), &error);
   return error;
 }
 

@@ -14,7 +14,6 @@
 #include <thread>
 #include <typeindex>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "../backend.h"
@@ -27,27 +26,25 @@ class Value {
  public:
   using Record = std::vector<std::pair<std::string, Value>>;
   using Make = std::function<napi_value(napi_env)>;
-  Value() = default;
-  Value(bool v) : v_(v) {}
-  Value(double v) : v_(v) {}
-  Value(int v) : v_(static_cast<double>(v)) {}
-  Value(int64_t v) : v_(static_cast<double>(v)) {}
-  Value(uint64_t v) : v_(static_cast<double>(v)) {}
-  Value(const char* v) : v_(std::string(v)) {}
-  Value(std::string v) : v_(std::move(v)) {}
-  Value(std::vector<uint8_t> v) : v_(std::move(v)) {}
-  Value(std::vector<int64_t> v) : v_(std::move(v)) {}
-  Value(std::vector<std::string> v) : v_(std::move(v)) {}
-  Value(std::vector<Value> v) : v_(std::move(v)) {}
-  Value(Record v) : v_(std::move(v)) {}
+  Value() = default;  // undefined
+  Value(bool v);
+  Value(double v);
+  Value(int v) : Value(static_cast<double>(v)) {}
+  Value(int64_t v) : Value(static_cast<double>(v)) {}
+  Value(uint64_t v) : Value(static_cast<double>(v)) {}
+  Value(const char* v) : Value(std::string(v)) {}
+  Value(std::string v);
+  Value(std::vector<uint8_t> v);
+  Value(std::vector<int64_t> v);
+  Value(std::vector<std::string> v);
+  Value(std::vector<Value> v);
+  Value(Record v);
   /// Anything else: `make` runs on the JavaScript thread.
-  Value(Make make) : v_(std::move(make)) {}
+  Value(Make make) : make_(std::move(make)) {}
   napi_value toJs(napi_env env) const;
 
  private:
-  std::variant<std::monostate, bool, double, std::string, std::vector<uint8_t>, std::vector<int64_t>,
-               std::vector<std::string>, std::vector<Value>, Record, Make>
-      v_;
+  Make make_;
 };
 
 class Env;

@@ -1,0 +1,258 @@
+// The addon's functions, one typed row each. A row's parameter types are the kinds that `addon.table()` reports for the native
+// row of the same name (a house test compares them); meanings, shapes and dtypes stand in native/backend.h and native/comm.h.
+// Handles, ids and codes are numbers; 0 is "absent" where an Opt type says so.
+
+/** Id of a stream. */
+export type Stream = number
+/** Index of an open device. */
+export type Device = number
+/** Handle of a tensor that is read. */
+export type In = number
+/** Handle of a tensor that is overwritten; its version goes up. */
+export type Out = number
+/** Handle of a tensor that is read and changed; its version goes up. */
+export type InOut = number
+/** As In, or 0. */
+export type OptIn = number
+/** As Out, or 0. */
+export type OptOut = number
+/** As InOut, or 0. */
+export type OptInOut = number
+/** Handle of a tensor that work off the streams reads; its memory stays alive until that work is done. */
+export type Pinned = number
+/** As Pinned, for work that writes. */
+export type PinnedOut = number
+/** A whole number; a bigint where 53 bits are too few. */
+export type integer = number | bigint
+/** Up to 6 whole numbers. */
+export type Dims = readonly number[]
+/** Code of a dtype, see lib/base/dtype.ts. */
+export type DType = number
+/** Code of an activation: silu 0, gelu 1, geluTanh 2, relu 3, relu2 4, quickGelu 5, sigmoid 6. */
+export type Activation = number
+/** Code of a reduction: sum 0, max 1, min 2. */
+export type ReduceOp = number
+/** Host memory, copied before the call returns. */
+export type bytes = ArrayBuffer | ArrayBufferView
+
+/** Bytes and blocks of a device's memory. */
+export interface MemoryStats {
+  /** Handed out now. */
+  readonly liveBytes: number
+  /** Most ever handed out since the last `resetPeak`. */
+  readonly peakBytes: number
+  /** Taken from the system. */
+  readonly reservedBytes: number
+  readonly liveBlocks: number
+  /** 0: no limit. */
+  readonly limitBytes: number
+}
+
+/** What a device says about itself. */
+export interface DeviceInfo {
+  readonly name: string
+  /** One line: instruction set, matmul library, threads. */
+  readonly description: string
+  readonly threads: number
+}
+
+/** What the slot table holds for a handle; strides and offset in elements. */
+export interface TensorInfo {
+  readonly shape: readonly number[]
+  readonly strides: readonly number[]
+  readonly dtype: DType
+  readonly offset: number
+  readonly storageBytes: number
+  readonly address: number
+}
+
+/** One row of `table()`. */
+export interface TableRow {
+  readonly name: string
+  readonly args: readonly string[]
+}
+
+/** Everything that crosses the boundary to native code. */
+export interface Addon {
+  // module
+  table(): readonly TableRow[]
+  setErrorFactory(factory: unknown): void
+
+  // devices, memory and tensors (native/binding/memory.cc)
+  openDevice(kind: string): number
+  deviceInfo(device: Device): DeviceInfo
+  memoryStats(device: Device): MemoryStats
+  resetPeak(device: Device): void
+  setMemoryLimit(device: Device, bytes: integer): void
+  trimMemory(device: Device): number
+  setNumThreads(device: Device, threads: integer): void
+  supports(device: Device, op: string, dtype: DType): string
+  empty(stream: integer, shape: Dims, dtype: DType): number
+  view(handle: integer, shape: Dims, strides: Dims, offset: integer): number
+  free(handle: integer): void
+  tensorInfo(handle: integer): TensorInfo
+  version(handle: integer): number
+  liveSlots(): number
+  upload(stream: Stream, y: Out, data: bytes): void
+  download(stream: Stream, x: In): Promise<ArrayBuffer>
+
+  // streams and events (native/binding/streams.cc)
+  createStream(device: integer): number
+  destroyStream(stream: integer): void
+  syncStream(stream: Stream): Promise<void>
+  checkStream(stream: Stream): void
+  resetStream(stream: Stream): void
+  setPlace(stream: Stream, place: string): void
+  recordEvent(stream: Stream): number
+  waitEvent(stream: Stream, event: integer): void
+  eventDone(event: integer): boolean
+  destroyEvent(event: integer): void
+  debugFail(stream: Stream, message: string): void
+  debugDelay(stream: Stream, microseconds: integer): void
+
+  // ops (native/backend.h)
+  fill(stream: Stream, y: Out, value: number): void
+  copy(stream: Stream, y: Out, x: In): void
+  add(stream: Stream, y: Out, a: In, b: In): void
+  mul(stream: Stream, y: Out, a: In, b: In): void
+  accumulate(stream: Stream, acc: InOut, x: In): void
+  scale(stream: Stream, x: InOut, factor: In): void
+  sum(stream: Stream, y: Out, x: In): void
+  sumRows(stream: Stream, acc: InOut, x: In): void
+  addBias(stream: Stream, y: Out, x: In, bias: In): void
+  matmul(
+    stream: Stream,
+    y: InOut,
+    a: In,
+    b: In,
+    bias: OptIn,
+    transA: boolean,
+    transB: boolean,
+    accumulate: boolean,
+  ): void
+  rmsNormForward(
+    stream: Stream,
+    y: Out,
+    rstd: Out,
+    sum: OptOut,
+    x: In,
+    residual: OptIn,
+    w: In,
+    eps: number,
+    zeroCentered: boolean,
+  ): void
+  rmsNormBackwardInput(
+    stream: Stream,
+    dx: Out,
+    dy: In,
+    x: In,
+    w: In,
+    rstd: In,
+    dResidual: OptIn,
+    zeroCentered: boolean,
+  ): void
+  rmsNormBackwardWeight(stream: Stream, dw: InOut, dy: In, x: In, rstd: In): void
+  layerNormForward(
+    stream: Stream,
+    y: Out,
+    mean: Out,
+    rstd: Out,
+    x: In,
+    w: In,
+    bias: OptIn,
+    eps: number,
+    zeroCentered: boolean,
+  ): void
+  layerNormBackwardInput(stream: Stream, dx: Out, dy: In, x: In, w: In, mean: In, rstd: In, zeroCentered: boolean): void
+  layerNormBackwardWeight(stream: Stream, dw: InOut, dBias: OptInOut, dy: In, x: In, mean: In, rstd: In): void
+  rope(stream: Stream, x: InOut, cos: In, sin: In, positions: In, interleaved: boolean, inverse: boolean): void
+  attentionForward(
+    stream: Stream,
+    out: Out,
+    lse: Out,
+    q: In,
+    k: In,
+    v: In,
+    firstKey: OptIn,
+    keyEnd: OptIn,
+    scale: number,
+    causal: boolean,
+    queryOffset: integer,
+    window: integer,
+    softcap: number,
+  ): void
+  attentionBackward(
+    stream: Stream,
+    dq: Out,
+    dk: Out,
+    dv: Out,
+    dOut: In,
+    q: In,
+    k: In,
+    v: In,
+    out: In,
+    lse: In,
+    firstKey: OptIn,
+    keyEnd: OptIn,
+    scale: number,
+    causal: boolean,
+    queryOffset: integer,
+    window: integer,
+    softcap: number,
+  ): void
+  gatedActivationForward(stream: Stream, y: Out, x: In, kind: Activation): void
+  gatedActivationBackward(stream: Stream, dx: Out, dy: In, x: In, kind: Activation): void
+  activationForward(stream: Stream, y: Out, x: In, kind: Activation): void
+  activationBackward(stream: Stream, dx: Out, dy: In, x: In, kind: Activation): void
+  embeddingForward(stream: Stream, y: Out, w: In, ids: In, vocabStart: integer): void
+  embeddingBackward(stream: Stream, dw: InOut, dy: In, ids: In, vocabStart: integer): void
+  crossEntropyStats(stream: Stream, stats: Out, logits: In, labels: In, vocabStart: integer, vocabSize: integer): void
+  crossEntropyCombine(stream: Stream, lse: Out, loss: Out, stats: In, labels: In): void
+  crossEntropyBackward(
+    stream: Stream,
+    dLogits: Out,
+    logits: In,
+    lse: In,
+    labels: In,
+    dLoss: In,
+    vocabStart: integer,
+    vocabSize: integer,
+  ): void
+  sumSquares(stream: Stream, acc: InOut, x: In): void
+  clipFactor(stream: Stream, norm: Out, factor: Out, acc: In, maxNorm: number): void
+  adamw(
+    stream: Stream,
+    param: InOut,
+    m: InOut,
+    v: InOut,
+    model: OptOut,
+    grad: In,
+    slots: In,
+    beta1: number,
+    beta2: number,
+    eps: number,
+    weightDecay: number,
+  ): void
+  dropout(
+    stream: Stream,
+    y: Out,
+    x: In,
+    rng: In,
+    sampleIds: In,
+    positions: In,
+    site: integer,
+    channelStart: integer,
+    p: number,
+  ): void
+  randomNormal(
+    stream: Stream,
+    y: Out,
+    seed: integer,
+    nameHash: integer,
+    start: Dims,
+    logicalStride: Dims,
+    mean: number,
+    std: number,
+  ): void
+  argmax(stream: Stream, index: Out, value: Out, logits: In, vocabStart: integer, vocabSize: integer): void
+}

@@ -1,0 +1,99 @@
+// An open device: its compute stream, memory counters and threads. One object for each kind and thread of the program.
+import type { DeviceInfo, MemoryStats } from '../addon/functions.js'
+import { native } from '../addon/load.js'
+import { type DType, dtypes } from '../base/dtype.js'
+import { envInt } from '../base/env.js'
+import { ViaductError } from '../base/errors.js'
+import { Stream } from './stream.js'
+
+/** What a program asks for; `auto` takes the best that this build and machine have. */
+export type DeviceKind = 'auto' | 'cpu' | 'cuda'
+
+const opened = new Map<string, Device>()
+
+export class Device {
+  private constructor(
+    /** The native index. */
+    readonly index: number,
+    /** The backend's name, e.g. `cpu`. */
+    readonly kind: 'cpu',
+    /** Where ops of the model are enqueued. */
+    readonly stream: Stream,
+  ) {}
+
+  /**
+   * Opens a device, once a thread: later calls give the same object. `VIADUCT_NUM_THREADS` (else `OMP_NUM_THREADS`) and
+   * `VIADUCT_MEMORY_LIMIT` take effect at the first.
+   * @throws ERR_UNSUPPORTED when this build has no such device.
+   */
+  static open(kind: DeviceKind = 'auto'): Device {
+    if (kind === 'cuda') {
+      throw new ViaductError(
+        'ERR_UNSUPPORTED',
+        'device',
+        'expected a build with CUDA, got one for the CPU only: take --device cpu or auto',
+      )
+    }
+    const existing = opened.get('cpu')
+    if (existing !== undefined) return existing
+    const index = native.openDevice('cpu')
+    const device = new Device(index, 'cpu', Stream.create(index, 'compute'))
+    const threads = envInt('VIADUCT_NUM_THREADS') ?? envInt('OMP_NUM_THREADS')
+    if (threads !== undefined && threads > 0) device.threads = threads
+    const limit = envInt('VIADUCT_MEMORY_LIMIT')
+    if (limit !== undefined) device.setMemoryLimit(limit)
+    opened.set('cpu', device)
+    return device
+  }
+
+  /** Name, one line of description and threads, for `doctor` and the first line of a run. */
+  get info(): DeviceInfo {
+    return native.deviceInfo(this.index)
+  }
+
+  /** Bytes handed out, their peak, bytes taken from the system. */
+  memory(): MemoryStats {
+    return native.memoryStats(this.index)
+  }
+
+  /** The peak starts again from what is live now. */
+  resetPeak(): void {
+    native.resetPeak(this.index)
+  }
+
+  /** Tensors beyond this many bytes are refused with ERR_OUT_OF_MEMORY; 0: no limit. */
+  setMemoryLimit(bytes: number): void {
+    native.setMemoryLimit(this.index, bytes)
+  }
+
+  /** Waits for all streams and gives unused memory back to the system. Returns the bytes. */
+  trim(): number {
+    return native.trimMemory(this.index)
+  }
+
+  /** Threads of the kernels, process-wide. */
+  get threads(): number {
+    return native.deviceInfo(this.index).threads
+  }
+
+  set threads(count: number) {
+    native.setNumThreads(this.index, count)
+  }
+
+  /** Null when the op runs for this dtype here, else the reason why not. */
+  whyUnsupported(op: string, dtype: DType): string | null {
+    const code = dtypes[dtype].code
+    if (code < 0) return `${dtype} is a dtype of files only`
+    return native.supports(this.index, op, code) || null
+  }
+
+  /** Another stream beside the compute stream, e.g. for communication. The caller disposes it. */
+  createStream(name: string): Stream {
+    return Stream.create(this.index, name)
+  }
+
+  /** Live tensors of this thread; equal after step N and step N + 1. */
+  liveSlots(): number {
+    return native.liveSlots()
+  }
+}
