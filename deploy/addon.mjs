@@ -42,7 +42,7 @@ const gyp = {
     const flags = process.platform === 'linux' ? ['-Wl,--disable-new-dtags', rpath('$$ORIGIN/lib')] : []
     if (found().some((l) => l.from === '.deps')) {
       for (const folder of libraryFolders(DEPS).filter((f) => existsSync(f))) {
-        flags.push(`-L${folder}`, rpath(`$$ORIGIN/../../${relative(ROOT, folder)}`), rpath(folder))
+        flags.push(`-L${folder}`, rpath(`$$ORIGIN/../../${relative(ROOT, folder)}`))
         flags.push(`-Wl,-rpath-link,${folder}`)
       }
     }
