@@ -30,21 +30,36 @@ size_t dtypeBytes(DType dtype) {
 
 const char* dtypeName(DType dtype) {
   switch (dtype) {
-    case DType::F32: return "float32";
-    case DType::BF16: return "bfloat16";
-    case DType::F16: return "float16";
-    case DType::F64: return "float64";
-    case DType::I64: return "int64";
-    case DType::I32: return "int32";
-    case DType::I16: return "int16";
-    case DType::I8: return "int8";
-    case DType::U8: return "uint8";
-    case DType::BOOL: return "bool";
-    case DType::F8_E4M3: return "float8_e4m3fn";
-    case DType::F8_E5M2: return "float8_e5m2";
-    case DType::U16: return "uint16";
-    case DType::U32: return "uint32";
-    case DType::U64: return "uint64";
+    case DType::F32:
+      return "float32";
+    case DType::BF16:
+      return "bfloat16";
+    case DType::F16:
+      return "float16";
+    case DType::F64:
+      return "float64";
+    case DType::I64:
+      return "int64";
+    case DType::I32:
+      return "int32";
+    case DType::I16:
+      return "int16";
+    case DType::I8:
+      return "int8";
+    case DType::U8:
+      return "uint8";
+    case DType::BOOL:
+      return "bool";
+    case DType::F8_E4M3:
+      return "float8_e4m3fn";
+    case DType::F8_E5M2:
+      return "float8_e5m2";
+    case DType::U16:
+      return "uint16";
+    case DType::U32:
+      return "uint32";
+    case DType::U64:
+      return "uint64";
   }
   return "unknown";
 }

@@ -7,6 +7,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace viaduct::cpu {
 namespace HWY_NAMESPACE {
+namespace {
 
 void WidenBF16(float* y, const BF16* x, int64_t size) {
   ForVectors(size, [=](int64_t i, int64_t n) HWY_ATTR {
@@ -44,6 +45,7 @@ void NarrowF16(F16* y, const float* x, int64_t size) {
   for (; i < size; ++i) y[i] = fromFloat<F16>(x[i]);
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace viaduct::cpu
 HWY_AFTER_NAMESPACE();
@@ -131,29 +133,46 @@ void same(void* yAny, int64_t yStride, const void* xAny, int64_t xStride, int64_
 template <typename From>
 CastRow fromFloatType(DType to) {
   switch (to) {
-    case DType::F32: return strided<float, From, Cast>;
-    case DType::BF16: return strided<BF16, From, Cast>;
-    case DType::F16: return strided<F16, From, Cast>;
-    case DType::F64: return strided<double, From, Cast>;
-    case DType::F8_E4M3: return strided<F8E4M3, From, Cast>;
-    case DType::F8_E5M2: return strided<F8E5M2, From, Cast>;
-    default: return nullptr;
+    case DType::F32:
+      return strided<float, From, Cast>;
+    case DType::BF16:
+      return strided<BF16, From, Cast>;
+    case DType::F16:
+      return strided<F16, From, Cast>;
+    case DType::F64:
+      return strided<double, From, Cast>;
+    case DType::F8_E4M3:
+      return strided<F8E4M3, From, Cast>;
+    case DType::F8_E5M2:
+      return strided<F8E5M2, From, Cast>;
+    default:
+      return nullptr;
   }
 }
 
 template <typename From>
 CastRow fromIntType(DType to) {
   switch (to) {
-    case DType::I64: return strided<int64_t, From, IntCast>;
-    case DType::I32: return strided<int32_t, From, IntCast>;
-    case DType::I16: return strided<int16_t, From, IntCast>;
-    case DType::I8: return strided<int8_t, From, IntCast>;
-    case DType::U64: return strided<uint64_t, From, IntCast>;
-    case DType::U32: return strided<uint32_t, From, IntCast>;
-    case DType::U16: return strided<uint16_t, From, IntCast>;
-    case DType::U8: return strided<uint8_t, From, IntCast>;
-    case DType::BOOL: return strided<Bool, From, IntCast>;
-    default: return nullptr;
+    case DType::I64:
+      return strided<int64_t, From, IntCast>;
+    case DType::I32:
+      return strided<int32_t, From, IntCast>;
+    case DType::I16:
+      return strided<int16_t, From, IntCast>;
+    case DType::I8:
+      return strided<int8_t, From, IntCast>;
+    case DType::U64:
+      return strided<uint64_t, From, IntCast>;
+    case DType::U32:
+      return strided<uint32_t, From, IntCast>;
+    case DType::U16:
+      return strided<uint16_t, From, IntCast>;
+    case DType::U8:
+      return strided<uint8_t, From, IntCast>;
+    case DType::BOOL:
+      return strided<Bool, From, IntCast>;
+    default:
+      return nullptr;
   }
 }
 
@@ -162,10 +181,14 @@ CastRow fromIntType(DType to) {
 CastRow castRow(DType to, DType from) {
   if (to == from) {
     switch (dtypeBytes(to)) {
-      case 1: return same<uint8_t>;
-      case 2: return same<uint16_t>;
-      case 4: return same<uint32_t>;
-      default: return same<uint64_t>;
+      case 1:
+        return same<uint8_t>;
+      case 2:
+        return same<uint16_t>;
+      case 4:
+        return same<uint32_t>;
+      default:
+        return same<uint64_t>;
     }
   }
   if (to == DType::F32 && from == DType::BF16) return bf16ToF32;
@@ -173,21 +196,36 @@ CastRow castRow(DType to, DType from) {
   if (to == DType::F32 && from == DType::F16) return f16ToF32;
   if (to == DType::F16 && from == DType::F32) return f32ToF16;
   switch (from) {
-    case DType::F32: return fromFloatType<float>(to);
-    case DType::BF16: return fromFloatType<BF16>(to);
-    case DType::F16: return fromFloatType<F16>(to);
-    case DType::F64: return fromFloatType<double>(to);
-    case DType::F8_E4M3: return fromFloatType<F8E4M3>(to);
-    case DType::F8_E5M2: return fromFloatType<F8E5M2>(to);
-    case DType::I64: return fromIntType<int64_t>(to);
-    case DType::I32: return fromIntType<int32_t>(to);
-    case DType::I16: return fromIntType<int16_t>(to);
-    case DType::I8: return fromIntType<int8_t>(to);
-    case DType::U64: return fromIntType<uint64_t>(to);
-    case DType::U32: return fromIntType<uint32_t>(to);
-    case DType::U16: return fromIntType<uint16_t>(to);
-    case DType::U8: return fromIntType<uint8_t>(to);
-    case DType::BOOL: return fromIntType<Bool>(to);
+    case DType::F32:
+      return fromFloatType<float>(to);
+    case DType::BF16:
+      return fromFloatType<BF16>(to);
+    case DType::F16:
+      return fromFloatType<F16>(to);
+    case DType::F64:
+      return fromFloatType<double>(to);
+    case DType::F8_E4M3:
+      return fromFloatType<F8E4M3>(to);
+    case DType::F8_E5M2:
+      return fromFloatType<F8E5M2>(to);
+    case DType::I64:
+      return fromIntType<int64_t>(to);
+    case DType::I32:
+      return fromIntType<int32_t>(to);
+    case DType::I16:
+      return fromIntType<int16_t>(to);
+    case DType::I8:
+      return fromIntType<int8_t>(to);
+    case DType::U64:
+      return fromIntType<uint64_t>(to);
+    case DType::U32:
+      return fromIntType<uint32_t>(to);
+    case DType::U16:
+      return fromIntType<uint16_t>(to);
+    case DType::U8:
+      return fromIntType<uint8_t>(to);
+    case DType::BOOL:
+      return fromIntType<Bool>(to);
   }
   return nullptr;
 }

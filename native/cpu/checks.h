@@ -22,7 +22,8 @@ inline void checkDtype(const char* op, const char* name, const TensorRef& x, std
     if (x.dtype == dtype) return;
     text += (text.empty() ? "" : " or ") + std::string(dtypeName(dtype));
   }
-  throw Error("ERR_DTYPE", op, "expected " + std::string(name) + " of " + text + ", got " + describe(x) + ": cast it first");
+  throw Error("ERR_DTYPE", op,
+              "expected " + std::string(name) + " of " + text + ", got " + describe(x) + ": cast it first");
 }
 
 /// F32 or BF16: what the ops of a model compute in.
@@ -34,7 +35,8 @@ inline void checkIds(const char* op, const char* name, const TensorRef& x) {
   checkDtype(op, name, x, {DType::I32, DType::I64});
 }
 
-inline void checkSameDtype(const char* op, const char* nameA, const TensorRef& a, const char* nameB, const TensorRef& b) {
+inline void checkSameDtype(const char* op, const char* nameA, const TensorRef& a, const char* nameB,
+                           const TensorRef& b) {
   VIADUCT_CHECK(a.dtype == b.dtype, "ERR_DTYPE", op,
                 std::string("expected ") + nameA + " and " + nameB + " of one dtype, got " + describe(a) + " and " +
                     describe(b) + ": cast one of them");
@@ -47,10 +49,11 @@ inline bool sameShape(const TensorRef& a, const TensorRef& b) {
   return true;
 }
 
-inline void checkSameShape(const char* op, const char* nameA, const TensorRef& a, const char* nameB, const TensorRef& b) {
+inline void checkSameShape(const char* op, const char* nameA, const TensorRef& a, const char* nameB,
+                           const TensorRef& b) {
   VIADUCT_CHECK(sameShape(a, b), "ERR_SHAPE", op,
-                std::string("expected ") + nameA + " of " + nameB + "'s shape " + shapeText(b.shape, b.ndim) + ", got " +
-                    describe(a));
+                std::string("expected ") + nameA + " of " + nameB + "'s shape " + shapeText(b.shape, b.ndim) +
+                    ", got " + describe(a));
 }
 
 inline void checkShape(const char* op, const char* name, const TensorRef& x, std::initializer_list<int64_t> shape) {
@@ -58,8 +61,8 @@ inline void checkShape(const char* op, const char* name, const TensorRef& x, std
   int i = 0;
   for (int64_t n : shape) ok = ok && x.shape[i++] == n;
   VIADUCT_CHECK(ok, "ERR_SHAPE", op,
-                std::string("expected ") + name + " of shape " + shapeText(shape.begin(), static_cast<int>(shape.size())) +
-                    ", got " + describe(x));
+                std::string("expected ") + name + " of shape " +
+                    shapeText(shape.begin(), static_cast<int>(shape.size())) + ", got " + describe(x));
 }
 
 inline void checkNumel(const char* op, const char* name, const TensorRef& x, int64_t n) {
@@ -73,8 +76,9 @@ inline void checkNdim(const char* op, const char* name, const TensorRef& x, int 
 }
 
 inline void checkContiguous(const char* op, const char* name, const TensorRef& x) {
-  VIADUCT_CHECK(x.contiguous(), "ERR_LAYOUT", op,
-                std::string("expected ") + name + " contiguous, got " + describe(x) + ": copy it into a fresh tensor first");
+  VIADUCT_CHECK(
+      x.contiguous(), "ERR_LAYOUT", op,
+      std::string("expected ") + name + " contiguous, got " + describe(x) + ": copy it into a fresh tensor first");
 }
 
 inline void checkRowStrided(const char* op, const char* name, const TensorRef& x) {

@@ -42,9 +42,8 @@ void SumColumns(float* const* acc, int64_t rows, int64_t columns, F&& f) {
         });
       }
       for (; t < end; ++t) {
-        ForVectors(columns, [=](int64_t c, int64_t n) HWY_ATTR {
-          Store(hn::Add(Load(sum + c, n), f(k, t, c, n)), sum + c, n);
-        });
+        ForVectors(columns,
+                   [=](int64_t c, int64_t n) HWY_ATTR { Store(hn::Add(Load(sum + c, n), f(k, t, c, n)), sum + c, n); });
       }
     }
   });

@@ -136,11 +136,12 @@ void CpuBackend::copy(Stream& s, Out y, In x) {
   checkSameShape("copy", "y", y, "x", x);
   const CastRow row = castRow(y.dtype, x.dtype);
   VIADUCT_CHECK(row != nullptr, "ERR_DTYPE", "copy",
-                std::string("expected y and x both of floats or both of integers, got ") + dtypeName(y.dtype) + " from " +
-                    dtypeName(x.dtype) + ": no such cast");
+                std::string("expected y and x both of floats or both of integers, got ") + dtypeName(y.dtype) +
+                    " from " + dtypeName(x.dtype) + ": no such cast");
   if (y.numel() == 0) return;
   s.enqueue("copy", [=] {
-    const int64_t yBytes = static_cast<int64_t>(dtypeBytes(y.dtype)), xBytes = static_cast<int64_t>(dtypeBytes(x.dtype));
+    const int64_t yBytes = static_cast<int64_t>(dtypeBytes(y.dtype)),
+                  xBytes = static_cast<int64_t>(dtypeBytes(x.dtype));
     const Plan plan = planCopy(y, x.stride);
     const int last = plan.ndim - 1;
     if (plan.x[last] != 1) {

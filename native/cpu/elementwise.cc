@@ -17,6 +17,7 @@ constexpr int64_t kSumGrain = 65536;  // elements of one partial sum
 HWY_BEFORE_NAMESPACE();
 namespace viaduct::cpu {
 namespace HWY_NAMESPACE {
+namespace {
 
 template <Binary kOp, typename T, typename U>
 void BinaryLoop(T* y, const T* a, const U* b, int64_t size) {
@@ -56,9 +57,8 @@ template <typename T>
 void ScaleLoop(T* x, float factor, int64_t size) {
   parallelChunks(size, kGrain, [=](int64_t begin, int64_t end) HWY_ATTR {
     const V f = Set(factor);
-    ForVectors(end - begin, [=](int64_t i, int64_t n) HWY_ATTR {
-      Store(hn::Mul(Load(x + begin + i, n), f), x + begin + i, n);
-    });
+    ForVectors(end - begin,
+               [=](int64_t i, int64_t n) HWY_ATTR { Store(hn::Mul(Load(x + begin + i, n), f), x + begin + i, n); });
   });
 }
 void ScaleKernel(DType dtype, void* x, float factor, int64_t size) {
@@ -73,9 +73,8 @@ void AddBiasLoop(T* y, const T* x, const T* bias, int64_t rows, int64_t columns)
     for (int64_t t = begin; t < end; ++t) {
       T* yRow = y + t * columns;
       const T* xRow = x + t * columns;
-      ForVectors(columns, [=](int64_t i, int64_t n) HWY_ATTR {
-        Store(hn::Add(Load(xRow + i, n), Load(bias + i, n)), yRow + i, n);
-      });
+      ForVectors(columns, [=](int64_t i, int64_t n)
+                              HWY_ATTR { Store(hn::Add(Load(xRow + i, n), Load(bias + i, n)), yRow + i, n); });
     }
   });
 }
@@ -99,9 +98,8 @@ double SumRange(const T* x, int64_t size) {
 }
 void SumKernel(DType dtype, const void* x, double* partial, int64_t size) {
   parallelChunks(size, kSumGrain, [=](int64_t begin, int64_t end) HWY_ATTR {
-    partial[begin / kSumGrain] = dtype == DType::F32
-                                     ? SumRange(static_cast<const float*>(x) + begin, end - begin)
-                                     : SumRange(static_cast<const BF16*>(x) + begin, end - begin);
+    partial[begin / kSumGrain] = dtype == DType::F32 ? SumRange(static_cast<const float*>(x) + begin, end - begin)
+                                                     : SumRange(static_cast<const BF16*>(x) + begin, end - begin);
   });
 }
 
@@ -116,6 +114,7 @@ void SumRowsKernel(DType dtype, float* acc, const void* x, int64_t stride, int64
   SumRowsLoop(acc, static_cast<const BF16*>(x), stride, rows, columns);
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace viaduct::cpu
 HWY_AFTER_NAMESPACE();
@@ -165,8 +164,7 @@ void CpuBackend::accumulate(Stream& s, InOut acc, In x) {
   checkSameShape("accumulate", "acc", acc, "x", x);
   checkContiguous("accumulate", "acc", acc);
   checkContiguous("accumulate", "x", x);
-  s.enqueue("accumulate",
-            [=] { HWY_DYNAMIC_DISPATCH(AccumulateKernel)(x.dtype, acc.as<float>(), x.data, x.numel()); });
+  s.enqueue("accumulate", [=] { HWY_DYNAMIC_DISPATCH(AccumulateKernel)(x.dtype, acc.as<float>(), x.data, x.numel()); });
 }
 
 void CpuBackend::scale(Stream& s, InOut x, In factor) {

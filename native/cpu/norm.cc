@@ -32,6 +32,7 @@ inline int64_t rowGrain(int64_t width) { return std::max<int64_t>(1, kNormGrain 
 HWY_BEFORE_NAMESPACE();
 namespace viaduct::cpu {
 namespace HWY_NAMESPACE {
+namespace {
 
 template <typename W>
 HWY_INLINE V LoadWeight(const W* w, int64_t i, int64_t n, V offset) {
@@ -170,9 +171,8 @@ void LayerBackwardInput(const NormArgs& a) {
       const T *xRow = x[t], *dyRow = dy[t];
       const V m = Set(mean[t]), s = Set(rstd[t]);
       const double inverse = 1.0 / static_cast<double>(width);
-      const double sumG = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
-        return hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus));
-      });
+      const double sumG = SumVectors(
+          width, [=](int64_t i, int64_t n) HWY_ATTR { return hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus)); });
       const double dot = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {  // lanes past n have dy = 0
         const V g = hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus));
         return hn::Mul(g, hn::Mul(hn::Sub(Load(xRow + i, n), m), s));
@@ -201,11 +201,11 @@ void LayerBackwardWeight(const NormArgs& a) {
 }
 
 // x F32 with w F32, x BF16 with w BF16 or F32.
-#define VIADUCT_NORM_DTYPES(name, kernel)                                                                  \
-  void name(const NormArgs& a) {                                                                           \
-    if (a.x.dtype == DType::F32) return kernel<float, float>(a);                                           \
-    if (a.w.dtype == DType::F32) return kernel<BF16, float>(a);                                            \
-    kernel<BF16, BF16>(a);                                                                                 \
+#define VIADUCT_NORM_DTYPES(name, kernel)                        \
+  void name(const NormArgs& a) {                                 \
+    if (a.x.dtype == DType::F32) return kernel<float, float>(a); \
+    if (a.w.dtype == DType::F32) return kernel<BF16, float>(a);  \
+    kernel<BF16, BF16>(a);                                       \
   }
 VIADUCT_NORM_DTYPES(RmsForwardKernel, RmsForward)
 VIADUCT_NORM_DTYPES(RmsBackwardInputKernel, RmsBackwardInput)
@@ -220,6 +220,7 @@ void LayerBackwardWeightKernel(const NormArgs& a) {
   a.x.dtype == DType::F32 ? LayerBackwardWeight<float>(a) : LayerBackwardWeight<BF16>(a);
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace viaduct::cpu
 HWY_AFTER_NAMESPACE();
@@ -291,7 +292,8 @@ void CpuBackend::rmsNormForward(Stream& s, Out y, Out rstd, OptOut sum, In x, Op
   s.enqueue("rmsNormForward", [a] { HWY_DYNAMIC_DISPATCH(RmsForwardKernel)(a); });
 }
 
-void CpuBackend::rmsNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In rstd, OptIn dResidual, bool zeroCentered) {
+void CpuBackend::rmsNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In rstd, OptIn dResidual,
+                                      bool zeroCentered) {
   const char* op = "rmsNormBackwardInput";
   checkInput(op, x);
   checkLike(op, "dx", dx, x);
