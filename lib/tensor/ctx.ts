@@ -7,7 +7,7 @@ import { Scope } from './scope.js'
 import type { Stream } from './stream.js'
 import { Tensor } from './tensor.js'
 
-/** What an op tells the tape: enough to run its backward later. The tape in lib/ops knows more fields. */
+/** What an op tells the tape, as far as lower layers need it. The tape in lib/ops adds the backward functions. */
 export interface TapeRecord {
   /** The op's name, for errors and profiles. */
   readonly name: string
@@ -17,14 +17,6 @@ export interface TapeRecord {
   readonly outputs: readonly (Tensor | null)[]
   /** What backward reads; the tape retains these and checks that their versions did not change. */
   readonly saved: readonly Tensor[]
-  /** Gradients of `inputs`, null where not wanted; dOutputs[i] is null when nothing flowed back. New tensors belong to ctx.scope. */
-  backwardInput(
-    ctx: Ctx,
-    dOutputs: readonly (Tensor | null)[],
-    wanted: readonly boolean[],
-  ): readonly (Tensor | null)[] | Promise<readonly (Tensor | null)[]>
-  /** Adds to main gradients of parameters; deferrable. */
-  backwardWeight?(ctx: Ctx, dOutputs: readonly (Tensor | null)[]): void | Promise<void>
 }
 
 /** Records the backward pass; implemented by the tape in lib/ops. */
@@ -121,6 +113,11 @@ export class Ctx implements CtxFields {
   /** Another tensor on the same memory, owned by the scope: the output of an op that works in place. */
   alias(tensor: Tensor): Tensor {
     return tensor.view(this, tensor.shape, tensor.strides)
+  }
+
+  /** A contiguous tensor with another shape, on the same memory; owned by the scope. @throws ERR_LAYOUT */
+  view(tensor: Tensor, shape: Shape): Tensor {
+    return tensor.reshape(this, shape)
   }
 
   /** A copy with some fields changed. */
