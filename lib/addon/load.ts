@@ -9,15 +9,11 @@ import type { Addon } from './functions.js'
 
 let loaded: Addon | undefined
 
-/** Where the addon may lie, best first: a prebuilt one for this platform, else what the set-up built. */
+/** Where the addon may lie, best first: what the set-up built here, else the one that came with the package. */
 export function addonCandidates(): readonly string[] {
   const root = packageRoot()
   const platform = `${process.platform}-${process.arch}`
-  return [
-    join(root, 'prebuilds', platform, 'viaduct.node'),
-    join(root, 'prebuilds', platform, 'node.napi.node'),
-    join(root, 'build', 'Release', 'viaduct.node'),
-  ]
+  return [join(root, 'build', 'Release', 'viaduct.node'), join(root, 'prebuilds', platform, 'viaduct.node')]
 }
 
 /**
