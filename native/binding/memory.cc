@@ -61,6 +61,9 @@ Value tensorInfo(Env& env, int64_t handle) {
 
 int64_t version(Env& env, int64_t handle) { return env.slots.at(handle, "version").storage->version; }
 
+/// Slots on the same storage, and work off the streams that holds it.
+int64_t sharers(Env& env, int64_t handle) { return env.slots.at(handle, "sharers").storage.use_count(); }
+
 int64_t liveSlots(Env& env) { return env.slots.live(); }
 
 size_t hostBytes(const TensorRef& t, const char* where) {
@@ -128,6 +131,7 @@ std::vector<Row> memoryRows() {
       row("free", &freeTensor),
       row("tensorInfo", &tensorInfo),
       row("version", &version),
+      row("sharers", &sharers),
       row("liveSlots", &liveSlots),
       row("upload", &upload),
       row("download", &download),
