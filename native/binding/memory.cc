@@ -64,6 +64,9 @@ int64_t version(Env& env, int64_t handle) { return env.slots.at(handle, "version
 /// Slots on the same storage, and work off the streams that holds it.
 int64_t sharers(Env& env, int64_t handle) { return env.slots.at(handle, "sharers").storage.use_count(); }
 
+/// Tensors (views included) and pins that hold the storage: 1 when it is this handle's alone.
+int64_t sharers(Env& env, int64_t handle) { return env.slots.at(handle, "sharers").storage.use_count(); }
+
 int64_t liveSlots(Env& env) { return env.slots.live(); }
 
 size_t hostBytes(const TensorRef& t, const char* where) {
@@ -131,6 +134,7 @@ std::vector<Row> memoryRows() {
       row("free", &freeTensor),
       row("tensorInfo", &tensorInfo),
       row("version", &version),
+      row("sharers", &sharers),
       row("sharers", &sharers),
       row("liveSlots", &liveSlots),
       row("upload", &upload),
