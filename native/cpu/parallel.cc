@@ -16,7 +16,8 @@ std::atomic<int> threads{0};  // 0: not set, use the machine's
 int numThreads() {
   const int n = threads.load(std::memory_order_relaxed);
   if (n > 0) return n;
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  static const int machine = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));  // it reads a file
+  return machine;
 }
 
 void setNumThreads(int n) { threads.store(std::max(0, n), std::memory_order_relaxed); }
