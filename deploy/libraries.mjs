@@ -168,7 +168,8 @@ export function bringPackages(packages, deps = DEPS) {
   for (const program of ['apt-get', 'apt-cache', 'dpkg-deb']) {
     if (!which(program)) throw new SetupError(`${program} is not here, so Debian's packages cannot be unpacked`)
   }
-  const work = `${deps}.${process.pid}`
+  // Within the root, so that the rename at the end stays on one file system. Only the holder of the set-up's lock is here.
+  const work = join(ROOT, '.viaduct/deps')
   rmSync(work, { recursive: true, force: true })
   const archives = join(work, 'archives')
   const tree = join(work, 'tree')
@@ -274,7 +275,10 @@ export function provideLibraries({ installSystem = false } = {}) {
   const text = `${JSON.stringify(summary, null, 2)}\n`
   const file = join(ROOT, '.viaduct/libraries.json')
   if (!existsSync(file) || readFileSync(file, 'utf8') !== text) writeFileSync(file, text)
-  const lines = found.map(({ library, from }) => `${library.name}: ${from ?? `missing, so ${library.without}`}`)
+  const lines = found.map(
+    ({ library, from }) =>
+      `${library.name}: ${from ?? `missing, so ${library.without} (npm run setup -- --force looks again)`}`,
+  )
   if (problem) lines.push(`(${problem.split('\n')[0]})`)
   const open = unresolved()
   if (open.length > 0) lines.push(`unresolved: ${open.join(', ')}`)
