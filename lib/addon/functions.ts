@@ -66,6 +66,14 @@ export interface TensorInfo {
   readonly address: number
 }
 
+/** How two ranges of bytes differ. */
+export interface RangeComparison {
+  /** Bytes that differ. */
+  readonly differing: number
+  /** Offset of the first of them in the range, or -1. */
+  readonly first: number
+}
+
 /** One row of `table()`. */
 export interface TableRow {
   readonly name: string
@@ -111,6 +119,45 @@ export interface Addon {
   destroyEvent(event: integer): void
   debugFail(stream: Stream, message: string): void
   debugDelay(stream: Stream, microseconds: integer): void
+
+  // files (native/binding/io.cc): a tensor in a file is (path, byte offset, dtype, shape), row-major
+  readBlock(
+    path: string,
+    offset: integer,
+    dtype: DType,
+    shape: Dims,
+    start: Dims,
+    size: Dims,
+    y: PinnedOut,
+    yStart: Dims,
+  ): Promise<void>
+  writeBlock(
+    path: string,
+    offset: integer,
+    dtype: DType,
+    shape: Dims,
+    start: Dims,
+    size: Dims,
+    x: Pinned,
+    xStart: Dims,
+  ): Promise<void>
+  copyBlock(
+    from: string,
+    xOffset: integer,
+    xDtype: DType,
+    xShape: Dims,
+    xStart: Dims,
+    to: string,
+    yOffset: integer,
+    yDtype: DType,
+    yShape: Dims,
+    yStart: Dims,
+    size: Dims,
+  ): Promise<void>
+  hashRange(path: string, offset: integer, count: integer): Promise<string>
+  compareRanges(a: string, aOffset: integer, b: string, bOffset: integer, count: integer): Promise<RangeComparison>
+  createFile(path: string, size: integer, head: bytes): Promise<void>
+  exchangePaths(a: string, b: string): boolean
 
   // ops (native/backend.h)
   fill(stream: Stream, y: Out, value: number): void

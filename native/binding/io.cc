@@ -27,9 +27,8 @@ TensorRef boxOf(const TensorRef& tensor, const Dims& start, const Dims& size, co
 }
 
 Promise readBlock(Env& env, const std::string& path, int64_t offset, DType dtype, const Dims& shape, const Dims& start,
-                  const Dims& size, Pinned y, const Dims& yStart) {
+                  const Dims& size, PinnedOut y, const Dims& yStart) {
   const TensorRef box = boxOf(y, yStart, size, "readBlock");
-  y.pin->version += 1;
   return async(env, [=, y = std::move(y)] {
     io::readBlock(io::File::forReading(path), io::FileTensor{offset, dtype, shape}, start, box);
   });

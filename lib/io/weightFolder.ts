@@ -1,0 +1,158 @@
+// The tensors of a folder in Hugging Face's layout: model.safetensors, or shards with model.safetensors.index.json. Opening
+// proves that each named file exists, that each header is sound and that index and headers agree. No tensor byte is read.
+import { open, readdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { ViaductError } from '../base/errors.js'
+import { decodeUtf8, JsonReader } from './jsonReader.js'
+import { checkFileName, exists, fileInside, isFolder } from './paths.js'
+import { headerLength, parseHeader, type SafetensorsHeader, type TensorEntry } from './safetensorsHeader.js'
+
+export const singleFile = 'model.safetensors'
+export const indexFile = 'model.safetensors.index.json'
+
+/** One safetensors file, its header proved. */
+export interface WeightFile {
+  /** Relative to the folder. */
+  readonly name: string
+  /** Real path. */
+  readonly path: string
+  readonly header: SafetensorsHeader
+}
+
+/** Where a tensor's bytes lie. */
+export interface TensorSource {
+  readonly path: string
+  /** Byte offset in the file. */
+  readonly offset: number
+  readonly file: string
+  readonly entry: TensorEntry
+}
+
+export interface WeightFolder {
+  readonly folder: string
+  readonly files: readonly WeightFile[]
+  /** Name of the index file, or null where one file holds all. */
+  readonly index: string | null
+  /** In the order of files and bytes. */
+  readonly tensors: ReadonlyMap<string, TensorSource>
+}
+
+/** Reads and proves the header of one file. @throws the errors of parseHeader; ERR_FILE_MISSING. */
+export async function readHeader(path: string, name = path): Promise<SafetensorsHeader> {
+  let file: Awaited<ReturnType<typeof open>>
+  try {
+    file = await open(path, 'r')
+  } catch (cause) {
+    throw new ViaductError('ERR_FILE_MISSING', 'safetensors', `cannot open ${name}: ${(cause as Error).message}`, { file: name }, { cause })
+  }
+  try {
+    const { size } = await file.stat()
+    const first = Buffer.alloc(8)
+    const { bytesRead } = await file.read(first, 0, 8, 0)
+    const length = headerLength(first.subarray(0, bytesRead), size, name)
+    const bytes = Buffer.alloc(8 + length)
+    let got = 0
+    while (got < bytes.length) {
+      const { bytesRead: n } = await file.read(bytes, got, bytes.length - got, got)
+      if (n === 0) throw new ViaductError('ERR_SAFETENSORS_SIZE', 'safetensors', `expected ${bytes.length} bytes of header, got ${got} (${name})`, { file: name })
+      got += n
+    }
+    return parseHeader(bytes, size, name)
+  } finally {
+    await file.close()
+  }
+}
+
+/** Tensors of one file by name. */
+export function tensorSources(file: WeightFile): Map<string, TensorSource> {
+  const start = file.header.bytes.length
+  return new Map([...file.header.entries].map(([name, entry]) => [name, { path: file.path, offset: start + entry.begin, file: file.name, entry }]))
+}
+
+async function readIndex(folder: string): Promise<Map<string, string>> {
+  const path = await fileInside(folder, indexFile)
+  const handle = await open(path, 'r')
+  const bytes = await handle.readFile().finally(() => handle.close())
+  const source = { code: 'ERR_INDEX', where: 'index', file: indexFile } as const
+  const reader = new JsonReader(decodeUtf8(bytes, source), source)
+  const map = new Map<string, string>()
+  let seen = false
+  if (reader.peek() !== 'object') reader.fail(`expected an object with weight_map, got ${reader.found()}`)
+  reader.object((key) => {
+    if (key !== 'weight_map') return reader.skip()
+    seen = true
+    if (reader.peek() !== 'object') reader.fail(`expected weight_map to be an object, got ${reader.found()}`)
+    reader.object((tensor) => {
+      if (reader.peek() !== 'string') reader.fail(`expected the file name of tensor ${JSON.stringify(tensor)}, got ${reader.found()}`)
+      map.set(tensor, reader.string())
+    })
+  })
+  reader.end()
+  if (!seen || map.size === 0) reader.fail('expected a weight_map with at least one tensor', 0)
+  for (const name of new Set(map.values())) checkFileName(name, folder)
+  return map
+}
+
+/** Refuses a folder without safetensors, saying what it holds instead. */
+async function refuseOther(folder: string): Promise<never> {
+  const names = await readdir(folder)
+  const pickles = names.filter((name) => /\.(bin|pt|pth|ckpt|pkl|pickle)(\.index\.json)?$/.test(name))
+  if (pickles.length > 0) {
+    throw new ViaductError('ERR_PICKLE', 'weights',
+      `expected ${singleFile} or ${indexFile} in ${folder}, got ${pickles[0]}: pickle files can run code and are never opened; save the model again with save_pretrained(safe_serialization=True), or take a revision with safetensors`,
+      { folder, files: pickles })
+  }
+  throw new ViaductError('ERR_FILE_MISSING', 'weights', `expected ${singleFile} or ${indexFile} in ${folder}, found neither`, { folder, file: singleFile })
+}
+
+/**
+ * Opens a folder's weights: headers only.
+ * @throws ERR_FILE_MISSING, naming every missing shard before any header is read; ERR_PICKLE; ERR_INDEX where index and
+ *   files disagree; ERR_PATH_ESCAPE; the errors of parseHeader.
+ */
+export async function openWeights(folder: string): Promise<WeightFolder> {
+  if (!(await isFolder(folder))) throw new ViaductError('ERR_FILE_MISSING', 'weights', `expected a folder, found none at ${folder}`, { folder })
+  const hasIndex = await exists(join(folder, indexFile))
+  const hasSingle = await exists(join(folder, singleFile))
+  if (!hasIndex && !hasSingle) await refuseOther(folder)
+  const map = hasIndex ? await readIndex(folder) : null
+  const names = map ? [...new Set(map.values())].sort() : [singleFile]
+  if (map && hasSingle && !names.includes(singleFile)) {
+    throw new ViaductError('ERR_INDEX', 'index', `expected either ${singleFile} or ${indexFile} in ${folder}, got both: remove the one that is stale`, { folder })
+  }
+  const missing: string[] = []
+  const paths = new Map<string, string>()
+  for (const name of names) {
+    if (await exists(join(folder, name))) paths.set(name, await fileInside(folder, name))
+    else missing.push(name)
+  }
+  if (missing.length > 0) {
+    throw new ViaductError('ERR_FILE_MISSING', 'weights', `expected ${names.length} files in ${folder}, ${missing.length === 1 ? 'one is' : `${missing.length} are`} missing: ${missing.join(', ')}`, { folder, file: missing[0], files: missing })
+  }
+  const files: WeightFile[] = []
+  const tensors = new Map<string, TensorSource>()
+  for (const [name, path] of paths) {
+    const file = { name, path, header: await readHeader(path, name) }
+    files.push(file)
+    for (const [tensor, source] of tensorSources(file)) {
+      const other = tensors.get(tensor)
+      if (other) throw new ViaductError('ERR_INDEX', 'index', `expected tensor ${JSON.stringify(tensor)} in one file, got it in ${other.file} and ${name}`, { tensor, files: [other.file, name] })
+      tensors.set(tensor, source)
+    }
+  }
+  if (map) checkIndex(map, tensors)
+  return { folder, files, index: hasIndex ? indexFile : null, tensors }
+}
+
+function checkIndex(map: ReadonlyMap<string, string>, tensors: ReadonlyMap<string, TensorSource>): void {
+  const problems: string[] = []
+  for (const [tensor, file] of map) {
+    const source = tensors.get(tensor)
+    if (source === undefined) problems.push(`${tensor} is not in ${file}`)
+    else if (source.file !== file) problems.push(`${tensor} is in ${source.file}, not in ${file}`)
+  }
+  for (const [tensor, source] of tensors) if (!map.has(tensor)) problems.push(`${tensor} of ${source.file} is not in the index`)
+  if (problems.length === 0) return
+  const shown = problems.slice(0, 20).join('; ') + (problems.length > 20 ? `; and ${problems.length - 20} more` : '')
+  throw new ViaductError('ERR_INDEX', 'index', `expected the index and the files to name the same tensors: ${shown}`, { problems })
+}
