@@ -105,6 +105,19 @@ export function environmentProblems(files: readonly SourceFile[]): Problem[] {
   return problems
 }
 
+/** `require('viaduct')` works only while no module of the package awaits at its top level. */
+export function awaitProblems(files: readonly SourceFile[]): Problem[] {
+  const atTop = /^(?:(?:export\s+)?(?:const|let|var)\s[^=]*=\s*)?await\b|^for\s+await\b/
+  return files
+    .filter((file) => /^(lib|recipes)\/.*\.ts$/.test(file.path))
+    .flatMap((file) =>
+      file.text.split('\n').flatMap((line, index) => {
+        const message = 'awaits at the top level, so that require() of the package fails: await in a function'
+        return atTop.test(line) ? [{ path: file.path, line: index + 1, message }] : []
+      }),
+    )
+}
+
 /** Codes in native/tensor.h's `enum class DType`: { F32: 0, ... }. */
 export function nativeDtypes(header: string): Record<string, number> {
   const body = /enum class DType[^{]*\{([^}]*)\}/.exec(header)?.[1] ?? ''

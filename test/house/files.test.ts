@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { dtypes } from '../../lib/base/dtype.js'
 import {
+  awaitProblems,
   environmentProblems,
   folderProblems,
   nameProblems,
@@ -29,6 +30,7 @@ describe('the repository', () => {
   it('has camelCase.ts and snake_case.cc', () => expect(shown(nameProblems(files))).toEqual([]))
   it('opens each file with a comment', () => expect(shown(openingProblems(files))).toEqual([]))
   it('holds no unfinished work and no foreign path', () => expect(shown(wordProblems(files))).toEqual([]))
+  it('can be required', () => expect(shown(awaitProblems(files))).toEqual([]))
   it('reads the environment in one file', () => expect(shown(environmentProblems(files))).toEqual([]))
 })
 
@@ -54,6 +56,13 @@ describe('each rule can fail', () => {
     expect(sizeProblems(sample('lib/a.ts', lines(501)))).toHaveLength(1)
     expect(sizeProblems(sample('lib/a.ts', lines(500)))).toHaveLength(0)
   })
+  it.each(['const a = await b()', 'export const a: B = await c', 'await x', 'for await (const a of b) {'])(
+    'top-level await: %s',
+    (text) => {
+      expect(awaitProblems(sample('lib/a.ts', `// one\n${text}\n`))).toHaveLength(1)
+      expect(awaitProblems(sample('lib/a.ts', `async function f() {\n  ${text}\n}\n`))).toEqual([])
+    },
+  )
   it('folder', () => {
     expect(folderProblems(sample('lib/io/utils/a.ts', ''))).toHaveLength(1)
     expect(folderProblems(sample('lib/io/utils.ts', ''))).toHaveLength(0)
