@@ -1,0 +1,252 @@
+// The op matmul and its cut into tiles. Tiles depend on the shape alone and each is computed by one thread, so results do
+// not depend on the number of threads. Kernels stand in matmul_kernel.cc, oneDNN's calls in matmul_onednn.cc.
+#include "matmul.h"
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "cast.h"
+#include "checks.h"
+#include "cpu_backend.h"
+#include "parallel.h"
+
+namespace viaduct::cpu {
+
+namespace {
+
+enum class Engine { Auto, Builtin, OneDnn };
+std::atomic<Engine> engine{Engine::Auto};
+
+bool usesOneDnn(DType dtype) {
+  switch (engine.load(std::memory_order_relaxed)) {
+    case Engine::Builtin:
+      return false;
+    case Engine::OneDnn:
+      return onednn::available(dtype);
+    default:
+      // F32: the built-in tiles run as fast and pack bias, dtype and edges in one pass. BF16: only oneDNN has dot products of it.
+      return dtype == DType::BF16 && onednn::available(dtype);
+  }
+}
+
+char* elementAt(void* data, DType dtype, int64_t index) {
+  return static_cast<char*>(data) + index * static_cast<int64_t>(dtypeBytes(dtype));
+}
+
+// y[n] = x[n], F32.
+void loadRow(float* y, const void* x, DType dtype, int64_t stride, int64_t n) {
+  castRow(DType::F32, dtype)(y, 1, x, stride, n);
+}
+
+// y row = (accumulate ? y : 0) + x, in y's dtype. x is overwritten.
+void writeRow(const MatmulArgs& g, int64_t row, int64_t col, float* x, int64_t n) {
+  char* y = elementAt(g.y, g.yDtype, row * g.ldy + col);
+  if (g.accumulate) {
+    constexpr int64_t kPiece = 256;
+    float old[kPiece];
+    for (int64_t j = 0; j < n; j += kPiece) {
+      const int64_t w = std::min(kPiece, n - j);
+      loadRow(old, y + j * static_cast<int64_t>(dtypeBytes(g.yDtype)), g.yDtype, 1, w);
+      for (int64_t e = 0; e < w; ++e) x[j + e] += old[e];
+    }
+  }
+  castRow(g.yDtype, DType::F32)(y, 1, x, 1, n);
+}
+
+void tile(float* c, int64_t ldc, const MatmulArgs& g, int64_t row, int64_t col, int64_t m, int64_t n, int64_t k0,
+          int64_t k, bool add, const float* bias) {
+  const MatrixView a = g.a.at(row, k0);
+  const MatrixView b = g.b.at(k0, col);
+  if (k > 0 && usesOneDnn(a.dtype)) {
+    onednn::multiplyTile(c, ldc, a, b, m, n, k, add);
+    if (bias != nullptr) {
+      for (int64_t i = 0; i < m; ++i) {
+        for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += bias[j];
+      }
+    }
+  } else {
+    multiplyTile(c, ldc, a, b, m, n, k, add, bias);
+  }
+}
+
+void runTiles(const MatmulArgs& g, const MatmulCut& cut, const float* bias) {
+  const int64_t rows = (g.m + cut.mt - 1) / cut.mt;
+  const int64_t cols = (g.n + cut.nt - 1) / cut.nt;
+  parallelFor(rows * cols, [&](int64_t task) {
+    // Down a column of tiles first: neighbours in time share the columns of b.
+    const int64_t row = task % rows * cut.mt;
+    const int64_t col = task / rows * cut.nt;
+    const int64_t m = std::min(cut.mt, g.m - row);
+    const int64_t n = std::min(cut.nt, g.n - col);
+    const float* b = bias != nullptr ? bias + col : nullptr;
+    if (g.yDtype == DType::F32) {
+      tile(static_cast<float*>(g.y) + row * g.ldy + col, g.ldy, g, row, col, m, n, 0, g.k, g.accumulate, b);
+      return;
+    }
+    float* c = threadScratch(kTileC, m * n);
+    tile(c, n, g, row, col, m, n, 0, g.k, false, b);
+    for (int64_t i = 0; i < m; ++i) writeRow(g, row + i, col, c + i * n, n);
+  });
+}
+
+// Few tiles and a long k: parts of k go to F32 planes, which are then summed in order.
+void runParts(const MatmulArgs& g, const MatmulCut& cut, const float* bias) {
+  const int64_t rows = (g.m + cut.mt - 1) / cut.mt;
+  const int64_t cols = (g.n + cut.nt - 1) / cut.nt;
+  const int64_t length = roundUp((g.k + cut.parts - 1) / cut.parts, 8);
+  const int64_t parts = (g.k + length - 1) / length;
+  const int64_t plane = g.m * g.n;
+  float* planes = threadScratch(kOperation, parts * plane);
+  parallelFor(rows * cols * parts, [&](int64_t task) {
+    const int64_t part = task % parts;
+    const int64_t row = task / parts % rows * cut.mt;
+    const int64_t col = task / parts / rows * cut.nt;
+    const int64_t k0 = part * length;
+    tile(planes + part * plane + row * g.n + col, g.n, g, row, col, std::min(cut.mt, g.m - row),
+         std::min(cut.nt, g.n - col), k0, std::min(length, g.k - k0), false,
+         part == 0 && bias != nullptr ? bias + col : nullptr);
+  });
+  parallelChunks(g.m, std::max<int64_t>(1, 16384 / g.n), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float* x = planes + i * g.n;
+      for (int64_t part = 1; part < parts; ++part) {
+        const float* next = x + part * plane;
+        for (int64_t j = 0; j < g.n; ++j) x[j] += next[j];
+      }
+      writeRow(g, i, 0, x, g.n);
+    }
+  });
+}
+
+// Rows of decoding: memory-bound, so weights are read once, in their own dtype, without packing.
+constexpr int64_t kFewRows = 16;
+
+void runFewRows(const MatmulArgs& g, const float* bias) {
+  const bool direct = g.a.dtype == DType::F32 && g.a.colStride == 1;
+  const float* x = static_cast<const float*>(g.a.data);
+  int64_t ldx = g.a.rowStride;
+  if (!direct) {
+    ldx = roundUp(g.k, 16);
+    float* copy = threadScratch(kOperation, g.m * ldx);
+    for (int64_t i = 0; i < g.m; ++i) {
+      loadRow(copy + i * ldx, g.a.at(i, 0).data, g.a.dtype, g.a.colStride, g.k);
+    }
+    x = copy;
+  }
+  constexpr int64_t kWeights = 1 << 15;  // weights a task
+  const int64_t grain = std::max<int64_t>(16, roundUp(kWeights / std::max<int64_t>(1, g.k), 4));
+  parallelChunks(g.n, grain, [&](int64_t begin, int64_t end) {
+    const int64_t n = end - begin;
+    const float* b = bias != nullptr ? bias + begin : nullptr;
+    if (g.yDtype == DType::F32) {
+      multiplyFewRows(static_cast<float*>(g.y) + begin, g.ldy, x, ldx, g.b.at(0, begin), g.m, n, g.k, g.accumulate, b);
+      return;
+    }
+    float* c = threadScratch(kTileC, g.m * n);
+    multiplyFewRows(c, n, x, ldx, g.b.at(0, begin), g.m, n, g.k, false, b);
+    for (int64_t i = 0; i < g.m; ++i) writeRow(g, i, begin, c + i * n, n);
+  });
+}
+
+constexpr int64_t kEnoughTiles = 16;
+
+}  // namespace
+
+MatmulCut cutMatmul(int64_t m, int64_t n, int64_t k) {
+  // 192 packed rows x 320 fit a second-level cache of 256 KiB; 48 is a multiple of every register tile's height.
+  MatmulCut cut{192, 512, 1};
+  const auto tiles = [&] { return ((m + cut.mt - 1) / cut.mt) * ((n + cut.nt - 1) / cut.nt); };
+  while (tiles() < kEnoughTiles && cut.nt > 128) cut.nt /= 2;
+  while (tiles() < kEnoughTiles && cut.mt > 48) cut.mt /= 2;
+  // Equal heights and widths, so that the last tile is not a sliver.
+  const auto even = [](int64_t size, int64_t most, int64_t unit) {
+    const int64_t count = std::max<int64_t>(1, (size + most - 1) / most);
+    return std::max<int64_t>(unit, roundUp((size + count - 1) / count, unit));
+  };
+  cut.mt = even(m, cut.mt, 12);
+  cut.nt = even(n, cut.nt, 32);
+  constexpr int64_t kPart = 512;
+  if (tiles() < kEnoughTiles && k >= 2 * kPart) cut.parts = std::min(k / kPart, (kEnoughTiles + tiles() - 1) / tiles());
+  return cut;
+}
+
+void runMatmul(const MatmulArgs& g) {
+  if (g.m == 0 || g.n == 0) return;
+  std::vector<float> bias;
+  if (g.bias != nullptr) {
+    bias.resize(static_cast<size_t>(g.n));
+    loadRow(bias.data(), g.bias, g.biasDtype, 1, g.n);
+  }
+  const float* b = bias.empty() ? nullptr : bias.data();
+  if (g.m <= kFewRows && g.b.rowStride == 1 && g.k > 0) {
+    runFewRows(g, b);
+    return;
+  }
+  const MatmulCut cut = cutMatmul(g.m, g.n, g.k);
+  if (cut.parts > 1) {
+    runParts(g, cut, b);
+  } else {
+    runTiles(g, cut, b);
+  }
+}
+
+void setMatmulEngine(const std::string& name) {
+  if (name == "auto") {
+    engine = Engine::Auto;
+  } else if (name == "builtin") {
+    engine = Engine::Builtin;
+  } else {
+    VIADUCT_CHECK(name == "onednn", "ERR_UNSUPPORTED", "matmul",
+                  "expected engine auto, builtin or onednn, got " + name + ": use one of these");
+    VIADUCT_CHECK(onednn::available(DType::F32), "ERR_UNSUPPORTED", "matmul",
+                  "expected a build with oneDNN, got one without: install it and build again, or use builtin");
+    engine = Engine::OneDnn;
+  }
+}
+
+std::string matmulEngine(DType dtype) {
+  return usesOneDnn(dtype) ? onednn::version() : std::string("builtin ") + simdTarget();
+}
+
+void CpuBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) {
+  const auto isFloat = [](DType t) { return t == DType::F32 || t == DType::BF16 || t == DType::F16; };
+  VIADUCT_CHECK(y.ndim == 2 && a.ndim == 2 && b.ndim == 2, "ERR_SHAPE", "matmul",
+                "expected matrices, got y " + viaduct::describe(y) + ", a " + viaduct::describe(a) + ", b " +
+                    viaduct::describe(b) + ": view them as 2-D");
+  VIADUCT_CHECK(isFloat(a.dtype) && a.dtype == b.dtype && (y.dtype == a.dtype || y.dtype == DType::F32), "ERR_DTYPE",
+                "matmul",
+                "expected a and b of one float dtype and y of that dtype or float32, got y " + viaduct::describe(y) +
+                    ", a " + viaduct::describe(a) + ", b " + viaduct::describe(b) + ": cast first");
+  VIADUCT_CHECK(y.rowStrided() && a.rowStrided() && b.rowStrided(), "ERR_LAYOUT", "matmul",
+                "expected rows without gaps, got y " + viaduct::describe(y) + ", a " + viaduct::describe(a) + ", b " +
+                    viaduct::describe(b) + ": copy, or use transA and transB");
+  MatmulArgs g;
+  g.m = a.shape[transA ? 1 : 0];
+  g.k = a.shape[transA ? 0 : 1];
+  g.n = b.shape[transB ? 0 : 1];
+  VIADUCT_CHECK(b.shape[transB ? 1 : 0] == g.k && y.shape[0] == g.m && y.shape[1] == g.n, "ERR_SHAPE", "matmul",
+                "expected y[M,N], op(a)[M,K], op(b)[K,N], got y " + viaduct::describe(y) + ", a " +
+                    viaduct::describe(a) + (transA ? " transposed" : "") + ", b " + viaduct::describe(b) +
+                    (transB ? " transposed" : "") + ": check the shapes and the flags");
+  if (bias.present()) {
+    VIADUCT_CHECK(bias.ndim == 1 && bias.shape[0] == g.n && bias.rowStrided(), "ERR_SHAPE", "matmul",
+                  "expected bias [" + std::to_string(g.n) + "] without gaps, got " + viaduct::describe(bias) +
+                      ": give one value a column");
+    VIADUCT_CHECK(isFloat(bias.dtype), "ERR_DTYPE", "matmul",
+                  "expected a float bias, got " + viaduct::describe(bias) + ": cast it");
+    g.bias = bias.data;
+    g.biasDtype = bias.dtype;
+  }
+  g.y = y.data;
+  g.yDtype = y.dtype;
+  g.ldy = y.stride[0];
+  const MatrixView av{a.data, a.dtype, a.stride[0], 1};
+  const MatrixView bv{b.data, b.dtype, b.stride[0], 1};
+  g.a = transA ? av.transposed() : av;
+  g.b = transB ? bv.transposed() : bv;
+  g.accumulate = accumulate;
+  s.enqueue("matmul", [g] { runMatmul(g); });
+}
+
+}  // namespace viaduct::cpu
