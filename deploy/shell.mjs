@@ -26,10 +26,18 @@ export function run(program, args, { log, what, ...options } = {}) {
   if (file !== undefined) closeSync(file)
   if (result.status === 0) return
   const why = result.error ? result.error.message : result.signal ? `signal ${result.signal}` : `exit ${result.status}`
-  const tail = log
-    ? `\n${readFileSync(log, 'utf8').trimEnd().split('\n').slice(-40).join('\n')}\n(all of it: ${log})`
-    : ''
+  const tail = log ? `\n${excerpt(readFileSync(log, 'utf8'))}\n(all of it: ${log})` : ''
   throw new SetupError(`${what ?? 'command'} failed (${why}): ${line}${tail}`)
+}
+
+// The end of a log, and before it the first errors: a compiler's lie far above what make says last.
+function excerpt(text) {
+  const lines = text.trimEnd().split('\n')
+  const head = lines
+    .slice(0, -30)
+    .filter((line) => /\berror\b/i.test(line))
+    .slice(0, 10)
+  return [...head, ...(head.length > 0 ? ['…'] : []), ...lines.slice(-30)].join('\n')
 }
 
 /** Where a program is, or undefined. */
