@@ -101,7 +101,6 @@ export interface Addon {
   tensorInfo(handle: integer): TensorInfo
   version(handle: integer): number
   sharers(handle: integer): number
-  sharers(handle: integer): number
   liveSlots(): number
   upload(stream: Stream, y: Out, data: bytes): void
   download(stream: Stream, x: In): Promise<ArrayBuffer>

@@ -61,9 +61,6 @@ Value tensorInfo(Env& env, int64_t handle) {
 
 int64_t version(Env& env, int64_t handle) { return env.slots.at(handle, "version").storage->version; }
 
-/// Slots on the same storage, and work off the streams that holds it.
-int64_t sharers(Env& env, int64_t handle) { return env.slots.at(handle, "sharers").storage.use_count(); }
-
 /// Tensors (views included) and pins that hold the storage: 1 when it is this handle's alone.
 int64_t sharers(Env& env, int64_t handle) { return env.slots.at(handle, "sharers").storage.use_count(); }
 
@@ -134,7 +131,6 @@ std::vector<Row> memoryRows() {
       row("free", &freeTensor),
       row("tensorInfo", &tensorInfo),
       row("version", &version),
-      row("sharers", &sharers),
       row("sharers", &sharers),
       row("liveSlots", &liveSlots),
       row("upload", &upload),
