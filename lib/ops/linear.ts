@@ -1,0 +1,69 @@
+// Matrix products. T: tokens, K: input channels, N: output channels; weights are [N, K] as in PyTorch and Megatron.
+import { native } from '../addon/load.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { checkShape, defineOp } from './define.js'
+import { mainGradOf, type TrainableWeight } from './weight.js'
+
+export interface LinearArgs {
+  /** [T, K] */
+  readonly x: Tensor
+  /** [N, K] */
+  readonly weight: TrainableWeight
+  /** [N] */
+  readonly bias?: TrainableWeight | null
+}
+
+/** y[T, N] = x · weightᵀ + bias, in x's dtype. */
+export const linear = defineOp<LinearArgs, { y: Tensor }>({
+  name: 'linear',
+  shapes({ x, weight }) {
+    const w = weight.data
+    checkShape(x.shape.length === 2 && x.shape[1] === w.shape[1], 'linear', 'x [T, K] and weight [N, K]', x, w)
+    return { y: { shape: [x.shape[0] as number, w.shape[0] as number], dtype: x.dtype } }
+  },
+  forward(ctx, { x, weight, bias }, { y }) {
+    native.matmul(ctx.stream.id, y.handle, x.handle, weight.data.handle, bias ? bias.data.handle : 0, false, true, false)
+  },
+  inputs: ({ x }) => [x],
+  weights: ({ weight, bias }) => [weight, bias],
+  saves: ({ x, weight }) => [weight.requiresGrad ? x : null, weight.data],
+  backwardInput(ctx, { x, weight }, _, { y: dy }, [wanted]) {
+    if (!wanted || dy === null) return [null]
+    const w = weight.data
+    const dx = ctx.empty([dy.shape[0] as number, w.shape[1] as number], x.dtype)
+    native.matmul(ctx.stream.id, dx.handle, dy.handle, w.handle, 0, false, false, false)
+    return [dx]
+  },
+  backwardWeight(ctx, { x, weight, bias }, _, { y: dy }) {
+    if (dy === null) return
+    if (weight.requiresGrad) {
+      const dw = mainGradOf(ctx, weight)
+      native.matmul(ctx.stream.id, dw.handle, dy.handle, x.handle, 0, true, false, true)
+    }
+    if (bias?.requiresGrad) native.sumRows(ctx.stream.id, mainGradOf(ctx, bias).handle, dy.handle)
+  },
+})
+
+export interface AddBiasArgs {
+  /** [T, N]; overwritten. */
+  readonly x: Tensor
+  readonly bias: TrainableWeight
+}
+
+/** x += bias, in place: after the reduction of a row-parallel product. */
+export const addBias = defineOp<AddBiasArgs, { y: Tensor }>({
+  name: 'addBias',
+  shapes({ x, bias }) {
+    checkShape(x.shape.length === 2 && x.shape[1] === bias.data.shape[0], 'addBias', 'x [T, N] and bias [N]', x, bias.data)
+    return { y: { inPlace: x } }
+  },
+  forward(ctx, { x, bias }, { y }) {
+    native.addBias(ctx.stream.id, y.handle, x.handle, bias.data.handle)
+  },
+  inputs: ({ x }) => [x],
+  weights: ({ bias }) => [bias],
+  backwardInput: (_ctx, _args, _out, { y: dy }) => [dy],
+  backwardWeight(ctx, { bias }, _, { y: dy }) {
+    if (dy !== null) native.sumRows(ctx.stream.id, mainGradOf(ctx, bias).handle, dy.handle)
+  },
+})

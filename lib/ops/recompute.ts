@@ -1,0 +1,53 @@
+// Recompute: a stretch of the forward pass that saves its inputs only and runs again in the backward pass, under a tape of
+// its own. Randomness is by place, so the second run draws the same numbers without any stored state.
+import { withScope } from '../tensor/scope.js'
+import type { Ctx } from '../tensor/ctx.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { Tape } from './tape.js'
+
+/**
+ * Runs f without saving its activations; runs it again in the backward pass.
+ * @param inputs - every tensor through which a gradient enters f; parameters are found by f itself.
+ * @returns what f returns: a tensor, or a list of tensors with null where one is absent.
+ */
+export async function recompute<R extends Tensor | readonly (Tensor | null)[]>(
+  ctx: Ctx,
+  inputs: readonly Tensor[],
+  f: (ctx: Ctx, inputs: readonly Tensor[]) => Promise<R>,
+): Promise<R> {
+  const tape = ctx.tape as Tape | null
+  if (tape === null) return await f(ctx, inputs)
+  const result = await withScope(ctx.with({ tape: null }), (inner) => f(inner, inputs))
+  const outputs = Array.isArray(result) ? (result as readonly (Tensor | null)[]) : [result as Tensor]
+  let inner: Tape | null = null
+  tape.record({
+    name: 'recompute',
+    inputs,
+    outputs,
+    saved: inputs,
+    weights: [],
+    hidesWeights: true,
+    async backwardInput(bctx, dOutputs, wanted, schedule) {
+      inner = new Tape()
+      for (let i = 0; i < inputs.length; i++) if (wanted[i]) inner.watch(inputs[i] as Tensor)
+      const again = await withScope(bctx.with({ tape: inner }), (c) => f(c, inputs))
+      const list = Array.isArray(again) ? (again as readonly (Tensor | null)[]) : [again as Tensor]
+      const reached = list.flatMap((t, i) => (t !== null && dOutputs[i] ? [[t, dOutputs[i] as Tensor] as const] : []))
+      const gradients = await inner.backward(
+        bctx,
+        reached.map(([t]) => t),
+        reached.map(([, d]) => d),
+        { weights: schedule },
+      )
+      return inputs.map((t) => gradients.get(t) ?? null)
+    },
+    async backwardWeight(bctx) {
+      await inner?.backwardWeight(bctx)
+    },
+    dispose() {
+      inner?.dispose()
+      inner = null
+    },
+  })
+  return result
+}

@@ -1,0 +1,268 @@
+// The recorder of the backward pass. A tape belongs to one micro-batch of one chunk; many may be alive. It retains what its
+// records save, checks that nobody changed it, and frees as the backward pass goes. A gradient whose only reference is
+// the tape's may be overwritten (`isExclusive`); parameters accumulate into their main gradients, activations never do.
+import { assert, ViaductError } from '../base/errors.js'
+import type { Ctx } from '../tensor/ctx.js'
+import { Scope } from '../tensor/scope.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { native } from '../addon/load.js'
+import type { TrainableWeight } from './weight.js'
+
+/** One step of a forward pass, as the tape holds it. Made by `defineOp` and `recompute`. */
+export interface TapeRecord {
+  readonly name: string
+  /** Where gradients go; null where an optional input was absent. */
+  readonly inputs: readonly (Tensor | null)[]
+  /** Where gradients come from. */
+  readonly outputs: readonly (Tensor | null)[]
+  /** Retained until the record's last backward action ran, and checked against changes. */
+  readonly saved: readonly Tensor[]
+  readonly weights: readonly TrainableWeight[]
+  /** True if weights below this record want gradients though `weights` does not list them. */
+  readonly hidesWeights?: boolean
+  /**
+   * Gradients of the inputs, null where not wanted. New tensors belong to `ctx.scope`; a result may be one of `dOutputs`.
+   * @param wanted - which inputs need a gradient.
+   * @param schedule - for records that run a tape of their own.
+   */
+  backwardInput(
+    ctx: Ctx,
+    dOutputs: readonly (Tensor | null)[],
+    wanted: readonly boolean[],
+    schedule: WeightSchedule,
+  ): readonly (Tensor | null)[] | Promise<readonly (Tensor | null)[]>
+  /** Adds to the main gradients of the weights. Called once, after backwardInput, at once or later. */
+  backwardWeight?(ctx: Ctx, dOutputs: readonly (Tensor | null)[]): void | Promise<void>
+  /** Frees what the record itself holds, when it is dropped. */
+  dispose?(): void
+}
+
+interface Entry {
+  readonly record: TapeRecord
+  readonly wanted: readonly boolean[]
+  readonly versions: readonly number[]
+}
+
+interface Deferred {
+  readonly entry: Entry
+  readonly dOutputs: readonly (Tensor | null)[]
+}
+
+/** When weight gradients are computed: beside the input gradients, or in `backwardWeight`. */
+export type WeightSchedule = 'now' | 'defer'
+
+export interface BackwardOptions {
+  readonly weights?: WeightSchedule
+}
+
+/** True if nobody but the caller holds the tensor or a view of its memory: it may be overwritten. */
+export function isExclusive(t: Tensor): boolean {
+  return t.references === 1 && native.sharers(t.handle) === 1
+}
+
+export class Tape {
+  #entries: Entry[] = []
+  #deferred: Deferred[] = []
+  /** Tensors that a gradient may reach. */
+  readonly #active = new Set<Tensor>()
+  readonly #watched = new Set<Tensor>()
+  #disposed = false
+
+  /** Number of records that still hold something. */
+  get length(): number {
+    return this.#entries.length + this.#deferred.length
+  }
+
+  /** Marks a leaf whose gradient is wanted. */
+  watch(t: Tensor): void {
+    this.#watched.add(t)
+    this.#active.add(t)
+  }
+
+  /** True if a gradient may reach this tensor: some input or weight before it wants one. */
+  isActive(t: Tensor): boolean {
+    return this.#active.has(t)
+  }
+
+  /** Takes a step; one that no gradient needs is dropped and saves nothing. */
+  record(record: TapeRecord): void {
+    assert(!this.#disposed, `record ${record.name} came after the tape was disposed`)
+    const wanted = record.inputs.map((t) => t !== null && this.#active.has(t))
+    const needed =
+      record.hidesWeights === true || wanted.includes(true) || record.weights.some((weight) => weight.requiresGrad)
+    if (!needed) {
+      record.dispose?.()
+      return
+    }
+    const versions: number[] = []
+    for (const t of record.saved) {
+      t.retain()
+      versions.push(native.version(t.handle))
+    }
+    for (const t of record.outputs) if (t !== null) this.#active.add(t)
+    this.#entries.push({ record, wanted, versions })
+  }
+
+  /**
+   * Runs backward from `outputs`, seeded with `dOutputs` of the same shapes, and consumes the tape.
+   * @returns gradients of the watched leaves that were reached, owned by `ctx.scope`.
+   * @throws ERR_VERSION when a saved tensor was changed after it was recorded.
+   */
+  async backward(
+    ctx: Ctx,
+    outputs: readonly Tensor[],
+    dOutputs: readonly Tensor[],
+    options: BackwardOptions = {},
+  ): Promise<Map<Tensor, Tensor>> {
+    assert(outputs.length === dOutputs.length, `${outputs.length} outputs and ${dOutputs.length} gradients`)
+    const schedule = options.weights ?? 'now'
+    const gradients = new Map<Tensor, Tensor>()
+    const seeding = new Scope()
+    try {
+      const seeder = ctx.with({ scope: seeding, tape: null })
+      for (let i = 0; i < outputs.length; i++) accumulate(seeder, gradients, outputs[i] as Tensor, dOutputs[i] as Tensor)
+      for (let entry = this.#entries.pop(); entry !== undefined; entry = this.#entries.pop()) {
+        const { record } = entry
+        // A watched output keeps its gradient for the caller too.
+        const dOuts = record.outputs.map((t) => (t === null ? null : this.#take(gradients, t)))
+        if (dOuts.every((d) => d === null)) {
+          drop(entry, dOuts)
+          continue
+        }
+        let deferred = false
+        const scope = new Scope()
+        const inner = ctx.with({ scope, tape: null })
+        try {
+          checkVersions(entry)
+          const result = record.backwardInput(inner, dOuts, entry.wanted, schedule)
+          const dIns = result instanceof Promise ? await result : result
+          for (let i = 0; i < record.inputs.length; i++) {
+            const d = dIns[i]
+            if (d && entry.wanted[i]) accumulate(inner, gradients, record.inputs[i] as Tensor, d)
+          }
+          if (record.backwardWeight !== undefined && wantsWeights(record)) {
+            if (schedule === 'defer') {
+              // backwardInput may have written over what only it needed, so versions are taken anew.
+              const versions = record.saved.map((t) => native.version(t.handle))
+              this.#deferred.push({ entry: { ...entry, versions }, dOutputs: dOuts })
+              deferred = true
+            } else {
+              const done = record.backwardWeight(inner, dOuts)
+              if (done instanceof Promise) await done
+            }
+          }
+        } finally {
+          if (!deferred) drop(entry, dOuts)
+          scope.close()
+        }
+      }
+      const found = new Map<Tensor, Tensor>()
+      for (const [t, d] of gradients) {
+        if (!this.#watched.has(t)) continue
+        found.set(t, handOver(ctx, d))
+        gradients.delete(t)
+      }
+      return found
+    } finally {
+      seeding.close()
+      for (const d of gradients.values()) d.release()
+      this.#active.clear()
+      this.#watched.clear()
+    }
+  }
+
+  /** Computes the weight gradients that `backward` deferred, in the order in which it met them. */
+  async backwardWeight(ctx: Ctx): Promise<void> {
+    const work = this.#deferred
+    this.#deferred = []
+    let done = 0
+    try {
+      for (const { entry, dOutputs } of work) {
+        const scope = new Scope()
+        try {
+          checkVersions(entry)
+          const result = entry.record.backwardWeight?.(ctx.with({ scope, tape: null }), dOutputs)
+          if (result instanceof Promise) await result
+        } finally {
+          done++
+          drop(entry, dOutputs)
+          scope.close()
+        }
+      }
+    } finally {
+      for (const { entry, dOutputs } of work.slice(done)) drop(entry, dOutputs)
+    }
+  }
+
+  /** Releases everything that is held. A second call does nothing. */
+  dispose(): void {
+    this.#disposed = true
+    for (const entry of this.#entries) drop(entry, [])
+    for (const { entry, dOutputs } of this.#deferred) drop(entry, dOutputs)
+    this.#entries = []
+    this.#deferred = []
+    this.#active.clear()
+    this.#watched.clear()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  #take(gradients: Map<Tensor, Tensor>, t: Tensor): Tensor | null {
+    const d = gradients.get(t)
+    if (d === undefined) return null
+    if (this.#watched.has(t)) d.retain()
+    else gradients.delete(t)
+    return d
+  }
+}
+
+function wantsWeights(record: TapeRecord): boolean {
+  return record.hidesWeights === true || record.weights.some((weight) => weight.requiresGrad)
+}
+
+function drop(entry: Entry, dOutputs: readonly (Tensor | null)[]): void {
+  for (const t of entry.record.saved) t.release()
+  for (const d of dOutputs) d?.release()
+  entry.record.dispose?.()
+}
+
+function checkVersions(entry: Entry): void {
+  const { record, versions } = entry
+  for (let i = 0; i < versions.length; i++) {
+    const now = native.version((record.saved[i] as Tensor).handle)
+    if (now !== versions[i]) {
+      throw new ViaductError(
+        'ERR_VERSION',
+        record.name,
+        `expected saved tensor ${i} of [${(record.saved[i] as Tensor).shape}] at version ${versions[i]}, got ${now}: ` +
+          'something wrote into it before its backward pass ran; write into a copy',
+        { op: record.name, saved: i },
+      )
+    }
+  }
+}
+
+/** Gives the map's reference to the caller's scope. */
+function handOver(ctx: Ctx, d: Tensor): Tensor {
+  const view = ctx.alias(d)
+  d.release()
+  return view
+}
+
+/** Adds `d` to the gradient of `t`. The map holds one reference to each of its tensors. */
+function accumulate(ctx: Ctx, gradients: Map<Tensor, Tensor>, t: Tensor, d: Tensor): void {
+  const before = gradients.get(t)
+  if (before === undefined) {
+    d.retain()
+    gradients.set(t, d)
+    return
+  }
+  const target = isExclusive(before) ? before : ctx.empty(before.shape, before.dtype)
+  native.add(ctx.stream.id, target.handle, before.handle, d.handle)
+  if (target === before) return
+  target.retain()
+  before.release()
+  gradients.set(t, target)
+}

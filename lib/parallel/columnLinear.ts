@@ -1,0 +1,62 @@
+// Linear layers whose output channels are shared out over tp: each rank has rows of the weight and its columns of the output.
+// The input's gradient is summed over tp. NormColumnParallelLinear has the block's norm in it, as in Megatron-Core.
+import type { DType } from '../base/dtype.js'
+import type { Ctx, Group } from '../tensor/ctx.js'
+import type { ShardSpec } from '../tensor/shardSpec.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { linear } from '../ops/linear.js'
+import type { LinearLike } from '../nn/linear.js'
+import { Module } from '../nn/module.js'
+import { NormCore, type NormConfig } from '../nn/norm.js'
+import { type Init, Parameter } from '../nn/parameter.js'
+import { copyForwardReduceBackward } from './regions.js'
+
+export interface ParallelLinearOptions {
+  /** The ranks that share the layer. */
+  readonly tp: Group
+  /** Logical [out, in]: how this rank's rows or columns lie in it. */
+  readonly weight: ShardSpec
+  /** Null: no bias. */
+  readonly bias: ShardSpec | null
+  readonly dtype: DType
+  readonly init: Init
+}
+
+const zeros: Init = { kind: 'constant', value: 0 }
+
+export class ColumnParallelLinear extends Module implements LinearLike {
+  readonly weight: Parameter
+  readonly bias: Parameter | null
+  readonly #tp: Group
+
+  /** @param shared - a weight of another module to use instead of an own one: tied embeddings. */
+  constructor(options: ParallelLinearOptions, shared?: Parameter) {
+    super()
+    this.#tp = options.tp
+    this.weight = this.parameter('weight', shared ?? new Parameter(options.weight, options.dtype, options.init))
+    this.bias = options.bias ? this.parameter('bias', new Parameter(options.bias, options.dtype, zeros)) : null
+  }
+
+  /** x [T, in], whole, to this rank's columns [T, out / tp]. */
+  async forward(ctx: Ctx, x: Tensor): Promise<Tensor> {
+    const whole = copyForwardReduceBackward(ctx, x, this.#tp)
+    return linear(ctx, { x: whole, weight: this.weight, bias: this.bias }).y
+  }
+}
+
+/** Norm of x + residual, then a column-parallel linear; parameters `layer_norm_weight`, `weight`, `bias`. */
+export class NormColumnParallelLinear extends ColumnParallelLinear {
+  readonly norm: NormCore
+
+  constructor(options: ParallelLinearOptions, norm: NormConfig) {
+    super(options)
+    this.norm = new NormCore(norm)
+    this.parameter('layer_norm_weight', this.norm.weight)
+    if (this.norm.bias) this.parameter('layer_norm_bias', this.norm.bias)
+  }
+
+  /** The normalised input and the residual stream that goes on past the block. */
+  normalize(ctx: Ctx, x: Tensor, residual: Tensor | null): { y: Tensor; residual: Tensor } {
+    return this.norm.apply(ctx, x, residual)
+  }
+}

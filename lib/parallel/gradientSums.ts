@@ -1,0 +1,24 @@
+// Sums of gradients that ShardSpec asks for, besides the data-parallel one: parts of a parameter that several ranks hold and of
+// whose gradient each sees a share. See the table in docs/runtime.md, section 7.
+import type { Ctx } from '../tensor/ctx.js'
+import { withScope } from '../tensor/scope.js'
+import type { Parameter } from '../nn/parameter.js'
+import { allReduce } from './collectives.js'
+
+/** Sums each block's main gradient over the axes that its shard names. Call once, after the last backward pass of a step. */
+export async function sumSharedGradients(ctx: Ctx, parameters: Iterable<Parameter>): Promise<void> {
+  await withScope(ctx, (inner) => {
+    for (const parameter of parameters) {
+      if (!parameter.requiresGrad || parameter.mainGrad === null) continue
+      for (const block of parameter.shard.blocks) {
+        for (const axis of block.gradSum) {
+          const group = ctx.groups.get(axis)
+          if (group.size === 1) continue
+          // Blocks are runs of rows, so a block is contiguous.
+          const part = parameter.mainGrad.slice(inner, 0, block.localStart[0] as number, block.size[0] as number)
+          allReduce(inner, part, group)
+        }
+      }
+    }
+  })
+}
