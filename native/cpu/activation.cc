@@ -2,7 +2,7 @@
 // result is rounded once; gated forms in BF16 round act(gate) before the product, as Transformers does.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/activation.cc"
-#include "math.h"
+#include "vector_math.h"
 #include "vectors.h"
 
 #ifndef VIADUCT_CPU_ACTIVATION

@@ -2,8 +2,8 @@
 // Logits are read once per pass in blocks that stay in the first cache; no second copy of them is made.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/cross_entropy.cc"
-#include "math.h"
 #include "scratch.h"
+#include "vector_math.h"
 #include "vectors.h"
 
 #ifndef VIADUCT_CPU_CROSS_ENTROPY

@@ -2,11 +2,11 @@
 // once per instruction set.
 #include "vectors.h"
 
-#if defined(VIADUCT_CPU_MATH_H) == defined(HWY_TARGET_TOGGLE)
-#ifdef VIADUCT_CPU_MATH_H
-#undef VIADUCT_CPU_MATH_H
+#if defined(VIADUCT_CPU_VECTOR_MATH_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef VIADUCT_CPU_VECTOR_MATH_H
+#undef VIADUCT_CPU_VECTOR_MATH_H
 #else
-#define VIADUCT_CPU_MATH_H
+#define VIADUCT_CPU_VECTOR_MATH_H
 #endif
 
 HWY_BEFORE_NAMESPACE();

@@ -1,0 +1,183 @@
+// The optimizer's kernels: sums of squares in F64, the clipping factor, one fused AdamW pass. AdamW follows PyTorch's
+// single-tensor form operation by operation, in F32, with its scalars rounded from F64 at the same places.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "native/cpu/optimizer.cc"
+#include "scratch.h"
+#include "vectors.h"
+
+#ifndef VIADUCT_CPU_OPTIMIZER
+#define VIADUCT_CPU_OPTIMIZER
+#include <cmath>
+namespace viaduct::cpu {
+
+constexpr int64_t kSquaresGrain = 65536;  // elements of one partial sum
+constexpr int64_t kAdamGrain = 32768;     // elements of one task
+
+struct AdamArgs {
+  float *param, *m, *v;
+  const float* grad;
+  void* model;
+  DType modelDtype;
+  int64_t size;
+  float gradFactor, decay;  // decay: 1 - lr * weightDecay
+  float lerp;               // 1 - beta1
+  float beta2, rest2;       // beta2, 1 - beta2
+  float root2, eps;         // sqrt(1 - beta2^t)
+  float minusStep;          // -lr / (1 - beta1^t)
+};
+
+}  // namespace viaduct::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace viaduct::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+template <typename T>
+double SquaresOf(const T* x, int64_t size) {
+  VD low = hn::Zero(DD()), high = hn::Zero(DD());
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const V v = Load(x + i, std::min(kLanes, size - i));
+    const VD a = LowerF64(v), b = UpperF64(v);
+    low = hn::MulAdd(a, a, low);  // the square of an F32 is exact in F64
+    high = hn::MulAdd(b, b, high);
+  }
+  return SumF64Lanes(hn::Add(low, high));
+}
+
+void SumSquaresKernel(DType dtype, const void* x, double* partial, int64_t size) {
+  parallelChunks(size, kSquaresGrain, [=](int64_t begin, int64_t end) HWY_ATTR {
+    partial[begin / kSquaresGrain] = dtype == DType::F32 ? SquaresOf(static_cast<const float*>(x) + begin, end - begin)
+                                                         : SquaresOf(static_cast<const BF16*>(x) + begin, end - begin);
+  });
+}
+
+struct NoModel {};
+HWY_INLINE void StoreModel(V, NoModel*, int64_t, int64_t) {}
+HWY_INLINE void StoreModel(V v, BF16* model, int64_t i, int64_t n) { Store(v, model + i, n); }
+HWY_INLINE void StoreModel(V v, F16* model, int64_t i, int64_t n) {
+  alignas(64) float lanes[kLanes];
+  Store(v, lanes);
+  for (int64_t k = 0; k < n; ++k) model[i + k] = fromFloat<F16>(lanes[k]);
+}
+
+template <typename M>
+void AdamLoop(const AdamArgs& args, M* model) {
+  const AdamArgs a = args;
+  parallelChunks(a.size, kAdamGrain, [=](int64_t begin, int64_t end) HWY_ATTR {
+    const V factor = Set(a.gradFactor), decay = Set(a.decay), beta2 = Set(a.beta2), rest2 = Set(a.rest2);
+    const V root2 = Set(a.root2), eps = Set(a.eps), minusStep = Set(a.minusStep);
+    // lerp as PyTorch rounds it: from the nearer end.
+    const bool nearOld = a.lerp < 0.5f;
+    const V weight = Set(nearOld ? a.lerp : a.lerp - 1.0f);
+    ForVectors(end - begin, [=](int64_t k, int64_t n) HWY_ATTR {
+      const int64_t i = begin + k;
+      const V g = hn::Mul(Load(a.grad + i, n), factor);
+      V p = hn::Mul(Load(a.param + i, n), decay);
+      V m = Load(a.m + i, n), v = Load(a.v + i, n);
+      m = hn::MulAdd(weight, hn::Sub(g, m), nearOld ? m : g);
+      v = hn::Add(hn::Mul(v, beta2), hn::Mul(hn::Mul(rest2, g), g));
+      const V denominator = hn::Add(hn::Div(hn::Sqrt(v), root2), eps);
+      p = hn::Add(p, hn::Div(hn::Mul(minusStep, m), denominator));
+      Store(m, a.m + i, n);
+      Store(v, a.v + i, n);
+      Store(p, a.param + i, n);
+      StoreModel(p, model, i, n);
+    });
+  });
+}
+
+void AdamKernel(const AdamArgs& a) {
+  if (a.model == nullptr) return AdamLoop(a, static_cast<NoModel*>(nullptr));
+  if (a.modelDtype == DType::BF16) return AdamLoop(a, static_cast<BF16*>(a.model));
+  AdamLoop(a, static_cast<F16*>(a.model));
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace viaduct::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "checks.h"
+#include "cpu_backend.h"
+
+namespace viaduct::cpu {
+
+HWY_EXPORT(SumSquaresKernel);
+HWY_EXPORT(AdamKernel);
+
+void CpuBackend::sumSquares(Stream& s, InOut acc, In x) {
+  checkDtype("sumSquares", "acc", acc, {DType::F64});
+  checkNumel("sumSquares", "acc", acc, 1);
+  checkFloat("sumSquares", "x", x);
+  checkContiguous("sumSquares", "x", x);
+  s.enqueue("sumSquares", [=] {
+    const int64_t size = x.numel(), parts = (size + kSquaresGrain - 1) / kSquaresGrain;
+    double* partial = scratch<double>(static_cast<size_t>(parts));
+    HWY_DYNAMIC_DISPATCH(SumSquaresKernel)(x.dtype, x.data, partial, size);
+    double total = 0;
+    for (int64_t i = 0; i < parts; ++i) total += partial[i];
+    *acc.as<double>() += total;
+  });
+}
+
+void CpuBackend::clipFactor(Stream& s, Out norm, Out factor, In acc, double maxNorm) {
+  checkDtype("clipFactor", "norm", norm, {DType::F32});
+  checkDtype("clipFactor", "factor", factor, {DType::F32});
+  checkDtype("clipFactor", "acc", acc, {DType::F64});
+  checkNumel("clipFactor", "norm", norm, 1);
+  checkNumel("clipFactor", "factor", factor, 1);
+  checkNumel("clipFactor", "acc", acc, 1);
+  s.enqueue("clipFactor", [=] {
+    const double total = std::sqrt(*acc.as<double>());
+    *norm.as<float>() = static_cast<float>(total);
+    const double ratio = maxNorm / (total + 1e-6);
+    // Written so that a NaN norm gives a NaN factor.
+    *factor.as<float>() = maxNorm <= 0 || ratio > 1.0 ? 1.0f : static_cast<float>(ratio);
+  });
+}
+
+void CpuBackend::adamw(Stream& s, InOut param, InOut m, InOut v, OptOut model, In grad, In slots, double beta1,
+                       double beta2, double eps, double weightDecay) {
+  const char* op = "adamw";
+  struct Named {
+    const char* name;
+    const TensorRef& tensor;
+  };
+  for (const Named& t : {Named{"param", param}, Named{"m", m}, Named{"v", v}, Named{"grad", grad}}) {
+    checkDtype(op, t.name, t.tensor, {DType::F32});
+    checkNumel(op, t.name, t.tensor, param.numel());
+    checkContiguous(op, t.name, t.tensor);
+  }
+  if (model.present()) {
+    checkDtype(op, "model", model, {DType::BF16, DType::F16});
+    checkNumel(op, "model", model, param.numel());
+    checkContiguous(op, "model", model);
+  }
+  checkDtype(op, "slots", slots, {DType::F32});
+  checkShape(op, "slots", slots, {4});
+  checkContiguous(op, "slots", slots);
+  s.enqueue("adamw", [=] {
+    const float* slot = slots.as<float>();
+    const double lr = slot[0], correction1 = slot[1], correction2 = slot[2];
+    AdamArgs a;
+    a.param = param.as<float>(), a.m = m.as<float>(), a.v = v.as<float>(), a.grad = grad.as<float>();
+    a.model = model.present() ? model.data : nullptr;
+    a.modelDtype = model.dtype;
+    a.size = param.numel();
+    a.gradFactor = slot[3];
+    a.decay = static_cast<float>(1.0 - lr * weightDecay);
+    a.lerp = static_cast<float>(1.0 - beta1);
+    a.beta2 = static_cast<float>(beta2);
+    a.rest2 = static_cast<float>(1.0 - beta2);
+    a.root2 = static_cast<float>(std::sqrt(correction2));
+    a.eps = static_cast<float>(eps);
+    a.minusStep = static_cast<float>(-lr / correction1);
+    if (a.size > 0) HWY_DYNAMIC_DISPATCH(AdamKernel)(a);
+  });
+}
+
+}  // namespace viaduct::cpu
+#endif  // HWY_ONCE
