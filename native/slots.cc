@@ -6,7 +6,8 @@
 
 namespace viaduct {
 
-void LateFrees::add(void* data, Backend& backend, std::shared_ptr<Stream> owner, std::vector<std::shared_ptr<Event>> after) {
+void LateFrees::add(void* data, Backend& backend, std::shared_ptr<Stream> owner,
+                    std::vector<std::shared_ptr<Event>> after) {
   std::lock_guard<std::mutex> lock(mutex_);
   entries_.push_back({data, &backend, std::move(owner), std::move(after)});
 }
@@ -102,8 +103,8 @@ int64_t SlotTable::view(int64_t handle, const Dims& shape, const Dims& strides, 
   }
   const int64_t elements = static_cast<int64_t>(base.storage->bytes()) / width;
   VIADUCT_CHECK(empty || (low >= 0 && high < elements), "ERR_SHAPE", "view",
-                "expected elements inside of the storage's " + std::to_string(elements) + ", got " + std::to_string(low) +
-                    " to " + std::to_string(high));
+                "expected elements inside of the storage's " + std::to_string(elements) + ", got " +
+                    std::to_string(low) + " to " + std::to_string(high));
   if (begin != nullptr) tensor.data = static_cast<char*>(base.tensor.data) + offset * width;
   if (empty) tensor.data = base.storage->data();
   return take(tensor, base.storage);

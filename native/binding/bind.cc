@@ -21,9 +21,7 @@ void Call::wrong(const char* expected) {
   throw Error("ERR_USAGE", name, "argument " + std::to_string(next) + ": expected " + expected);
 }
 
-void Call::tooFew() {
-  throw Error("ERR_USAGE", name, "expected more arguments, got " + std::to_string(argc));
-}
+void Call::tooFew() { throw Error("ERR_USAGE", name, "expected more arguments, got " + std::to_string(argc)); }
 
 std::vector<napi_value> Call::array(napi_value v, const char* expected) {
   bool isArray = false;

@@ -83,7 +83,8 @@ Env::Env(napi_env env) : raw_(env) {
   napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, &Env::deliver, &tsfn_);
   napi_unref_threadsafe_function(env, tsfn_);
   napi_set_instance_data(env, this, nullptr, nullptr);
-  napi_add_env_cleanup_hook(env, [](void* self) { delete static_cast<Env*>(self); }, this);
+  napi_add_env_cleanup_hook(
+      env, [](void* self) { delete static_cast<Env*>(self); }, this);
 }
 
 Env::~Env() { close(); }

@@ -8,8 +8,7 @@ namespace {
 int64_t openDevice(Env& env, const std::string& kind) { return env.openDevice(kind); }
 
 Value deviceInfo(Backend& device) {
-  return Value::Record{
-      {"name", device.name()}, {"description", device.describe()}, {"threads", device.numThreads()}};
+  return Value::Record{{"name", device.name()}, {"description", device.describe()}, {"threads", device.numThreads()}};
 }
 
 Value memoryStats(Backend& device) {
@@ -73,8 +72,9 @@ size_t hostBytes(const TensorRef& t, const char* where) {
 
 void upload(Env& env, Stream& stream, Out y, BytesIn bytes) {
   const size_t size = hostBytes(y, "upload");
-  VIADUCT_CHECK(bytes.size == size, "ERR_SHAPE", "upload",
-                "expected " + std::to_string(size) + " bytes for " + describe(y) + ", got " + std::to_string(bytes.size));
+  VIADUCT_CHECK(
+      bytes.size == size, "ERR_SHAPE", "upload",
+      "expected " + std::to_string(size) + " bytes for " + describe(y) + ", got " + std::to_string(bytes.size));
   if (size == 0) return;
   std::shared_ptr<uint8_t> copy(new uint8_t[size], std::default_delete<uint8_t[]>());
   std::memcpy(copy.get(), bytes.data, size);
@@ -89,7 +89,8 @@ Promise download(Env& env, Stream& stream, In x) {
   napi_value buffer = nullptr;
   void* data = nullptr;
   if (napi_create_arraybuffer(env.raw(), size, &data, &buffer) != napi_ok || (size > 0 && data == nullptr)) {
-    throw Error("ERR_OUT_OF_MEMORY", "download", "expected an ArrayBuffer of " + std::to_string(size) + " bytes, got none");
+    throw Error("ERR_OUT_OF_MEMORY", "download",
+                "expected an ArrayBuffer of " + std::to_string(size) + " bytes, got none");
   }
   napi_ref reference = nullptr;
   napi_create_reference(env.raw(), buffer, 1, &reference);

@@ -77,7 +77,8 @@ std::unique_ptr<Stream> CpuBackend::createStream(int64_t id) {
 }
 
 void CpuBackend::setNumThreads(int64_t n) {
-  VIADUCT_CHECK(n >= 1 && n <= 4096, "ERR_USAGE", "setNumThreads", "expected 1 to 4096 threads, got " + std::to_string(n));
+  VIADUCT_CHECK(n >= 1 && n <= 4096, "ERR_USAGE", "setNumThreads",
+                "expected 1 to 4096 threads, got " + std::to_string(n));
   cpu::setNumThreads(static_cast<int>(n));
 }
 

@@ -20,8 +20,8 @@ struct CpuStream::Item {
 
 struct CpuStream::State {
   mutable std::mutex mutex;
-  std::condition_variable work;    // the worker sleeps here
-  std::condition_variable passing; // waits for `passed` sleep here
+  std::condition_variable work;     // the worker sleeps here
+  std::condition_variable passing;  // waits for `passed` sleep here
   std::vector<Item> queue;
   std::shared_ptr<const std::string> place;
   std::exception_ptr error;
