@@ -1,0 +1,209 @@
+// From what a user wrote to what a run uses: every rule between fields, all problems in one error, then derived numbers, then
+// frozen. Pure: no process starts, no file is read. F35 of the fault list is decided here, before any rank exists.
+import type { DType } from '../base/dtype.js'
+import { ViaductError } from '../base/errors.js'
+import { parallelProblems } from '../parallel/config.js'
+import { freezeConfig, type RunConfig, sectionNames } from './runConfig.js'
+import { schemas } from './sections.js'
+
+/** A checked, frozen configuration with the numbers that follow from it. */
+export interface ResolvedConfig {
+  readonly config: RunConfig
+  readonly worldSize: number
+  /** Ranks with the same shard of the model and other data: worldSize / (tp·pp·cp). */
+  readonly dataParallelSize: number
+  /** Micro-batches that each rank runs in a step. */
+  readonly numMicroBatches: number
+  /** Tokens a sequence. */
+  readonly seqLength: number
+  /** Logical vocabulary. */
+  readonly vocabSize: number
+  /** Vocabulary in memory, over all tensor-parallel ranks. */
+  readonly paddedVocabSize: number
+  /** Dtype of parameters and activations. */
+  readonly paramsDtype: DType
+  readonly lrWarmupIters: number
+  readonly lrDecayIters: number
+}
+
+/**
+ * All problems of a configuration, each naming its fields; empty when it is fine.
+ * @param worldSize - ranks that will run.
+ */
+export function configProblems(config: RunConfig, worldSize: number): string[] {
+  const problems: string[] = []
+  for (const name of sectionNames) {
+    const result = schemas[name].safeParse({ ...config[name] })
+    for (const issue of result.error?.issues ?? []) {
+      const key = issue.path.join('.')
+      const value = (config[name] as unknown as Record<string, unknown>)[String(issue.path[0] ?? '')]
+      problems.push(`${name}.${key}: ${issue.message.replace(/^Invalid input: /, '')}, got ${JSON.stringify(value)}`)
+    }
+  }
+  if (!['bf16_mixed', 'fp32', null].includes(config.mixedPrecision)) {
+    problems.push(`mixedPrecision: expected bf16_mixed, fp32 or null, got ${JSON.stringify(config.mixedPrecision)}`)
+  }
+  if (problems.length > 0) return problems
+  return [
+    ...parallelProblems(config.model, worldSize).map((problem) => `model.${problem}`),
+    ...modelProblems(config),
+    ...batchProblems(config, worldSize),
+    ...scheduleProblems(config),
+    ...dataProblems(config),
+  ]
+}
+
+function modelProblems({ model, mixedPrecision }: RunConfig): string[] {
+  const problems: string[] = []
+  const say = (bad: boolean, text: string) => bad && problems.push(text)
+  const tp = model.tensorModelParallelSize
+  const heads = model.numAttentionHeads
+  const groups = model.numQueryGroups
+  for (const key of ['numLayers', 'hiddenSize', 'ffnHiddenSize', 'numAttentionHeads', 'numQueryGroups', 'kvChannels', 'vocabSize', 'seqLength'] as const) {
+    const value: unknown = model[key]
+    say(!Number.isInteger(value) || (value as number) < 1, `model.${key} must be a whole number of at least 1, got ${String(value)}`)
+  }
+  if (problems.length > 0) return problems
+  say(heads % groups !== 0, `model.numAttentionHeads=${heads} must be divisible by model.numQueryGroups=${groups}`)
+  say(heads % tp !== 0, `model.numAttentionHeads=${heads} must be divisible by model.tensorModelParallelSize=${tp}`)
+  say(
+    groups % tp !== 0 && tp % groups !== 0,
+    `model.numQueryGroups=${groups} and model.tensorModelParallelSize=${tp}: one must divide the other`,
+  )
+  say(
+    model.ffnHiddenSize % tp !== 0,
+    `model.ffnHiddenSize=${model.ffnHiddenSize} must be divisible by model.tensorModelParallelSize=${tp}`,
+  )
+  say(
+    model.seqLength > model.maxPositionEmbeddings,
+    `model.seqLength=${model.seqLength} is longer than model.maxPositionEmbeddings=${model.maxPositionEmbeddings}`,
+  )
+  for (const key of ['attentionDropout', 'hiddenDropout'] as const) {
+    say(!(model[key] >= 0 && model[key] < 1), `model.${key} must be at least 0 and less than 1, got ${model[key]}`)
+  }
+  const dtype = dtypeOf(mixedPrecision, model.paramsDtype)
+  say(dtype !== 'float32' && dtype !== 'bfloat16', `model.paramsDtype=${dtype}: training takes float32 or bfloat16`)
+  return problems
+}
+
+function dtypeOf(precision: RunConfig['mixedPrecision'], dtype: DType): DType {
+  if (precision === null) return dtype
+  return precision === 'fp32' ? 'float32' : 'bfloat16'
+}
+
+function batchProblems({ train, model }: RunConfig, worldSize: number): string[] {
+  const ranks = model.tensorModelParallelSize * model.pipelineModelParallelSize * model.contextParallelSize
+  const dp = worldSize / ranks
+  if (!Number.isInteger(dp) || dp < 1) return []
+  if (train.globalBatchSize % (train.microBatchSize * dp) === 0) return []
+  return [
+    `train.globalBatchSize=${train.globalBatchSize} must be divisible by train.microBatchSize=${train.microBatchSize} times the ` +
+      `data-parallel size ${dp} (${worldSize} ranks / tp·pp·cp = ${ranks})`,
+  ]
+}
+
+function warmupOf({ scheduler, train }: RunConfig): { warmup: number; decay: number } {
+  const decay = scheduler.lrDecayIters ?? train.trainIters
+  const fraction = scheduler.lrWarmupFraction
+  return { decay, warmup: fraction === null ? scheduler.lrWarmupIters : fraction * decay }
+}
+
+function scheduleProblems(config: RunConfig): string[] {
+  const { optimizer, scheduler } = config
+  const problems: string[] = []
+  const say = (bad: boolean, text: string) => bad && problems.push(text)
+  const { warmup, decay } = warmupOf(config)
+  say(optimizer.minLr > optimizer.lr, `optimizer.minLr=${optimizer.minLr} is larger than optimizer.lr=${optimizer.lr}`)
+  say(
+    scheduler.lrWarmupInit > optimizer.lr,
+    `scheduler.lrWarmupInit=${scheduler.lrWarmupInit} is larger than optimizer.lr=${optimizer.lr}`,
+  )
+  say(
+    scheduler.lrWarmupFraction !== null && scheduler.lrWarmupIters !== 0,
+    `scheduler.lrWarmupFraction=${scheduler.lrWarmupFraction} and scheduler.lrWarmupIters=${scheduler.lrWarmupIters}: set one, the other to null or 0`,
+  )
+  say(
+    warmup >= decay && scheduler.lrDecayStyle !== 'constant',
+    `scheduler.lrWarmupIters=${warmup} must be less than scheduler.lrDecayIters=${decay}` +
+      (scheduler.lrDecayIters === null ? ' (train.trainIters)' : ''),
+  )
+  if (scheduler.lrDecayStyle === 'WSD') {
+    const wsd = scheduler.lrWsdDecayIters
+    say(wsd === null, 'scheduler.lrWsdDecayIters must be set for scheduler.lrDecayStyle=WSD')
+    say(wsd !== null && wsd > decay, `scheduler.lrWsdDecayIters=${wsd} is more than scheduler.lrDecayIters=${decay}`)
+  }
+  return problems
+}
+
+function dataProblems({ dataset, tokenizer, model, checkpoint, validation, dist }: RunConfig): string[] {
+  const problems: string[] = []
+  const say = (bad: boolean, text: string) => bad && problems.push(text)
+  say(
+    dataset.seqLength !== null && dataset.seqLength !== model.seqLength,
+    `dataset.seqLength=${dataset.seqLength} must equal model.seqLength=${model.seqLength}: leave it null`,
+  )
+  say(
+    tokenizer.vocabSize !== null && tokenizer.vocabSize > model.vocabSize,
+    `tokenizer.vocabSize=${tokenizer.vocabSize} is more than model.vocabSize=${model.vocabSize}: tokens would have no embedding`,
+  )
+  say(dataset.kind !== 'mock' && dataset.path === null, `dataset.path must be set for dataset.kind=${dataset.kind}`)
+  say(
+    dataset.kind === 'text' && tokenizer.tokenizerType !== 'HuggingFaceTokenizer',
+    'dataset.kind=text needs tokenizer.tokenizerType=HuggingFaceTokenizer',
+  )
+  say(
+    tokenizer.tokenizerType === 'HuggingFaceTokenizer' && tokenizer.tokenizerModel === null,
+    'tokenizer.tokenizerModel must name a folder for tokenizer.tokenizerType=HuggingFaceTokenizer',
+  )
+  const shares = dataset.split.split(',').map(Number)
+  say(!((shares[0] as number) > 0), `dataset.split=${dataset.split}: the share of training data must be more than 0`)
+  say(
+    validation.evalIters > 0 && validation.evalInterval !== null && !((shares[1] ?? 0) > 0),
+    `dataset.split=${dataset.split} leaves no validation data, but validation.evalIters=${validation.evalIters}`,
+  )
+  say(checkpoint.saveInterval !== null && checkpoint.save === null, 'checkpoint.saveInterval is set but checkpoint.save is null')
+  say(checkpoint.exitOnMissingCheckpoint && checkpoint.load === null, 'checkpoint.exitOnMissingCheckpoint=true but checkpoint.load is null')
+  say(dist.backend === 'nccl', 'dist.backend=nccl needs a build with CUDA, this one has gloo')
+  return problems
+}
+
+/**
+ * Checks a configuration across all fields, finalises its model and freezes it.
+ * @param worldSize - ranks that run.
+ * @throws ERR_CONFIG with every problem; `details.problems` is the list.
+ */
+export function resolve(config: RunConfig, worldSize: number): ResolvedConfig {
+  const problems = configProblems(config, worldSize)
+  if (problems.length > 0) throw configError(problems)
+  const { model, train } = config
+  const paramsDtype = dtypeOf(config.mixedPrecision, model.paramsDtype)
+  if (paramsDtype !== model.paramsDtype) model.paramsDtype = paramsDtype
+  try {
+    model.finalize()
+  } catch (error) {
+    if (error instanceof ViaductError) throw configError([error.message])
+    throw error
+  }
+  freezeConfig(config)
+  const tp = model.tensorModelParallelSize
+  const dataParallelSize = worldSize / (tp * model.pipelineModelParallelSize * model.contextParallelSize)
+  const multiple = model.makeVocabSizeDivisibleBy * tp
+  const { warmup, decay } = warmupOf(config)
+  return {
+    config,
+    worldSize,
+    dataParallelSize,
+    numMicroBatches: train.globalBatchSize / (train.microBatchSize * dataParallelSize),
+    seqLength: model.seqLength,
+    vocabSize: model.vocabSize,
+    paddedVocabSize: Math.ceil(model.vocabSize / multiple) * multiple,
+    paramsDtype,
+    lrWarmupIters: warmup,
+    lrDecayIters: decay,
+  }
+}
+
+function configError(problems: string[]): ViaductError {
+  const text = problems.length === 1 ? (problems[0] as string) : `${problems.length} problems:\n  ${problems.join('\n  ')}`
+  return new ViaductError('ERR_CONFIG', 'config', text, { problems })
+}
