@@ -1,0 +1,66 @@
+// What a provider gives: this rank's part of a model, on its device and mesh. Wrapping for data parallelism is a flag here;
+// lib/train sums the gradients.
+import { Ctx, type CtxFields } from '../tensor/ctx.js'
+import type { Device } from '../tensor/device.js'
+import type { Parameter } from '../nn/parameter.js'
+import type { Mesh } from '../parallel/mesh.js'
+import type { GPTModel } from './gpt.js'
+import type { GPTModelProvider } from './provider.js'
+
+interface DistributedModelFields {
+  readonly chunks: readonly GPTModel[]
+  readonly mesh: Mesh
+  readonly config: GPTModelProvider
+  readonly device: Device
+  /** Gradients are to be summed over data-parallel ranks. */
+  readonly wrapWithDdp: boolean
+  /** The mesh was made for this model and ends with it. */
+  readonly ownsMesh: boolean
+}
+
+export class DistributedModel {
+  /** One chunk of layers for each virtual pipeline stage of this rank. */
+  readonly chunks: readonly GPTModel[]
+  readonly mesh: Mesh
+  readonly config: GPTModelProvider
+  readonly device: Device
+  readonly wrapWithDdp: boolean
+  readonly #ownsMesh: boolean
+  #disposed = false
+
+  constructor(fields: DistributedModelFields) {
+    this.chunks = fields.chunks
+    this.mesh = fields.mesh
+    this.config = fields.config
+    this.device = fields.device
+    this.wrapWithDdp = fields.wrapWithDdp
+    this.#ownsMesh = fields.ownsMesh
+  }
+
+  /** This rank's parameters under the names that they have in the whole model; a shared one comes once. */
+  *namedParameters(): Generator<[string, Parameter]> {
+    for (const chunk of this.chunks) yield* chunk.namedParameters()
+  }
+
+  /** A fresh context on the model's device and mesh, with a scope of its own that the caller closes. */
+  ctx(fields: Partial<Omit<CtxFields, 'device'>> = {}): Ctx {
+    return Ctx.create({ device: this.device, groups: this.mesh, ...fields })
+  }
+
+  /** Dropout on or off in every chunk. */
+  set training(on: boolean) {
+    for (const chunk of this.chunks) chunk.training = on
+  }
+
+  /** Frees parameters and gradients, and the mesh if it was made for this model. Idempotent. */
+  async dispose(): Promise<void> {
+    if (this.#disposed) return
+    this.#disposed = true
+    for (const chunk of this.chunks) chunk.dispose()
+    if (this.#ownsMesh) await this.mesh.dispose()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose()
+  }
+}

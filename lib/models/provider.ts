@@ -1,0 +1,238 @@
+// GPTModelProvider: a model's description and its parallel sizes, open for changes until `finalize`, and the factory of the model.
+// Sealed: an unknown or snake_case key throws and names the one that was meant.
+import type { DType } from '../base/dtype.js'
+import { ViaductError } from '../base/errors.js'
+import { sealed } from '../base/sealed.js'
+import { Device, type DeviceKind } from '../tensor/device.js'
+import { withScope } from '../tensor/scope.js'
+import { defaultParallel, type ParallelConfig, parallelProblems } from '../parallel/config.js'
+import { Mesh } from '../parallel/mesh.js'
+import { initDistributed } from '../parallel/world.js'
+import { DistributedModel } from './distributedModel.js'
+import { GPTModel } from './gpt.js'
+import { allocateParameter, initializeParameter } from './initialize.js'
+import { tensorParallelProblems } from './parameterTable.js'
+import type { ActivationName, RopeScaling, TransformerConfig } from './transformerConfig.js'
+
+/** Settings of a provider besides the transformer and the parallel sizes. */
+export interface ProviderSettings {
+  /** The vocabulary is padded in memory to a multiple of this times tp. */
+  makeVocabSizeDivisibleBy: number
+  /** Tokens of a training sample. */
+  seqLength: number
+  /** 'full': layers run again in the backward pass instead of saving their activations. */
+  recomputeGranularity: 'full' | null
+}
+
+type Fields = TransformerConfig & ParallelConfig & ProviderSettings
+type Required = 'numLayers' | 'hiddenSize' | 'numAttentionHeads' | 'vocabSize'
+
+/** What a provider is made of; what is left out has Megatron-Core's default. */
+export type ProviderInit = Pick<Fields, Required> & Partial<Omit<Fields, Required>>
+
+export interface ProvideOptions {
+  /** Sum gradients over data-parallel ranks. Default true. */
+  readonly wrapWithDdp?: boolean
+  /** Default: one over all ranks of the launcher, owned by the model. */
+  readonly mesh?: Mesh
+  /** Run the weights loader where there is one; false: draw initial weights. Default true. */
+  readonly loadWeights?: boolean
+  /** Instead of paramsDtype. */
+  readonly dtype?: DType
+  readonly device?: DeviceKind
+  /** Of the initial weights. Default 1234. */
+  readonly seed?: number
+  readonly signal?: AbortSignal
+}
+
+export type WeightsLoader = (model: DistributedModel) => Promise<void>
+export type PreWrapHook = (model: DistributedModel) => Promise<void>
+
+/** What is not configuration; kept outside of the object because methods run on its sealed view. */
+interface State {
+  final: boolean
+  readonly hooks: PreWrapHook[]
+}
+const states = new WeakMap<object, State>()
+
+function stateOf(provider: object): State {
+  return states.get(provider) as State
+}
+
+export class GPTModelProvider implements TransformerConfig, ParallelConfig, ProviderSettings {
+  numLayers: number
+  hiddenSize: number
+  ffnHiddenSize: number
+  numAttentionHeads: number
+  numQueryGroups: number
+  kvChannels: number
+  normalization: 'RMSNorm' | 'LayerNorm' = 'RMSNorm'
+  layernormEpsilon = 1e-5
+  activation: ActivationName = 'silu'
+  gatedLinearUnit = true
+  addQkvBias = false
+  addProjBias = false
+  addMlpBias = false
+  rotaryBase = 10_000
+  rotaryPercent = 1
+  rotaryInterleaved = false
+  ropeScaling: RopeScaling = { type: 'default' }
+  maxPositionEmbeddings = 2048
+  vocabSize: number
+  shareEmbeddingsAndOutputWeights = false
+  initMethodStd = 0.02
+  attentionDropout = 0
+  hiddenDropout = 0
+  paramsDtype: DType = 'float32'
+
+  tensorModelParallelSize = defaultParallel.tensorModelParallelSize
+  pipelineModelParallelSize = defaultParallel.pipelineModelParallelSize
+  virtualPipelineModelParallelSize = defaultParallel.virtualPipelineModelParallelSize
+  contextParallelSize = defaultParallel.contextParallelSize
+  expertModelParallelSize = defaultParallel.expertModelParallelSize
+  expertTensorParallelSize = defaultParallel.expertTensorParallelSize
+  sequenceParallel = defaultParallel.sequenceParallel
+
+  makeVocabSizeDivisibleBy = 128
+  seqLength: number
+  recomputeGranularity: 'full' | null = null
+
+  /** Fills the parameters instead of initial values; set by the bridge. */
+  weightsLoader: WeightsLoader | null = null
+
+  /** @throws ERR_CONFIG for an unknown key. */
+  constructor(init: ProviderInit) {
+    this.numLayers = init.numLayers
+    this.hiddenSize = init.hiddenSize
+    this.numAttentionHeads = init.numAttentionHeads
+    this.vocabSize = init.vocabSize
+    this.ffnHiddenSize = 4 * init.hiddenSize
+    this.numQueryGroups = init.numAttentionHeads
+    this.kvChannels = init.hiddenSize / init.numAttentionHeads
+    this.seqLength = init.maxPositionEmbeddings ?? this.maxPositionEmbeddings
+    const state: State = { final: false, hooks: [] }
+    const view = sealed<GPTModelProvider>(this, 'model', { frozen: () => state.final })
+    states.set(this, state)
+    states.set(view, state)
+    for (const [key, value] of Object.entries(init)) if (value !== undefined) Reflect.set(view, key, value)
+    // biome-ignore lint/correctness/noConstructorReturn: the sealed view is the object that everybody uses.
+    return view
+  }
+
+  /** Rows of the vocabulary in memory, over all tensor-parallel ranks. */
+  get paddedVocabSize(): number {
+    const multiple = this.makeVocabSizeDivisibleBy * this.tensorModelParallelSize
+    return Math.ceil(this.vocabSize / multiple) * multiple
+  }
+
+  /** True after `finalize`. */
+  get isFinal(): boolean {
+    return stateOf(this).final
+  }
+
+  /**
+   * Checks everything across fields and freezes the provider. A second call does nothing.
+   * @throws ERR_LAYOUT_INVALID or ERR_CONFIG with all problems together.
+   */
+  finalize(): void {
+    const state = stateOf(this)
+    if (state.final) return
+    const own = modelProblems(this)
+    const layout = parallelProblems(this)
+    if (own.length === 0 && layout.length === 0) layout.push(...tensorParallelProblems(this, this.tensorModelParallelSize))
+    const problems = [...own, ...layout]
+    if (problems.length > 0) {
+      const [code, where] = own.length > 0 ? (['ERR_CONFIG', 'model'] as const) : (['ERR_LAYOUT_INVALID', 'parallel'] as const)
+      throw new ViaductError(code, where, problems.join('; '), { problems })
+    }
+    state.final = true
+  }
+
+  /** Runs on the model before it is given out: to freeze parameters or put adapters in. */
+  registerPreWrapHook(hook: PreWrapHook): void {
+    stateOf(this).hooks.push(hook)
+  }
+
+  /**
+   * This rank's part of the model, with memory and weights. Every rank of the mesh calls it. Finalizes the provider.
+   * @throws ERR_LAYOUT_INVALID when the mesh does not fit, ERR_OUT_OF_MEMORY.
+   */
+  async provideDistributedModel(options: ProvideOptions = {}): Promise<DistributedModel> {
+    this.finalize()
+    const { signal } = options
+    signal?.throwIfAborted()
+    const device = Device.open(options.device ?? 'auto')
+    const mesh = options.mesh ?? (await Mesh.create(this, await initDistributed()))
+    const config = transformerOf(this, options.dtype ?? this.paramsDtype)
+    const { paddedVocabSize, recomputeGranularity } = this
+    const chunk = new GPTModel(config, { groups: mesh, paddedVocabSize, recomputeGranularity })
+    const { wrapWithDdp = true } = options
+    const model = new DistributedModel({
+      chunks: [chunk],
+      mesh,
+      config: this,
+      device,
+      wrapWithDdp,
+      ownsMesh: options.mesh === undefined,
+    })
+    try {
+      const loads = this.weightsLoader !== null && options.loadWeights !== false
+      await withScope(model.ctx(), (ctx) => {
+        for (const [, parameter] of model.namedParameters()) {
+          allocateParameter(ctx, parameter)
+          if (!loads) initializeParameter(ctx, parameter, options.seed ?? 1234)
+        }
+      })
+      signal?.throwIfAborted()
+      if (loads) await this.weightsLoader?.(model)
+      for (const hook of stateOf(this).hooks) await hook(model)
+      signal?.throwIfAborted()
+      return model
+    } catch (error) {
+      await model.dispose()
+      throw error
+    }
+  }
+}
+
+/** The transformer's fields alone. */
+function transformerOf(provider: GPTModelProvider, paramsDtype: DType): TransformerConfig {
+  const {
+    numLayers, hiddenSize, ffnHiddenSize, numAttentionHeads, numQueryGroups, kvChannels, normalization, layernormEpsilon, activation,
+    gatedLinearUnit, addQkvBias, addProjBias, addMlpBias, rotaryBase, rotaryPercent, rotaryInterleaved, ropeScaling,
+    maxPositionEmbeddings, vocabSize, shareEmbeddingsAndOutputWeights, initMethodStd, attentionDropout, hiddenDropout,
+  } = provider
+  return {
+    numLayers, hiddenSize, ffnHiddenSize, numAttentionHeads, numQueryGroups, kvChannels, normalization, layernormEpsilon, activation,
+    gatedLinearUnit, addQkvBias, addProjBias, addMlpBias, rotaryBase, rotaryPercent, rotaryInterleaved, ropeScaling,
+    maxPositionEmbeddings, vocabSize, shareEmbeddingsAndOutputWeights, initMethodStd, attentionDropout, hiddenDropout, paramsDtype,
+  }
+}
+
+const counts = [
+  'numLayers', 'hiddenSize', 'ffnHiddenSize', 'numAttentionHeads', 'numQueryGroups', 'kvChannels', 'maxPositionEmbeddings',
+  'vocabSize', 'makeVocabSizeDivisibleBy', 'seqLength',
+] as const
+
+function modelProblems(model: GPTModelProvider): string[] {
+  const problems: string[] = []
+  for (const key of counts) {
+    if (!Number.isSafeInteger(model[key]) || model[key] < 1) problems.push(`${key} must be a whole number of at least 1, got ${model[key]}`)
+  }
+  const { numAttentionHeads: heads, numQueryGroups: groups, kvChannels, rotaryPercent, paramsDtype } = model
+  if (heads % groups !== 0) problems.push(`numQueryGroups must divide numAttentionHeads=${heads}, got ${groups}`)
+  if (!(rotaryPercent > 0 && rotaryPercent <= 1)) problems.push(`rotaryPercent must be above 0 and at most 1, got ${rotaryPercent}`)
+  else if (Math.floor(kvChannels * rotaryPercent) % 2 !== 0) {
+    problems.push(`kvChannels times rotaryPercent must be even, got ${Math.floor(kvChannels * rotaryPercent)}`)
+  }
+  for (const key of ['layernormEpsilon', 'rotaryBase', 'initMethodStd'] as const) {
+    if (!(model[key] > 0 && Number.isFinite(model[key]))) problems.push(`${key} must be positive, got ${model[key]}`)
+  }
+  if (!(model.hiddenDropout >= 0 && model.hiddenDropout < 1)) problems.push(`hiddenDropout must be from 0 to below 1, got ${model.hiddenDropout}`)
+  if (model.attentionDropout !== 0) problems.push(`attentionDropout must be 0, got ${model.attentionDropout}: use hiddenDropout`)
+  if (paramsDtype !== 'float32' && paramsDtype !== 'bfloat16') problems.push(`paramsDtype must be float32 or bfloat16, got ${paramsDtype}`)
+  if (model.recomputeGranularity !== null && model.recomputeGranularity !== 'full') {
+    problems.push(`recomputeGranularity must be 'full' or null, got ${JSON.stringify(model.recomputeGranularity)}`)
+  }
+  return problems
+}
