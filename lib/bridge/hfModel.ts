@@ -1,0 +1,124 @@
+// A Hugging Face folder, opened and proved: config, family, mapping, weights, coverage. Everything that can be wrong is found
+// here, before a byte moves. Headers and a few derived tensors are read, and copies of tied tensors are compared.
+import { open } from 'node:fs/promises'
+import { ViaductError } from '../base/errors.js'
+import { type DType, dtypes } from '../base/dtype.js'
+import { HfParcel } from '../checkpoint/hfParcel.js'
+import { compareRanges, type FileTensor } from '../io/blocks.js'
+import { isFolder } from '../io/paths.js'
+import { openWeights, type TensorSource, type WeightFolder } from '../io/weightFolder.js'
+import type { FamilySpec, HfConfig } from '../models/family.js'
+import { bindRules, type Coverage, type CoveragePolicy, type Mapping, proveCoverage } from '../models/mapping.js'
+import { parameterTable } from '../models/parameterTable.js'
+import { familyOf } from '../models/registry.js'
+import type { TransformerConfig } from '../models/transformerConfig.js'
+
+/** A model as Hugging Face describes it. */
+export interface HfModel {
+  readonly folder: string
+  readonly family: FamilySpec
+  readonly config: TransformerConfig
+  readonly mapping: Mapping
+  readonly parcel: HfParcel
+  readonly weights: WeightFolder
+  readonly coverage: Coverage
+}
+
+/** Family, config and mapping of a HF config. @throws ERR_ARCHITECTURE, ERR_HF_CONFIG */
+export function readHfConfig(hf: HfConfig): { family: FamilySpec; config: TransformerConfig; mapping: Mapping } {
+  const family = familyOf(hf)
+  const config = family.fromHf(hf)
+  return { family, config, mapping: mappingOf(family, config) }
+}
+
+/** The mapping of a family for one config. */
+export function mappingOf(family: FamilySpec, config: TransformerConfig): Mapping {
+  return bindRules(family.rules(config), parameterTable(config), config)
+}
+
+/** Refuses what is no folder: hub ids are fetched by another program until downloads are built. @throws ERR_FILE_MISSING, ERR_OFFLINE */
+export async function checkFolder(path: string): Promise<void> {
+  if (await isFolder(path)) return
+  if (/^[\w.-]+\/[\w.-]+$/.test(path) && !path.startsWith('.')) {
+    throw new ViaductError('ERR_OFFLINE', 'bridge', `expected a folder, got ${JSON.stringify(path)}, which looks like a hub id: models are not downloaded yet; fetch it (for example \`huggingface-cli download ${path} --local-dir ${path.split('/')[1]}\`) and pass the folder`, { path })
+  }
+  throw new ViaductError('ERR_FILE_MISSING', 'bridge', `expected a folder, found none at ${path}`, { path })
+}
+
+/**
+ * Opens and proves a folder.
+ * @throws ERR_ARCHITECTURE, ERR_HF_CONFIG, ERR_JSON, ERR_PICKLE, ERR_FILE_MISSING, ERR_INDEX, ERR_SAFETENSORS_*, ERR_COVERAGE,
+ *   ERR_TENSOR_SHAPE, ERR_TENSOR_DTYPE, ERR_TIED
+ */
+export async function openHfModel(folder: string, policy: CoveragePolicy = {}): Promise<HfModel> {
+  await checkFolder(folder)
+  const plain = await HfParcel.fromFolder(folder, null)
+  const { family, config, mapping } = readHfConfig(plain.config.value as HfConfig)
+  const weights = await openWeights(folder)
+  const facts = new Map([...weights.tensors].map(([name, source]) => [name, source.entry]))
+  const coverage = proveCoverage(mapping, facts, policy)
+  for (const copy of coverage.tied) await checkTied(weights, copy, mapping.tied.get(copy) as string)
+  const carried = new Map<string, FileTensor>()
+  for (const name of coverage.derived) {
+    const source = weights.tensors.get(name) as TensorSource
+    await checkDerived(mapping, name, source)
+    carried.set(name, placeOf(source))
+  }
+  const parcel = (await HfParcel.fromFolder(folder, weights)).with({ carried })
+  return { folder, family, config, mapping, parcel, weights, coverage }
+}
+
+/** A tensor of a weight folder, for block reads. */
+export function placeOf(source: TensorSource): FileTensor {
+  return { path: source.path, offset: source.offset, dtype: source.entry.dtype, shape: source.entry.shape }
+}
+
+async function checkTied(weights: WeightFolder, copy: string, original: string): Promise<void> {
+  const a = weights.tensors.get(copy) as TensorSource
+  const b = weights.tensors.get(original)
+  if (b === undefined) return // permitted to be missing; then the copy has nothing to repeat
+  const fail = (how: string): never => {
+    throw new ViaductError('ERR_TIED', 'coverage', `expected ${copy} to equal ${original} because tie_word_embeddings is true, got ${how}: set tie_word_embeddings to false to keep both, or pass --ignore ${copy} to drop the copy`, { tensor: copy, original })
+  }
+  if (a.entry.dtype !== b.entry.dtype) fail(`${a.entry.dtype} and ${b.entry.dtype}`)
+  const { differing, first } = await compareRanges(a, b, a.entry.end - a.entry.begin)
+  if (differing > 0) fail(`${differing} differing bytes, the first at ${first}`)
+}
+
+/** Half a unit in the last place, relative, and the least absolute step: what rounding the formula to the dtype may change. */
+const rounding: Partial<Record<DType, { readonly relative: number; readonly absolute: number }>> = {
+  // A float32 power is off by a few units in the last place: 8 of them.
+  float32: { relative: 8 * 2 ** -24, absolute: 2 ** -149 },
+  bfloat16: { relative: 2 ** -8, absolute: 2 ** -133 },
+  float16: { relative: 2 ** -10, absolute: 2 ** -24 },
+}
+
+async function checkDerived(mapping: Mapping, name: string, source: TensorSource): Promise<void> {
+  const expected = mapping.derived.get(name)?.values(mapping.config) as Float64Array
+  const { dtype, begin, end } = source.entry
+  const allowed = rounding[dtype]
+  const bytes = Buffer.alloc(end - begin)
+  const file = await open(source.path, 'r')
+  await file.read(bytes, 0, bytes.length, source.offset).finally(() => file.close())
+  const width = dtypes[dtype].bits / 8
+  expected.forEach((value, i) => {
+    const actual = allowed === undefined ? Number.NaN : decode(bytes, i * width, dtype)
+    if (allowed !== undefined && Math.abs(actual - value) <= allowed.relative * Math.abs(value) + allowed.absolute) return
+    throw new ViaductError('ERR_COVERAGE', 'coverage', `expected ${name}[${i}] to be ${value}, which follows from the config, got ${allowed === undefined ? dtype : actual}: the folder's config and weights disagree, or pass --ignore ${name} to drop it`, { tensor: name, index: i, expected: value })
+  })
+}
+
+function decode(bytes: Buffer, at: number, dtype: DType): number {
+  if (dtype === 'float32') return bytes.readFloatLE(at)
+  const bits = bytes.readUInt16LE(at)
+  if (dtype === 'bfloat16') {
+    const word = Buffer.alloc(4)
+    word.writeUInt16LE(bits, 2)
+    return word.readFloatLE(0)
+  }
+  const sign = bits & 0x8000 ? -1 : 1
+  const exponent = (bits >> 10) & 31
+  const fraction = bits & 1023
+  if (exponent === 0) return sign * fraction * 2 ** -24
+  return exponent === 31 ? Number.NaN : sign * (1 + fraction / 1024) * 2 ** (exponent - 15)
+}

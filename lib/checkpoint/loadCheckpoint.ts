@@ -1,0 +1,78 @@
+// Loading: any layout from any layout. A rank reads the pieces that its shards touch, checks their hashes, and fills its shards.
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { ViaductError } from '../base/errors.js'
+import { hashRange, readRegion, settleAll } from '../io/blocks.js'
+import { exists } from '../io/paths.js'
+import { tensorBytes } from '../io/safetensorsHeader.js'
+import { composeRegions, type Region } from '../tensor/region.js'
+import { loadRegions, type ShardSpec } from '../tensor/shardSpec.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { type IndexedTensor, type OpenCheckpoint, openCheckpoint, type Piece } from './checkpointIndex.js'
+
+/** A local shard to fill. Padding outside of its blocks is not touched. */
+export interface WantedTensor {
+  readonly name: string
+  readonly tensor: Tensor
+  readonly shard: ShardSpec
+}
+
+export interface LoadOptions {
+  /** Checks the XXH3 of each piece that is read. Default true. */
+  readonly verify?: boolean
+  readonly signal?: AbortSignal
+}
+
+/** The region of a piece's file tensor onto the logical tensor. */
+export function pieceRegion(piece: Piece): Region {
+  return { from: piece.size.map(() => 0), to: piece.start, size: piece.size }
+}
+
+/** @throws ERR_CHECKPOINT_HASH naming tensor, file and both hashes. */
+export async function checkPiece(checkpoint: OpenCheckpoint, name: string, tensor: IndexedTensor, piece: Piece): Promise<void> {
+  const place = checkpoint.locate(piece, tensor)
+  const actual = await hashRange(place.path, place.offset, tensorBytes(tensor.dtype, piece.size))
+  if (actual === piece.xxh3) return
+  throw new ViaductError('ERR_CHECKPOINT_HASH', 'checkpoint', `expected XXH3 ${piece.xxh3} for ${piece.key}, got ${actual}: ${piece.file} was changed or damaged, take another checkpoint`, { tensor: name, file: piece.file, key: piece.key, expected: piece.xxh3, actual })
+}
+
+/**
+ * Fills local shards from a checkpoint (a root or an iter_* folder), whatever layout saved it. Casts floats where dtypes
+ * differ. Waits for the tensors' streams first.
+ * @throws ERR_CHECKPOINT listing every absent or differently shaped tensor, before anything is read; ERR_CHECKPOINT_HASH.
+ */
+export async function loadCheckpoint(dir: string | OpenCheckpoint, wanted: Iterable<WantedTensor>, options: LoadOptions = {}): Promise<OpenCheckpoint> {
+  const checkpoint = typeof dir === 'string' ? await openCheckpoint(dir) : dir
+  const list = [...wanted]
+  const problems: string[] = []
+  for (const { name, shard } of list) {
+    const found = checkpoint.tensors.get(name)
+    if (found === undefined) problems.push(`${name} is missing`)
+    else if (found.shape.join() !== shard.logicalShape.join()) problems.push(`${name}: expected [${shard.logicalShape}], got [${found.shape}]`)
+  }
+  if (problems.length > 0) {
+    throw new ViaductError('ERR_CHECKPOINT', 'checkpoint', `expected the checkpoint's tensors to fit the model, got in ${checkpoint.folder}: ${problems.slice(0, 50).join('; ')}${problems.length > 50 ? ` and ${problems.length - 50} more` : ''}`, { problems })
+  }
+  for (const stream of new Set(list.map(({ tensor }) => tensor.stream))) await stream.sync()
+  await settleAll(
+    list.map(async ({ name, tensor, shard }) => {
+      const found = checkpoint.tensors.get(name) as IndexedTensor
+      const local = loadRegions(shard)
+      for (const piece of found.pieces) {
+        const regions = composeRegions([pieceRegion(piece)], local)
+        if (regions.length === 0) continue
+        options.signal?.throwIfAborted()
+        if (options.verify !== false) await checkPiece(checkpoint, name, found, piece)
+        const place = checkpoint.locate(piece, found)
+        await settleAll(regions.map((region) => readRegion(place, tensor, region)))
+      }
+    }),
+  )
+  return checkpoint
+}
+
+/** A text file of a checkpoint, e.g. `train_state.json`; null when it has none. */
+export async function readCheckpointFile(checkpoint: OpenCheckpoint, name: string): Promise<string | null> {
+  const path = join(checkpoint.folder, name)
+  return (await exists(path)) ? readFile(path, 'utf8') : null
+}

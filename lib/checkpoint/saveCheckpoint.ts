@@ -1,0 +1,162 @@
+// Saving: every rank writes the pieces that it owns into its own file; rank 0 adds the index and everything else, then the
+// folder gets its name in one step and the tracker moves last. Killed at any instant, the old or the new checkpoint is complete.
+import { mkdir, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { DType } from '../base/dtype.js'
+import { ViaductError } from '../base/errors.js'
+import { commitFolder, flush, ioError, removeStale, temporaryName, writeFileAtomic, writeFlushed } from '../io/atomic.js'
+import { createFile, type FileTensor, hashRange, settleAll, writeRegion } from '../io/blocks.js'
+import { encodeHeader } from '../io/safetensorsHeader.js'
+import { tilingFault, volume } from '../tensor/region.js'
+import type { ShardBlock, ShardSpec } from '../tensor/shardSpec.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { formatIndex, type IndexedTensor, indexName, iterationFolder, type Piece, trackerName } from './checkpointIndex.js'
+import { onFirst, type Ranks, solo, together } from './ranks.js'
+
+/** A logical tensor of which this rank holds a shard. */
+export interface SavedTensor {
+  /** Megatron's name, or `optimizer.<slot>.<name>`. */
+  readonly name: string
+  /** Dtype in the file. */
+  readonly dtype: DType
+  readonly shard: ShardSpec
+  /** The local shard, or a function that writes one block of it to its place in a file (a box of the block's size). */
+  readonly data: Tensor | ((block: ShardBlock, target: FileTensor) => Promise<void>)
+}
+
+export interface SaveOptions {
+  readonly ranks?: Ranks
+  /** Text files of the iter_* folder, e.g. `train_state.json`, `run_config.yaml`; rank 0's count. */
+  readonly files?: Readonly<Record<string, string>>
+  /** Writes more into the unfinished folder, on rank 0: the Hugging Face files. */
+  readonly extras?: (folder: string) => Promise<void>
+  readonly signal?: AbortSignal
+}
+
+/**
+ * Saves a checkpoint `dir/iter_XXXXXXX`; every rank calls it with its shards. Replicas are written once. Tensors must not
+ * change meanwhile, and their streams must have been waited for.
+ * @returns the iter_* folder.
+ * @throws ERR_NO_SPACE, ERR_IO: nothing new is left then, the former checkpoint is as it was. On all ranks.
+ */
+export async function saveCheckpoint(dir: string, iteration: number, tensors: Iterable<SavedTensor>, options: SaveOptions = {}): Promise<string> {
+  const ranks = options.ranks ?? solo
+  const target = join(dir, iterationFolder(iteration))
+  const temporary = await onFirst(ranks, async () => {
+    try {
+      await mkdir(dir, { recursive: true })
+      await removeStale(dir)
+      const folder = temporaryName(target)
+      await mkdir(folder)
+      return folder
+    } catch (cause) {
+      throw ioError(cause, `cannot make ${target}`)
+    }
+  })
+  try {
+    const index = await writePieces(temporary, [...tensors], ranks, options.signal)
+    await onFirst(ranks, async () => {
+      for (const [name, text] of Object.entries(options.files ?? {})) await writeFlushed(join(temporary, name), text)
+      await options.extras?.(temporary)
+      await writeFlushed(join(temporary, indexName), formatIndex(iteration, index))
+      options.signal?.throwIfAborted()
+      await commitFolder(temporary, target)
+      await writeFileAtomic(join(dir, trackerName), `${iteration}\n`)
+    })
+    return target
+  } catch (error) {
+    if (ranks.rank === 0) await rm(temporary, { recursive: true, force: true })
+    throw error
+  }
+}
+
+interface Claim {
+  readonly name: string
+  readonly dtype: DType
+  readonly shape: readonly number[]
+  readonly start: readonly number[]
+  readonly size: readonly number[]
+}
+
+const claimKey = (c: Claim) => `${c.name}@${c.start.join()}`
+
+/** Who writes what: the same answer on every rank. A box that several ranks own (data-parallel copies) goes to the one with least. */
+function assign(claims: readonly (readonly Claim[])[]): Map<string, number> {
+  const holders = new Map<string, { claim: Claim; ranks: number[] }>()
+  claims.forEach((list, rank) => {
+    for (const claim of list) {
+      const key = claimKey(claim)
+      const entry = holders.get(key)
+      if (entry === undefined) holders.set(key, { claim, ranks: [rank] })
+      else if (entry.claim.size.join() === claim.size.join()) entry.ranks.push(rank)
+      else throw new ViaductError('ERR_ASSERT', 'checkpoint', `ranks ${entry.ranks[0]} and ${rank} own different boxes of ${claim.name} at [${claim.start}]`)
+    }
+  })
+  const load = claims.map(() => 0)
+  const writers = new Map<string, number>()
+  for (const [key, { claim, ranks }] of holders) {
+    const writer = ranks.reduce((best, rank) => ((load[rank] as number) < (load[best] as number) ? rank : best))
+    load[writer] = (load[writer] as number) + volume(claim.size)
+    writers.set(key, writer)
+  }
+  return writers
+}
+
+async function writePieces(folder: string, tensors: readonly SavedTensor[], ranks: Ranks, signal: AbortSignal | undefined): Promise<Map<string, IndexedTensor>> {
+  const owned = tensors.flatMap((tensor) =>
+    tensor.shard.blocks
+      .filter((block) => block.replica === 0)
+      .map((block) => ({ tensor, block, claim: { name: tensor.name, dtype: tensor.dtype, shape: tensor.shard.logicalShape, start: block.globalStart, size: block.size } })),
+  )
+  const claims = await together(ranks, async () => owned.map((o) => o.claim))
+  const writers = assign(claims)
+  const mine = owned.filter((o) => writers.get(claimKey(o.claim)) === ranks.rank)
+
+  const file = `model-${String(ranks.rank).padStart(5, '0')}-of-${String(ranks.size).padStart(5, '0')}.safetensors`
+  const hashes = await together(ranks, async () => {
+    if (mine.length === 0) return {}
+    const header = encodeHeader(mine.map(({ claim }) => ({ name: pieceKey(claim), dtype: claim.dtype, shape: claim.size })))
+    const path = join(folder, file)
+    await createFile(path, header.fileBytes, header.bytes)
+    const found: Record<string, string> = {}
+    const start = header.bytes.length
+    await settleAll(
+      mine.map(async ({ tensor, block, claim }) => {
+        signal?.throwIfAborted()
+        const entry = header.entries.get(pieceKey(claim)) as { begin: number; end: number }
+        const place: FileTensor = { path, offset: start + entry.begin, dtype: claim.dtype, shape: claim.size }
+        const { data } = tensor
+        if (typeof data === 'function') await data(block, place)
+        else await writeRegion(data, place, { from: block.localStart, to: block.size.map(() => 0), size: block.size })
+        found[claimKey(claim)] = await hashRange(path, place.offset, entry.end - entry.begin)
+      }),
+    )
+    await flush(path)
+    return found
+  })
+
+  const index = new Map<string, IndexedTensor & { pieces: Piece[] }>()
+  claims.forEach((list, rank) => {
+    for (const claim of list) {
+      if (writers.get(claimKey(claim)) !== rank) continue
+      const entry = index.get(claim.name) ?? { dtype: claim.dtype, shape: claim.shape, pieces: [] }
+      index.set(claim.name, entry)
+      if (entry.dtype !== claim.dtype || entry.shape.join() !== claim.shape.join()) {
+        throw new ViaductError('ERR_ASSERT', 'checkpoint', `ranks disagree on ${claim.name}: ${entry.dtype} [${entry.shape}] and ${claim.dtype} [${claim.shape}]`)
+      }
+      const xxh3 = hashes[rank]?.[claimKey(claim)]
+      if (xxh3 === undefined) throw new ViaductError('ERR_ASSERT', 'checkpoint', `rank ${rank} has not written ${claim.name}`)
+      entry.pieces.push({ file: file.replace(/^model-\d+/, `model-${String(rank).padStart(5, '0')}`), key: pieceKey(claim), start: claim.start, size: claim.size, xxh3 })
+    }
+  })
+  for (const [name, { shape, pieces }] of index) {
+    const fault = tilingFault(shape, pieces)
+    if (fault !== null) throw new ViaductError('ERR_ASSERT', 'checkpoint', `the ranks' shards of ${name} do not tile it: ${fault}`)
+  }
+  return index
+}
+
+/** A piece's name in its file: the tensor's where the piece is all of it, else with where it starts. */
+function pieceKey(claim: Claim): string {
+  return claim.size.join() === claim.shape.join() ? claim.name : `${claim.name}@${claim.start.join('_')}`
+}
