@@ -1,4 +1,5 @@
 // An open device: its compute stream, memory counters and threads. One object for each kind and thread of the program.
+import { availableParallelism } from 'node:os'
 import type { DeviceInfo, MemoryStats } from '../addon/functions.js'
 import { native } from '../addon/load.js'
 import { type DType, dtypes } from '../base/dtype.js'
@@ -22,8 +23,8 @@ export class Device {
   ) {}
 
   /**
-   * Opens a device, once a thread: later calls give the same object. `VIADUCT_NUM_THREADS` (else `OMP_NUM_THREADS`) and
-   * `VIADUCT_MEMORY_LIMIT` take effect at the first.
+   * Opens a device, once a thread: later calls give the same object. The first sets the threads of the kernels
+   * (`VIADUCT_NUM_THREADS`, else `OMP_NUM_THREADS`, else cores / local ranks) and the limit `VIADUCT_MEMORY_LIMIT`.
    * @throws ERR_UNSUPPORTED when this build has no such device.
    */
   static open(kind: DeviceKind = 'auto'): Device {
@@ -38,8 +39,9 @@ export class Device {
     if (existing !== undefined) return existing
     const index = native.openDevice('cpu')
     const device = new Device(index, 'cpu', Stream.create(index, 'compute'))
-    const threads = envInt('VIADUCT_NUM_THREADS') ?? envInt('OMP_NUM_THREADS')
-    if (threads !== undefined && threads > 0) device.threads = threads
+    const localRanks = Math.max(1, envInt('LOCAL_WORLD_SIZE') ?? 1)
+    const share = Math.floor(availableParallelism() / localRanks)
+    device.threads = Math.max(1, envInt('VIADUCT_NUM_THREADS') ?? envInt('OMP_NUM_THREADS') ?? share)
     const limit = envInt('VIADUCT_MEMORY_LIMIT')
     if (limit !== undefined) device.setMemoryLimit(limit)
     opened.set('cpu', device)

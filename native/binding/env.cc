@@ -294,7 +294,8 @@ napi_value Env::toJsError(std::exception_ptr failure) {
     napi_get_undefined(raw_, &undefined);
     napi_value args[] = {Value(code).toJs(raw_), Value(where).toJs(raw_), Value(message).toJs(raw_)};
     if (factory != nullptr && napi_call_function(raw_, undefined, factory, 3, args, &error) == napi_ok) return error;
-    return nullptr;  // the factory itself threw: that exception is pending
+    napi_value thrown = nullptr;
+    napi_get_and_clear_last_exception(raw_, &thrown);  // the factory failed: a plain error says as much
   }
   napi_create_error(raw_, Value(code).toJs(raw_), Value("[" + where + "] " + message).toJs(raw_), &error);
   return error;
