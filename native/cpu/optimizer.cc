@@ -1,5 +1,5 @@
 // The optimizer's kernels: sums of squares in F64, the clipping factor, one fused AdamW pass. AdamW follows PyTorch's
-// single-tensor form operation by operation, in F32, with its scalars rounded from F64 at the same places.
+// single-tensor form: its moments bit for bit, the parameter's change to about one rounding of the exact value.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/optimizer.cc"
 #include "scratch.h"
@@ -8,6 +8,7 @@
 #ifndef VIADUCT_CPU_OPTIMIZER
 #define VIADUCT_CPU_OPTIMIZER
 #include <cmath>
+#include <limits>
 namespace viaduct::cpu {
 
 constexpr int64_t kSquaresGrain = 65536;  // elements of one partial sum
@@ -22,8 +23,8 @@ struct AdamArgs {
   float gradFactor, decay;  // decay: 1 - lr * weightDecay
   float lerp;               // 1 - beta1
   float beta2, rest2;       // beta2, 1 - beta2
-  float root2, eps;         // sqrt(1 - beta2^t)
-  float minusStep;          // -lr / (1 - beta1^t)
+  float step, stepLow;      // -lr / (1 - beta1^t) * sqrt(1 - beta2^t)
+  float eps, epsLow;        // eps * sqrt(1 - beta2^t)
 };
 
 }  // namespace viaduct::cpu
@@ -53,6 +54,33 @@ void SumSquaresKernel(DType dtype, const void* x, double* partial, int64_t size)
   });
 }
 
+// p + step * m / (sqrt(v) + eps), rounded about once: each rounding of the plain formula is made good to first order. So the
+// distance to PyTorch's result is PyTorch's own error (its square root is not the nearest one). step and eps come as
+// a sum of two F32.
+HWY_INLINE V AddQuotient(V p, V m, V v, V step, V stepLow, V eps, V epsLow) {
+  const V root = hn::Sqrt(v);
+  const V bottom = hn::Add(root, eps);
+  const V top = hn::Mul(step, m);
+  const V q = hn::Div(top, bottom);
+  const V sum = hn::Add(p, q);
+#if !HWY_NATIVE_FMA  // nothing tells what a rounding lost
+  (void)stepLow;
+  (void)epsLow;
+  return sum;
+#else
+  const V rootLow = hn::Mul(hn::Mul(hn::NegMulAdd(root, root, v), Set(0.5f)), hn::ApproximateReciprocal(root));
+  const V big = hn::Max(root, eps), small = hn::Min(root, eps);
+  const V bottomLow = hn::Add(hn::Sub(small, hn::Sub(bottom, big)), hn::Add(rootLow, epsLow));
+  const V topLow = hn::MulAdd(stepLow, m, hn::MulSub(step, m, top));
+  const V rest = hn::Add(hn::NegMulAdd(q, bottom, top), hn::NegMulAdd(q, bottomLow, topLow));
+  const V back = hn::Sub(sum, p);
+  const V sumLow = hn::Add(hn::Sub(p, hn::Sub(sum, back)), hn::Sub(q, back));
+  const V low = hn::MulAdd(rest, hn::ApproximateReciprocal(bottom), sumLow);
+  // Zero or infinite somewhere: the plain formula stands.
+  return hn::Add(sum, hn::IfThenElseZero(hn::Lt(hn::Abs(low), Set(std::numeric_limits<float>::max())), low));
+#endif
+}
+
 struct NoModel {};
 HWY_INLINE void StoreModel(V, NoModel*, int64_t, int64_t) {}
 HWY_INLINE void StoreModel(V v, BF16* model, int64_t i, int64_t n) { Store(v, model + i, n); }
@@ -67,7 +95,7 @@ void AdamLoop(const AdamArgs& args, M* model) {
   const AdamArgs a = args;
   parallelChunks(a.size, kAdamGrain, [=](int64_t begin, int64_t end) HWY_ATTR {
     const V factor = Set(a.gradFactor), decay = Set(a.decay), beta2 = Set(a.beta2), rest2 = Set(a.rest2);
-    const V root2 = Set(a.root2), eps = Set(a.eps), minusStep = Set(a.minusStep);
+    const V step = Set(a.step), stepLow = Set(a.stepLow), eps = Set(a.eps), epsLow = Set(a.epsLow);
     // lerp as PyTorch rounds it: from the nearer end.
     const bool nearOld = a.lerp < 0.5f;
     const V weight = Set(nearOld ? a.lerp : a.lerp - 1.0f);
@@ -77,9 +105,8 @@ void AdamLoop(const AdamArgs& args, M* model) {
       V p = hn::Mul(Load(a.param + i, n), decay);
       V m = Load(a.m + i, n), v = Load(a.v + i, n);
       m = hn::MulAdd(weight, hn::Sub(g, m), nearOld ? m : g);
-      v = hn::Add(hn::Mul(v, beta2), hn::Mul(hn::Mul(rest2, g), g));
-      const V denominator = hn::Add(hn::Div(hn::Sqrt(v), root2), eps);
-      p = hn::Add(p, hn::Div(hn::Mul(minusStep, m), denominator));
+      v = hn::MulAdd(hn::Mul(rest2, g), g, hn::Mul(v, beta2));
+      p = AddQuotient(p, m, v, step, stepLow, eps, epsLow);
       Store(m, a.m + i, n);
       Store(v, a.v + i, n);
       Store(p, a.param + i, n);
@@ -107,6 +134,18 @@ namespace viaduct::cpu {
 
 HWY_EXPORT(SumSquaresKernel);
 HWY_EXPORT(AdamKernel);
+
+namespace {
+
+// 1 - beta^t in F64, found back from its rounding to F32: the slot tells t, and t tells the value. The slot's own value
+// where it is not such a rounding.
+double correctionOf(float slot, double beta) {
+  const double steps = std::round(std::log1p(-static_cast<double>(slot)) / std::log(beta));
+  const double exact = 1.0 - std::pow(beta, steps);
+  return static_cast<float>(exact) == slot ? exact : slot;
+}
+
+}  // namespace
 
 void CpuBackend::sumSquares(Stream& s, InOut acc, In x) {
   checkDtype("sumSquares", "acc", acc, {DType::F64});
@@ -161,7 +200,8 @@ void CpuBackend::adamw(Stream& s, InOut param, InOut m, InOut v, OptOut model, I
   checkContiguous(op, "slots", slots);
   s.enqueue("adamw", [=] {
     const float* slot = slots.as<float>();
-    const double lr = slot[0], correction1 = slot[1], correction2 = slot[2];
+    const double lr = slot[0];
+    const double correction1 = correctionOf(slot[1], beta1), correction2 = correctionOf(slot[2], beta2);
     AdamArgs a;
     a.param = param.as<float>(), a.m = m.as<float>(), a.v = v.as<float>(), a.grad = grad.as<float>();
     a.model = model.present() ? model.data : nullptr;
@@ -172,9 +212,11 @@ void CpuBackend::adamw(Stream& s, InOut param, InOut m, InOut v, OptOut model, I
     a.lerp = static_cast<float>(1.0 - beta1);
     a.beta2 = static_cast<float>(beta2);
     a.rest2 = static_cast<float>(1.0 - beta2);
-    a.root2 = static_cast<float>(std::sqrt(correction2));
-    a.eps = static_cast<float>(eps);
-    a.minusStep = static_cast<float>(-lr / correction1);
+    const double root = std::sqrt(correction2), step = -lr / correction1 * root;
+    a.step = static_cast<float>(step);
+    a.stepLow = static_cast<float>(step - a.step);
+    a.eps = static_cast<float>(eps * root);
+    a.epsLow = static_cast<float>(eps * root - a.eps);
     if (a.size > 0) HWY_DYNAMIC_DISPATCH(AdamKernel)(a);
   });
 }
