@@ -8,8 +8,11 @@ import { type RunConfig, sectionNames } from './runConfig.js'
 type Plain = { [key: string]: unknown }
 
 const topKeys = ['model', ...sectionNames, 'mixedPrecision']
-/** The model's fields that are functions or runtime objects: never text. */
-const isData = (value: unknown) => value === null || ['string', 'number', 'boolean'].includes(typeof value) || Array.isArray(value) || isPlain(value)
+/** The model's functions and runtime objects are no text. */
+function isData(key: string, value: unknown): boolean {
+  if (key === 'weightsLoader') return false
+  return value === null || ['string', 'number', 'boolean'].includes(typeof value) || Array.isArray(value) || isPlain(value)
+}
 
 function isPlain(value: unknown): value is Plain {
   if (typeof value !== 'object' || value === null) return false
@@ -108,7 +111,7 @@ export function toPlain(config: RunConfig): Plain {
     const value = (config as unknown as Plain)[key]
     plain[key] =
       typeof value === 'object' && value !== null
-        ? Object.fromEntries(Object.keys(value).flatMap((k) => (isData((value as Plain)[k]) ? [[k, (value as Plain)[k]]] : [])))
+        ? Object.fromEntries(Object.keys(value).flatMap((k) => (isData(k, (value as Plain)[k]) ? [[k, (value as Plain)[k]]] : [])))
         : value
   }
   return plain

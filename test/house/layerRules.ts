@@ -19,9 +19,9 @@ export const layers: readonly string[] = [
   'bridge',
   'data',
   'optim',
+  'plan',
   'train',
   'inference',
-  'plan',
   'launch',
   'cli',
 ]

@@ -1,0 +1,71 @@
+// What a run costs: parameters, bytes on a rank, floating-point operations a token. Closed formulas of the configuration; no device.
+// B = micro-batch, S = sequence, T = B·S, H = hidden, F = MLP, V = padded vocabulary, L = layers; sizes are of one rank.
+import type { ResolvedConfig } from '../config/resolve.js'
+import { dtypeBytes } from '../base/dtype.js'
+import type { TransformerConfig } from '../models/transformerConfig.js'
+
+/** Channels of queries and of keys (= of values). */
+function widths(c: TransformerConfig): { query: number; key: number } {
+  return { query: c.numAttentionHeads * c.kvChannels, key: c.numQueryGroups * c.kvChannels }
+}
+
+/** Parameters of the logical model, padding not counted. */
+export function parameterCount(c: TransformerConfig): number {
+  const { query, key } = widths(c)
+  const { hiddenSize: H, ffnHiddenSize: F } = c
+  const fc1 = c.gatedLinearUnit ? 2 * F : F
+  const norm = c.normalization === 'LayerNorm' ? 2 * H : H
+  const biases = (c.addQkvBias ? query + 2 * key : 0) + (c.addProjBias ? H : 0) + (c.addMlpBias ? fc1 + H : 0)
+  const layer = H * (query + 2 * key) + query * H + H * fc1 + F * H + 2 * norm + biases
+  const embeddings = (c.shareEmbeddingsAndOutputWeights ? 1 : 2) * c.vocabSize * H
+  return c.numLayers * layer + embeddings + norm
+}
+
+/**
+ * Floating-point operations of training one token: 3 times those of its forward pass (backward is two forward passes), 2 a
+ * multiplication and addition. Attention counts the causal half. The padded vocabulary is what is computed.
+ */
+export function trainingFlopsPerToken(c: TransformerConfig, seqLength: number, paddedVocabSize: number): number {
+  const { query, key } = widths(c)
+  const { hiddenSize: H, ffnHiddenSize: F } = c
+  const matrices = H * (query + 2 * key) + query * H + H * (c.gatedLinearUnit ? 2 * F : F) + F * H
+  // Scores and weighted values: each query meets (S + 1) / 2 keys on average.
+  const attention = 2 * query * ((seqLength + 1) / 2)
+  return 3 * 2 * (c.numLayers * (matrices + attention) + H * paddedVocabSize)
+}
+
+/** Bytes on one rank, by use. */
+export interface MemoryUse {
+  readonly weights: number
+  readonly gradients: number
+  readonly optimizer: number
+  readonly activations: number
+  readonly total: number
+}
+
+/** Bytes that a training step needs on one rank at its peak. */
+export function trainingMemory(resolved: ResolvedConfig): MemoryUse {
+  const { model, train } = resolved.config
+  const tp = model.tensorModelParallelSize
+  const bytes = dtypeBytes(resolved.paramsDtype)
+  const { query, key } = widths(model)
+  const { hiddenSize: H, ffnHiddenSize: F, numLayers: L } = model
+  const padding = resolved.paddedVocabSize - model.vocabSize
+  const copies = model.shareEmbeddingsAndOutputWeights ? 1 : 2
+  // Norms and row-parallel biases are whole on each rank; they are too small to count apart.
+  const parameters = (parameterCount(model) + copies * padding * H) / tp
+  const T = train.microBatchSize * resolved.seqLength
+  const kvLocal = Math.max(key / tp, model.kvChannels)
+  const fc1 = model.gatedLinearUnit ? 2 * F : F
+  // Saved for the backward pass: both norms' inputs and outputs, q, k, v, attention's output, fc1's output and the activation.
+  const layer = T * (4 * H + 2 * (query / tp) + 2 * kvLocal + (fc1 + F) / tp) * bytes
+  const kept = model.recomputeGranularity === 'full' ? L * T * 2 * H * bytes + layer : L * layer
+  const logits = T * (resolved.paddedVocabSize / tp) * bytes
+  // Gradients that flow back beside what is saved: one layer's widest tensors.
+  const flowing = T * (2 * H + fc1 / tp) * bytes
+  const weights = parameters * bytes
+  const gradients = parameters * 4
+  const optimizer = parameters * (resolved.paramsDtype === 'float32' ? 8 : 12)
+  const activations = kept + 2 * logits + flowing
+  return { weights, gradients, optimizer, activations, total: weights + gradients + optimizer + activations }
+}
