@@ -192,10 +192,13 @@ export class GPTModel extends Module {
       return await withScope(ctx, (inner) => layer.forward(inner, hidden, at, this.training, cache))
     }
     const inputs = hidden.residual ? [hidden.x, hidden.residual] : [hidden.x]
-    const [x, residual] = await recompute(ctx, inputs, async (inner, [again, rest]) => {
+    const f = async (inner: Ctx, [again, rest]: readonly Tensor[]) => {
       const out = await layer.forward(inner, { x: again as Tensor, residual: rest ?? null }, at, this.training)
       return [out.x, out.residual] as const
-    })
+    }
+    const { rotary, firstKey, keyEnd } = at
+    const reads = [rotary?.cos ?? null, rotary?.sin ?? null, rotary?.positions ?? null, firstKey, keyEnd]
+    const [x, residual] = await recompute(ctx, inputs, f, reads)
     return { x, residual }
   }
 }
