@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -40,6 +41,10 @@ class Communicator {
   virtual const std::string& name() const = 0;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  /// The members' ranks in the world, in this group's order.
+  virtual const std::vector<int>& worldRanks() const = 0;
+  /// What carries the bytes: "gloo", "shm", or "none" for a group of one.
+  virtual const char* transport() const = 0;
 
   virtual void allReduce(Stream& s, Out out, In in, ReduceOp op) = 0;
   /// out holds size() blocks of in's size, in rank order.
@@ -53,15 +58,20 @@ class Communicator {
   virtual void pointToPoint(Stream& s, std::vector<P2p> group) = 0;
   virtual void barrier(Stream& s) = 0;
 
+  // The next two take their place in the program order when they are called; the function that they return does the work,
+  // once, blocking, on any thread but a stream's.
   /// Collective over all ranks. Ranks of one colour form a group ordered by (key, rank); colour < 0 gets null.
-  virtual std::unique_ptr<Communicator> split(int colour, int key, const std::string& name) = 0;
+  virtual std::function<std::unique_ptr<Communicator>()> split(int colour, int key, const std::string& name) = 0;
+  /// Small host values of all ranks, in rank order; lengths may differ, 64 MiB a rank at most.
+  virtual std::function<std::vector<std::vector<uint8_t>>()> gatherBytes(std::vector<uint8_t> mine) = 0;
 
   /// From any thread: operations in progress and later ones fail with ERR_COMM naming the reason.
   virtual void abort(const std::string& reason) = 0;
   /// An operation that takes longer fails with ERR_TIMEOUT naming group, op, sequence number and, where known, the ranks missing.
   virtual void setTimeout(int64_t timeoutMs) = 0;
 
-  /// Program-order fingerprint: a hash over (sequence, op, bytes) of all operations so far, equal on all ranks.
+  /// Program-order fingerprint: a hash over (sequence, op, bytes) of all collectives so far, equal on all ranks. Transfers
+  /// between two ranks are not in it.
   virtual uint64_t fingerprint() const = 0;
   /// Operations and payload bytes so far.
   virtual int64_t sequence() const = 0;

@@ -1,0 +1,258 @@
+// Rows for stores and communicators: both are numbers to JavaScript. What blocks (connecting, store calls, split, host values)
+// answers with a promise and runs on the pool; collectives are enqueued on a stream. When any stream of the environment
+// fails, its communicators are aborted, so that the peers fail too.
+#include <algorithm>
+#include <map>
+#include <mutex>
+
+#include "../cpu/gloo_comm.h"
+#include "../tcp_store.h"
+#include "bind.h"
+
+namespace viaduct::binding {
+namespace {
+
+using CommPtr = std::shared_ptr<Communicator>;
+
+/// Tables that failing streams read from their own threads.
+struct Tables {
+  std::mutex mutex;
+  int64_t next = 1;
+  std::map<int64_t, CommPtr> comms;
+  std::map<int64_t, std::shared_ptr<ClosableStore>> stores;
+  std::map<int64_t, std::shared_ptr<TcpStoreServer>> servers;
+
+  template <typename T>
+  int64_t add(std::map<int64_t, T>& table, T object) {
+    std::lock_guard<std::mutex> lock(mutex);
+    table.emplace(next, std::move(object));
+    return next++;
+  }
+  template <typename T>
+  T find(std::map<int64_t, T>& table, int64_t id, const char* what) {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto found = table.find(id);
+    if (found != table.end()) return found->second;
+    throw Error("ERR_HANDLE", what, std::string("expected a live ") + what + ", got number " + std::to_string(id));
+  }
+  template <typename T>
+  T take(std::map<int64_t, T>& table, int64_t id) {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto found = table.find(id);
+    if (found == table.end()) return nullptr;
+    T object = std::move(found->second);
+    table.erase(found);
+    return object;
+  }
+  void abortAll(const std::string& reason) {
+    std::vector<CommPtr> all;
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      for (const auto& entry : comms) all.push_back(entry.second);
+    }
+    for (const auto& comm : all) comm->abort(reason);
+  }
+};
+
+struct CommPart {
+  std::shared_ptr<Tables> tables = std::make_shared<Tables>();
+  bool hooked = false;
+
+  void close() {
+    tables->abortAll("its process ends");
+    std::lock_guard<std::mutex> lock(tables->mutex);
+    for (const auto& entry : tables->stores) entry.second->close();
+  }
+};
+
+std::shared_ptr<Tables> tablesOf(Env& env) {
+  CommPart& part = env.part<CommPart>();
+  if (!part.hooked) {
+    part.hooked = true;
+    env.onStreamFailure([weak = std::weak_ptr<Tables>(part.tables)](std::exception_ptr failure) {
+      const auto tables = weak.lock();
+      if (!tables) return;
+      try {
+        std::rethrow_exception(failure);
+      } catch (const std::exception& e) {
+        tables->abortAll(e.what());
+      } catch (...) {
+        tables->abortAll("a stream failed");
+      }
+    });
+  }
+  return part.tables;
+}
+
+CommPtr commOf(Env& env, int64_t id) {
+  const auto tables = tablesOf(env);
+  return tables->find(tables->comms, id, "communicator");
+}
+
+std::shared_ptr<ClosableStore> storeOf(Env& env, int64_t id) {
+  const auto tables = tablesOf(env);
+  return tables->find(tables->stores, id, "store");
+}
+
+// ---- stores
+
+/// { id, port }: a store's server, listening.
+Value storeServer(Env& env, const std::string& host, int port, const std::string& jobId) {
+  const auto tables = tablesOf(env);
+  auto server = std::make_shared<TcpStoreServer>(host, port, jobId);
+  const int bound = server->port();
+  return Value::Record{{"id", tables->add(tables->servers, std::move(server))}, {"port", bound}};
+}
+
+void storeServerClose(Env& env, int64_t id) {
+  const auto tables = tablesOf(env);
+  tables->take(tables->servers, id);
+}
+
+/// The store's number. `kind` is "viaduct" or "torch".
+Promise storeClient(Env& env, const std::string& kind, const std::string& host, int port, const std::string& jobId,
+                    int64_t timeoutMs) {
+  return async(env, [=, tables = tablesOf(env)] {
+    std::shared_ptr<ClosableStore> store =
+        kind == "torch" ? connectTorchStore(host, port, timeoutMs) : connectTcpStore(host, port, jobId, timeoutMs);
+    return tables->add(tables->stores, std::move(store));
+  });
+}
+
+Promise storeSet(Env& env, int64_t id, const std::string& key, BytesIn value) {
+  return async(env, [store = storeOf(env, id), key, bytes = std::vector<uint8_t>(value.data, value.data + value.size)] {
+    store->set(key, bytes);
+  });
+}
+
+Promise storeGet(Env& env, int64_t id, const std::string& key, int64_t timeoutMs) {
+  return async(env, [store = storeOf(env, id), key, timeoutMs] { return store->get(key, timeoutMs); });
+}
+
+Promise storeAdd(Env& env, int64_t id, const std::string& key, int64_t amount) {
+  return async(env, [store = storeOf(env, id), key, amount] { return store->add(key, amount); });
+}
+
+Promise storeCheck(Env& env, int64_t id, const std::string& key) {
+  return async(env, [store = storeOf(env, id), key] { return store->check(key); });
+}
+
+/// This host's address on the way to the store.
+Promise storeAddress(Env& env, int64_t id) {
+  return async(env, [store = storeOf(env, id)] { return store->localAddress(); });
+}
+
+/// Calls in progress reject with ERR_COMM or ERR_ABORTED.
+void storeClose(Env& env, int64_t id) {
+  const auto tables = tablesOf(env);
+  if (const auto store = tables->take(tables->stores, id)) store->close();
+}
+
+// ---- communicators
+
+/// The world's communicator; every rank calls it. `store` is 0 for a world of one.
+Promise connectGloo(Env& env, int64_t store, const std::string& name, int rank, int size, const std::string& address,
+                    int64_t timeoutMs, bool sharedMemory) {
+  std::shared_ptr<ClosableStore> held = store == 0 ? nullptr : storeOf(env, store);
+  cpu::CommOptions options{name, rank, size, address, timeoutMs, sharedMemory};
+  return async(env, [tables = tablesOf(env), held, options] {
+    CommPtr comm = cpu::connectWorld(held.get(), options);
+    return tables->add(tables->comms, std::move(comm));
+  });
+}
+
+/// The number of the part's communicator, 0 for a negative colour.
+Promise splitComm(Env& env, int64_t id, int colour, int key, const std::string& name) {
+  auto work = commOf(env, id)->split(colour, key, name);
+  return async(env, [tables = tablesOf(env), work = std::move(work)]() -> int64_t {
+    CommPtr part = work();
+    return part == nullptr ? 0 : tables->add(tables->comms, std::move(part));
+  });
+}
+
+/// Everybody's bytes, in rank order.
+Promise gatherBytes(Env& env, int64_t id, BytesIn mine) {
+  auto work = commOf(env, id)->gatherBytes(std::vector<uint8_t>(mine.data, mine.data + mine.size));
+  return async(env, [work = std::move(work)] {
+    std::vector<Value> list;
+    for (auto& bytes : work()) list.emplace_back(std::move(bytes));
+    return Value(std::move(list));
+  });
+}
+
+Value commInfo(Env& env, int64_t id) {
+  const CommPtr comm = commOf(env, id);
+  char print[17];
+  std::snprintf(print, sizeof print, "%016llx", static_cast<unsigned long long>(comm->fingerprint()));
+  std::vector<int64_t> ranks(comm->worldRanks().begin(), comm->worldRanks().end());
+  return Value::Record{{"name", comm->name()},
+                       {"rank", comm->rank()},
+                       {"size", comm->size()},
+                       {"worldRanks", std::move(ranks)},
+                       {"transport", comm->transport()},
+                       {"fingerprint", std::string(print)},
+                       {"sequence", comm->sequence()},
+                       {"payloadBytes", comm->payloadBytes()}};
+}
+
+void abortComm(Env& env, int64_t id, const std::string& reason) { commOf(env, id)->abort(reason); }
+
+void setCommTimeout(Env& env, int64_t id, int64_t timeoutMs) { commOf(env, id)->setTimeout(timeoutMs); }
+
+void closeComm(Env& env, int64_t id) {
+  const auto tables = tablesOf(env);
+  tables->take(tables->comms, id);
+}
+
+void allReduce(Env& env, int64_t comm, Stream& s, Out out, In in, ReduceOp op) {
+  commOf(env, comm)->allReduce(s, out, in, op);
+}
+
+void allGather(Env& env, int64_t comm, Stream& s, Out out, In in) { commOf(env, comm)->allGather(s, out, in); }
+
+void reduceScatter(Env& env, int64_t comm, Stream& s, Out out, In in, ReduceOp op) {
+  commOf(env, comm)->reduceScatter(s, out, in, op);
+}
+
+void broadcast(Env& env, int64_t comm, Stream& s, InOut buffer, int root) {
+  commOf(env, comm)->broadcast(s, buffer, root);
+}
+
+void allToAll(Env& env, int64_t comm, Stream& s, Out out, In in, std::vector<int64_t> sendCounts,
+              std::vector<int64_t> recvCounts) {
+  commOf(env, comm)->allToAll(s, out, in, std::move(sendCounts), std::move(recvCounts));
+}
+
+/// One atomic group: all sends and receives progress together. Peers are ranks of the group.
+void pointToPoint(Env& env, int64_t comm, Stream& s, std::vector<In> sends, std::vector<int64_t> sendPeers,
+                  std::vector<Out> recvs, std::vector<int64_t> recvPeers) {
+  VIADUCT_CHECK(sends.size() == sendPeers.size() && recvs.size() == recvPeers.size(), "ERR_USAGE", "pointToPoint",
+                "expected a peer for each tensor");
+  std::vector<P2p> group;
+  for (size_t i = 0; i < sends.size(); ++i) group.push_back({true, static_cast<int>(sendPeers[i]), sends[i]});
+  for (size_t i = 0; i < recvs.size(); ++i) group.push_back({false, static_cast<int>(recvPeers[i]), recvs[i]});
+  commOf(env, comm)->pointToPoint(s, std::move(group));
+}
+
+void barrier(Env& env, int64_t comm, Stream& s) { commOf(env, comm)->barrier(s); }
+
+}  // namespace
+
+std::vector<Row> commRows() {
+  return {
+      row("storeServer", &storeServer),       row("storeServerClose", &storeServerClose),
+      row("storeClient", &storeClient),       row("storeSet", &storeSet),
+      row("storeGet", &storeGet),             row("storeAdd", &storeAdd),
+      row("storeCheck", &storeCheck),         row("storeAddress", &storeAddress),
+      row("storeClose", &storeClose),         row("connectGloo", &connectGloo),
+      row("splitComm", &splitComm),           row("gatherBytes", &gatherBytes),
+      row("commInfo", &commInfo),             row("abortComm", &abortComm),
+      row("setCommTimeout", &setCommTimeout), row("closeComm", &closeComm),
+      row("allReduce", &allReduce),           row("allGather", &allGather),
+      row("reduceScatter", &reduceScatter),   row("broadcast", &broadcast),
+      row("allToAll", &allToAll),             row("pointToPoint", &pointToPoint),
+      row("barrier", &barrier),
+  };
+}
+
+}  // namespace viaduct::binding
