@@ -4,10 +4,6 @@
 
 namespace viaduct::binding {
 
-// Weak, so that the addon links while a row file is being written; absent rows are simply not there.
-__attribute__((weak)) std::vector<Row> ioRows();
-__attribute__((weak)) std::vector<Row> commRows();
-
 namespace {
 
 Value table(Env&);
@@ -22,8 +18,8 @@ const std::vector<Row>& rows() {
     append(memoryRows());
     append(streamRows());
     append(opRows());
-    if (ioRows != nullptr) append(ioRows());
-    if (commRows != nullptr) append(commRows());
+    append(ioRows());
+    append(commRows());
     return list;
   }();
   return *all;
