@@ -74,6 +74,26 @@ export interface RangeComparison {
   readonly first: number
 }
 
+/** A listening store server. */
+export interface StoreServerInfo {
+  readonly id: number
+  readonly port: number
+}
+
+/** A communicator: its place among the ranks, and what it did so far. */
+export interface CommInfo {
+  readonly name: string
+  readonly rank: number
+  readonly size: number
+  /** Ranks of the world that form the group, in its order. */
+  readonly worldRanks: readonly number[]
+  readonly transport: string
+  /** Hash over (sequence, op, bytes) of all operations, equal on all ranks; 16 hexadecimal digits. */
+  readonly fingerprint: string
+  readonly sequence: number
+  readonly payloadBytes: number
+}
+
 /** One row of `table()`. */
 export interface TableRow {
   readonly name: string
@@ -303,4 +323,44 @@ export interface Addon {
     std: number,
   ): void
   argmax(stream: Stream, index: Out, value: Out, logits: In, vocabStart: integer, vocabSize: integer): void
+
+  // stores and communicators (native/binding/comm.cc)
+  storeServer(host: string, port: integer, jobId: string): StoreServerInfo
+  storeServerClose(server: integer): void
+  storeClient(kind: string, host: string, port: integer, jobId: string, timeoutMs: integer): Promise<number>
+  storeSet(store: integer, key: string, value: bytes): Promise<void>
+  storeGet(store: integer, key: string, timeoutMs: integer): Promise<Uint8Array>
+  storeAdd(store: integer, key: string, amount: integer): Promise<number>
+  storeCheck(store: integer, key: string): Promise<boolean>
+  storeAddress(store: integer): Promise<string>
+  storeClose(store: integer): void
+  connectGloo(
+    store: integer,
+    name: string,
+    rank: integer,
+    size: integer,
+    address: string,
+    timeoutMs: integer,
+    sharedMemory: boolean,
+  ): Promise<number>
+  splitComm(comm: integer, colour: integer, key: integer, name: string): Promise<number>
+  gatherBytes(comm: integer, mine: bytes): Promise<Uint8Array[]>
+  commInfo(comm: integer): CommInfo
+  abortComm(comm: integer, reason: string): void
+  setCommTimeout(comm: integer, timeoutMs: integer): void
+  closeComm(comm: integer): void
+  allReduce(comm: integer, stream: Stream, out: Out, x: In, op: ReduceOp): void
+  allGather(comm: integer, stream: Stream, out: Out, x: In): void
+  reduceScatter(comm: integer, stream: Stream, out: Out, x: In, op: ReduceOp): void
+  broadcast(comm: integer, stream: Stream, buffer: InOut, root: integer): void
+  allToAll(comm: integer, stream: Stream, out: Out, x: In, sendCounts: integer[], recvCounts: integer[]): void
+  pointToPoint(
+    comm: integer,
+    stream: Stream,
+    sends: In[],
+    sendPeers: integer[],
+    recvs: Out[],
+    recvPeers: integer[],
+  ): void
+  barrier(comm: integer, stream: Stream): void
 }
