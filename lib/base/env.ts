@@ -22,6 +22,47 @@ const rows = {
   LOCAL_WORLD_SIZE: { meaning: 'number of ranks on this node', unset: '1' },
   MASTER_ADDR: { meaning: 'address of rank 0', unset: '127.0.0.1' },
   MASTER_PORT: { meaning: 'port of the rendezvous store', unset: 'chosen by the launcher' },
+  GROUP_RANK: { meaning: 'rank of this node', unset: '0' },
+  VIADUCT_AGENT_STORE: { meaning: '1: `viaduct run` keeps the rendezvous store on MASTER_PORT', unset: 'rank 0 keeps it' },
+  VIADUCT_MASTER_PORT: { meaning: 'port on which rank 0 keeps the store when MASTER_PORT is taken', unset: 'a free one' },
+  VIADUCT_TRANSPORT: { meaning: 'gloo: ranks of one host use connections too, no shared memory', unset: 'auto' },
+  VIADUCT_COMM_ADDR: {
+    meaning: "this host's address as other ranks reach it",
+    unset: 'the one on the way to the store',
+  },
+  TORCHELASTIC_USE_AGENT_STORE: { meaning: "True: torchrun's agent keeps its own store on MASTER_PORT", unset: 'no agent' },
+  TORCHELASTIC_RESTART_COUNT: { meaning: 'how often the launcher has restarted the ranks', unset: '0' },
+  TORCHELASTIC_RUN_ID: { meaning: "the job's id", unset: 'none' },
+  TORCHELASTIC_ERROR_FILE: { meaning: 'where a failing rank writes its error for the launcher', unset: 'nowhere' },
+  PET_NPROC_PER_NODE: { meaning: 'default of --nproc-per-node', unset: '1' },
+  PET_NNODES: { meaning: 'default of --nnodes', unset: '1' },
+  PET_NODE_RANK: { meaning: 'default of --node-rank', unset: '0, or by order of arrival with an endpoint' },
+  PET_MASTER_ADDR: { meaning: 'default of --master-addr', unset: '127.0.0.1' },
+  PET_MASTER_PORT: { meaning: 'default of --master-port', unset: 'a free port on one node, else 29500' },
+  PET_RDZV_ENDPOINT: { meaning: 'default of --rdzv-endpoint', unset: 'none' },
+  PET_RDZV_ID: { meaning: 'default of --rdzv-id', unset: 'none' },
+  PET_MAX_RESTARTS: { meaning: 'default of --max-restarts', unset: '0' },
+  CUDA_VISIBLE_DEVICES: { meaning: 'GPUs of this process, counted by --nproc-per-node auto', unset: 'all' },
+  SLURM_PROCID: { meaning: 'rank, under srun', unset: 'no srun' },
+  SLURM_NTASKS: { meaning: 'number of ranks, under srun', unset: 'no srun' },
+  SLURM_STEP_ID: { meaning: 'set inside of a job step, so by srun', unset: 'no srun' },
+  SLURM_LOCALID: { meaning: 'rank on this node, under srun', unset: '0' },
+  SLURM_NTASKS_PER_NODE: { meaning: 'ranks on each node, under srun', unset: 'see SLURM_TASKS_PER_NODE' },
+  SLURM_TASKS_PER_NODE: { meaning: 'ranks on each node, e.g. 8(x2),4', unset: '1' },
+  SLURM_NODEID: { meaning: 'rank of this node, under srun', unset: '0' },
+  SLURM_JOB_ID: { meaning: "Slurm's job, from which the port is taken", unset: 'none' },
+  SLURM_JOB_NODELIST: { meaning: 'nodes of the job; rank 0 runs on the first', unset: 'one node' },
+  SLURM_RESTART_COUNT: { meaning: 'how often Slurm has requeued the job', unset: '0' },
+  OMPI_COMM_WORLD_RANK: { meaning: "rank, under Open MPI's mpirun", unset: 'no Open MPI' },
+  OMPI_COMM_WORLD_SIZE: { meaning: "number of ranks, under Open MPI's mpirun", unset: 'no Open MPI' },
+  OMPI_COMM_WORLD_LOCAL_RANK: { meaning: "rank on this node, under Open MPI's mpirun", unset: '0' },
+  OMPI_COMM_WORLD_LOCAL_SIZE: { meaning: "ranks on this node, under Open MPI's mpirun", unset: '1' },
+  PMI_RANK: { meaning: 'rank, under MPICH, Intel MPI or MVAPICH', unset: 'no such launcher' },
+  PMI_SIZE: { meaning: 'number of ranks, under MPICH, Intel MPI or MVAPICH', unset: 'no such launcher' },
+  MPI_LOCALRANKID: { meaning: 'rank on this node, under MPICH or Intel MPI', unset: 'see MV2_COMM_WORLD_LOCAL_RANK' },
+  MPI_LOCALNRANKS: { meaning: 'ranks on this node, under MPICH or Intel MPI', unset: 'see MV2_COMM_WORLD_LOCAL_SIZE' },
+  MV2_COMM_WORLD_LOCAL_RANK: { meaning: 'rank on this node, under MVAPICH', unset: '0' },
+  MV2_COMM_WORLD_LOCAL_SIZE: { meaning: 'ranks on this node, under MVAPICH', unset: '1' },
 } as const satisfies Record<string, EnvRow>
 
 /** Name of a declared variable. */
@@ -55,4 +96,14 @@ export function envInt(name: EnvName): number | undefined {
     'env',
     `expected ${name} to be a whole number, got ${JSON.stringify(text)}: correct or unset it`,
   )
+}
+
+/** The environment for a child process: this one's with `changes`; undefined takes a variable away. */
+export function childEnvironment(changes: Readonly<Record<string, string | undefined>>): NodeJS.ProcessEnv {
+  const env = { ...process.env }
+  for (const [name, value] of Object.entries(changes)) {
+    if (value === undefined) delete env[name]
+    else env[name] = value
+  }
+  return env
 }
