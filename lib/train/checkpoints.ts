@@ -1,0 +1,161 @@
+// A run's checkpoints: which tensors and numbers make a run go on bit for bit, and where a run starts from. The files' form is
+// lib/checkpoint's. `train_state.json` holds the counters, `run_config.yaml` the configuration.
+import { readdir, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { ViaductError } from '../base/errors.js'
+import { AutoBridge } from '../bridge/autoBridge.js'
+import { isCheckpoint, iterationFolder, openCheckpoint, type OpenCheckpoint } from '../checkpoint/checkpointIndex.js'
+import { HfParcel } from '../checkpoint/hfParcel.js'
+import { loadCheckpoint as loadTensors, readCheckpointFile, type WantedTensor } from '../checkpoint/loadCheckpoint.js'
+import type { Ranks } from '../checkpoint/ranks.js'
+import { saveCheckpoint as saveTensors, type SavedTensor } from '../checkpoint/saveCheckpoint.js'
+import { toYaml } from '../config/overrides.js'
+import type { RunConfig } from '../config/runConfig.js'
+import { allGatherObject } from '../parallel/collectives.js'
+import type { TrainState } from './state.js'
+
+const stateFile = 'train_state.json'
+
+/** The counters of a run. */
+interface Counters {
+  readonly step: number
+  readonly consumedSamples: number
+  readonly consumedTokens: number
+  readonly skippedSteps: number
+  /** Optimizer updates. */
+  readonly updates: number
+  readonly seed: number
+}
+
+function ranksOf(state: TrainState): Ranks {
+  const world = state.mesh.get('world')
+  return { rank: world.rank, size: world.size, gather: (value) => allGatherObject(value, world) }
+}
+
+/**
+ * Saves the run: weights, optimizer, counters, configuration and the Hugging Face files that it carries. Every rank calls it.
+ * @param dir - default: checkpoint.save.
+ * @returns the iter_* folder.
+ * @throws ERR_NO_SPACE, ERR_IO; the former checkpoint is then as it was.
+ */
+export async function saveCheckpoint(state: TrainState, dir: string | null = state.resolved.config.checkpoint.save): Promise<string> {
+  const { config } = state.resolved
+  if (dir === null) throw new ViaductError('ERR_CONFIG', 'checkpoint', 'expected checkpoint.save or a folder, got neither')
+  await state.model.device.stream.sync()
+  const tensors: SavedTensor[] = []
+  for (const [name, { data, dtype, shard }] of state.model.namedParameters()) tensors.push({ name, dtype, shard, data })
+  if (config.checkpoint.saveOptim) {
+    for (const { name, dtype, shard, tensor } of state.optimizer.state()) tensors.push({ name, dtype, shard, data: tensor })
+  }
+  const counters: Counters = {
+    step: state.step,
+    consumedSamples: state.loader.consumedSamples,
+    consumedTokens: state.consumedTokens,
+    skippedSteps: state.skippedSteps,
+    updates: state.optimizer.updates,
+    seed: config.rng.seed,
+  }
+  const folder = await saveTensors(dir, state.step, tensors, {
+    ranks: ranksOf(state),
+    files: { [stateFile]: `${JSON.stringify(counters, null, 2)}\n`, 'run_config.yaml': toYaml(config) },
+    extras: async (target) => await state.source?.writeTo(target),
+    ...(state.signal === undefined ? {} : { signal: state.signal }),
+  })
+  if (state.world.rank === 0) {
+    // The folder that the files came from may be pruned: carry on from the newest.
+    if (state.source !== null) state.source = await HfParcel.fromCheckpoint(folder)
+    await prune(dir, config.checkpoint.mostRecentK)
+  }
+  return folder
+}
+
+/** Removes all but the newest checkpoints, after a newer one is complete. */
+async function prune(dir: string, keep: number | null): Promise<void> {
+  if (keep === null) return
+  const names = (await readdir(dir)).filter((name) => /^iter_\d{7,}$/.test(name))
+  const old = names.sort((a, b) => Number(b.slice(5)) - Number(a.slice(5))).slice(keep)
+  for (const name of old) await rm(join(dir, name), { recursive: true, force: true })
+}
+
+/**
+ * Loads a checkpoint into a run: weights, and where the checkpoint holds them optimizer state, counters and place in the data.
+ * A checkpoint without counters (an imported one) gives its weights, and the run begins at step 0. Every rank calls it.
+ * @throws ERR_CHECKPOINT, ERR_CHECKPOINT_HASH.
+ */
+export async function loadCheckpoint(state: TrainState, dir: string): Promise<void> {
+  await loadOpened(state, await openCheckpoint(dir), true)
+}
+
+async function loadOpened(state: TrainState, checkpoint: OpenCheckpoint, resume: boolean): Promise<void> {
+  const { optimizer, model } = state
+  const { loadOptim } = state.resolved.config.checkpoint
+  const text = resume ? await readCheckpointFile(checkpoint, stateFile) : null
+  const counters = text === null ? null : parseCounters(text, checkpoint.folder)
+  const wanted: WantedTensor[] = []
+  for (const [name, { data, shard }] of model.namedParameters()) wanted.push({ name, tensor: data, shard })
+  const hasOptimizer = [...checkpoint.tensors.keys()].some((name) => name.startsWith('optimizer.'))
+  const withOptimizer = counters !== null && loadOptim && hasOptimizer
+  if (withOptimizer) for (const { name, tensor, shard } of optimizer.state()) wanted.push({ name, tensor, shard })
+  await loadTensors(checkpoint, wanted, state.signal === undefined ? {} : { signal: state.signal })
+  if (!withOptimizer) optimizer.masterFromModel(model.ctx())
+  if (counters !== null) {
+    state.step = counters.step
+    state.consumedTokens = counters.consumedTokens
+    state.skippedSteps = counters.skippedSteps
+    optimizer.updates = withOptimizer ? counters.updates : 0
+    state.loader.restore({ consumedSamples: counters.consumedSamples })
+    if (counters.seed !== state.resolved.config.rng.seed) {
+      state.log(`note        the checkpoint was made with rng.seed=${counters.seed}, this run has ${state.resolved.config.rng.seed}: the order of data changes`)
+    }
+  }
+  if (state.world.rank === 0) state.source = await HfParcel.fromCheckpoint(checkpoint.folder)
+  state.log(`loaded      ${checkpoint.folder}${counters === null ? ' (weights only)' : `, step ${counters.step}`}`)
+}
+
+function parseCounters(text: string, folder: string): Counters {
+  try {
+    const value = JSON.parse(text) as Record<string, unknown>
+    const keys = ['step', 'consumedSamples', 'consumedTokens', 'skippedSteps', 'updates', 'seed'] as const
+    for (const key of keys) if (!Number.isSafeInteger(value[key])) throw new Error(`${key} is ${JSON.stringify(value[key])}`)
+    return value as unknown as Counters
+  } catch (cause) {
+    throw new ViaductError('ERR_CHECKPOINT', 'checkpoint', `expected counters in ${stateFile}: ${(cause as Error).message} (${folder})`, { folder }, { cause })
+  }
+}
+
+/** Where a run starts from. */
+export interface StartingPoint {
+  load(state: TrainState): Promise<void>
+}
+
+/**
+ * Finds out where a run starts: `checkpoint.load` if it holds a checkpoint, else `checkpoint.pretrainedCheckpoint`, else null.
+ * @throws ERR_CHECKPOINT when exitOnMissingCheckpoint is set and there is none, or pretrainedCheckpoint is none.
+ */
+export async function startingPoint(config: RunConfig): Promise<StartingPoint | null> {
+  const { load, ckptStep, pretrainedCheckpoint, exitOnMissingCheckpoint } = config.checkpoint
+  if (load !== null) {
+    const dir = ckptStep === null ? load : join(load, iterationFolder(ckptStep))
+    if (await isCheckpoint(dir)) {
+      const checkpoint = await openCheckpoint(dir)
+      return { load: (state) => loadOpened(state, checkpoint, true) }
+    }
+    if (exitOnMissingCheckpoint || ckptStep !== null) {
+      throw new ViaductError('ERR_CHECKPOINT', 'checkpoint', `expected a checkpoint in ${dir}, found none`, { folder: dir })
+    }
+  }
+  if (pretrainedCheckpoint === null) return null
+  if (await isCheckpoint(pretrainedCheckpoint)) {
+    const checkpoint = await openCheckpoint(pretrainedCheckpoint)
+    return { load: (state) => loadOpened(state, checkpoint, false) }
+  }
+  const bridge = await AutoBridge.fromHfPretrained(pretrainedCheckpoint)
+  return {
+    async load(state) {
+      await bridge.loadHfWeights(state.model)
+      state.optimizer.masterFromModel(state.model.ctx())
+      if (state.world.rank === 0) state.source = await HfParcel.fromFolder(pretrainedCheckpoint, null)
+      state.log(`loaded      ${pretrainedCheckpoint} (Hugging Face folder, weights only)`)
+    },
+  }
+}

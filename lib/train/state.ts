@@ -1,0 +1,153 @@
+// What a training run holds between steps, and how it comes to be: ranks, model, data, optimizer, and the checkpoint it goes on
+// from. `pretrain` is a loop over this and `trainStep`; custom loops use the same parts.
+import type { HfParcel } from '../checkpoint/hfParcel.js'
+import { toPlain } from '../config/overrides.js'
+import type { RunConfig } from '../config/runConfig.js'
+import { type ResolvedConfig, resolve } from '../config/resolve.js'
+import { openData, type RunData } from '../data/datasets.js'
+import { BatchLoader } from '../data/loader.js'
+import type { DistributedModel } from '../models/distributedModel.js'
+import { AdamW } from '../optim/adamw.js'
+import type { Schedule } from '../optim/schedule.js'
+import { assertSameOnAllRanks } from '../parallel/collectives.js'
+import { Mesh } from '../parallel/mesh.js'
+import { initDistributed, type World } from '../parallel/world.js'
+import { availableMemory, checkFits, describePrice, measurePeakFlops, type Price, priceOf } from '../plan/price.js'
+import { type DeviceKind, Device } from '../tensor/device.js'
+import { Tensor } from '../tensor/tensor.js'
+import { startingPoint } from './checkpoints.js'
+
+/** What a script gives to `setup` and `pretrain` besides the configuration. */
+export interface SetupOptions {
+  readonly device?: DeviceKind
+  /** Ends the run with ERR_ABORTED after the step in progress, on all ranks. */
+  readonly signal?: AbortSignal
+  /** Receives lines for people, on rank 0 only. Default: standard output. */
+  readonly log?: (line: string) => void
+  /** Instead of the configuration's data. */
+  readonly data?: RunData
+}
+
+export interface TrainState {
+  readonly resolved: ResolvedConfig
+  readonly world: World
+  readonly mesh: Mesh
+  readonly model: DistributedModel
+  readonly optimizer: AdamW
+  readonly schedule: Schedule
+  readonly data: RunData
+  readonly loader: BatchLoader
+  readonly price: Price
+  /** int64 [2]: seed and step, which dropout reads. */
+  readonly rngSlot: Tensor
+  readonly signal: AbortSignal | undefined
+  readonly log: (line: string) => void
+  /** Steps done. */
+  step: number
+  /** Steps whose update was skipped. */
+  skippedSteps: number
+  consumedTokens: number
+  /** Hugging Face files that checkpoints of this run carry on; null: none, and on ranks other than 0. */
+  source: HfParcel | null
+  /** A signal that asks to save and stop, e.g. SIGTERM. */
+  stopSignal: NodeJS.Signals | null
+  /** Frees model, optimizer and data, and leaves the ranks. Idempotent. */
+  dispose(): Promise<void>
+}
+
+/**
+ * Prepares a run: checks the configuration, joins the ranks, tells the price, builds model and optimizer, opens the data, and
+ * loads the checkpoint to go on from. Every rank calls it.
+ * @throws ERR_CONFIG with all problems, ERR_OUT_OF_MEMORY when the run cannot fit, ERR_DATA, ERR_CHECKPOINT.
+ */
+export async function setup(config: RunConfig, options: SetupOptions = {}): Promise<TrainState> {
+  const { signal } = options
+  const world = await initDistributed({ timeoutMs: config.dist.distributedTimeoutMinutes * 60_000 })
+  const resolved = resolve(config, world.size)
+  await assertSameOnAllRanks(toPlain(config), 'configuration', world.group)
+  const say = options.log ?? ((line: string) => void process.stdout.write(`${line}\n`))
+  const log = world.rank === 0 ? say : () => {}
+  const device = Device.open(options.device ?? 'auto')
+  const available = availableMemory()
+  checkFits(resolved, priceOf(resolved, null), world.localSize, available)
+  const mesh = await Mesh.create(config.model, world)
+  const cleanup: (() => Promise<void> | void)[] = [() => mesh.dispose()]
+  let disposed = false
+  const dispose = async () => {
+    if (disposed) return
+    disposed = true
+    for (const free of cleanup.reverse()) await free()
+  }
+  try {
+    const peak = await measurePeakFlops(device, resolved.paramsDtype === 'float32' ? 'float32' : 'bfloat16')
+    const price = priceOf(resolved, peak)
+    const data = options.data ?? (await openData(resolved))
+    cleanup.push(() => data.dispose())
+    signal?.throwIfAborted()
+    const start = await startingPoint(config)
+    const model = await config.model.provideDistributedModel({
+      mesh,
+      device: options.device ?? 'auto',
+      dtype: resolved.paramsDtype,
+      seed: config.rng.seed,
+      loadWeights: start === null,
+      ...(signal === undefined ? {} : { signal }),
+    })
+    cleanup.push(() => model.dispose())
+    const ctx = model.ctx()
+    const rngSlot = Tensor.zeros(ctx, [2], 'int64').keep()
+    cleanup.push(() => rngSlot.dispose())
+    const parameters = [...model.namedParameters()].map(([, parameter]) => parameter)
+    const optimizer = new AdamW(ctx, parameters, config.optimizer)
+    cleanup.push(() => optimizer.dispose())
+    const dp = mesh.get('dp')
+    const loader = new BatchLoader({
+      dataset: data.train,
+      globalBatchSize: config.train.globalBatchSize,
+      microBatchSize: config.train.microBatchSize,
+      dataParallelRank: dp.rank,
+      dataParallelSize: dp.size,
+      seed: config.rng.seed,
+    })
+    const { lr, minLr } = config.optimizer
+    const { lrDecayStyle, lrWarmupInit, lrWsdDecayIters, lrWsdDecayStyle } = config.scheduler
+    const state: TrainState = {
+      resolved,
+      world,
+      mesh,
+      model,
+      optimizer,
+      schedule: {
+        lr,
+        minLr,
+        lrDecayStyle,
+        lrWarmupInit,
+        lrWsdDecayIters,
+        lrWsdDecayStyle,
+        lrWarmupIters: resolved.lrWarmupIters,
+        lrDecayIters: resolved.lrDecayIters,
+      },
+      data,
+      loader,
+      price,
+      rngSlot,
+      signal,
+      log,
+      step: 0,
+      skippedSteps: 0,
+      consumedTokens: 0,
+      source: null,
+      stopSignal: null,
+      dispose,
+    }
+    log(`device      ${device.kind}: ${device.info.description}`)
+    if (start !== null) await start.load(state)
+    for (const line of describePrice(resolved, price, Math.max(0, config.train.trainIters - state.step))) log(line)
+    await ctx.stream.sync()
+    ctx.scope.close()
+    return state
+  } catch (error) {
+    await dispose()
+    throw error
+  }
+}

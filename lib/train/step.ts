@@ -1,0 +1,169 @@
+// One training step: micro-batches forward and backward, gradient sums, the awaited status word, then the update. Gradients
+// are sums over tokens and are divided once by the tokens of the whole global batch, so unequal micro-batches count exactly.
+import { native } from '../addon/load.js'
+import { ViaductError } from '../base/errors.js'
+import { type TokenBatch, uploadBatch } from '../models/batch.js'
+import { Tape } from '../ops/tape.js'
+import { gradientFactor } from '../optim/adamw.js'
+import { learningRate } from '../optim/schedule.js'
+import { allGatherObject } from '../parallel/collectives.js'
+import type { Ctx } from '../tensor/ctx.js'
+import { Scope, withScope } from '../tensor/scope.js'
+import { Tensor } from '../tensor/tensor.js'
+import type { ForwardStep } from './forwardStep.js'
+import type { TrainState } from './state.js'
+import { isFirstOfModel, isFirstReplica, sumOverRanks } from './status.js'
+
+/** What a step did. Equal on all ranks, except for time and memory. */
+export interface StepReport {
+  /** Steps done, this one included. */
+  readonly step: number
+  /** Mean cross entropy a token over the global batch, before the update; nats. */
+  readonly loss: number
+  /** Global norm of the mean gradient, before clipping. */
+  readonly gradNorm: number
+  readonly lr: number
+  /** Tokens that count, over all ranks. */
+  readonly tokens: number
+  /** False when the update was skipped because gradients were not finite. */
+  readonly updated: boolean
+  readonly ms: number
+  /** Largest number of bytes handed out on this rank. */
+  readonly peakMemory: number
+  /** True when some rank was asked to stop. */
+  readonly stopRequested: boolean
+  /** Means over tokens of what the forward step told besides. */
+  readonly metrics: Readonly<Record<string, number>>
+}
+
+/** Sums on the host of what micro-batches gave. */
+interface Sums {
+  loss: number
+  tokens: number
+  metrics: Record<string, number>
+}
+
+/**
+ * Runs one step on this rank's micro-batches; every rank calls it.
+ * @throws ERR_LABEL when no label of the global batch counts, ERR_NOT_FINITE by policy, ERR_TOKEN_ID; the stream's error.
+ */
+export async function trainStep(state: TrainState, microBatches: readonly TokenBatch[], forward: ForwardStep): Promise<StepReport> {
+  const started = performance.now()
+  const { model, optimizer, resolved } = state
+  const { train, optimizer: options, rng } = resolved.config
+  const step = state.step + 1
+  const scope = new Scope()
+  model.device.resetPeak()
+  try {
+    const ctx = model.ctx({ scope, rng: { seed: rng.seed, step, rngSlot: state.rngSlot } })
+    native.upload(ctx.stream.id, state.rngSlot.handle, BigInt64Array.of(BigInt(rng.seed), BigInt(step)))
+    model.training = true
+    optimizer.gradients.zero(ctx)
+    const sums = await forwardBackward(ctx, state, microBatches, forward)
+    const dp = ctx.groups.get('dp').size
+    // The rank with the fault can only be told before gradients are summed.
+    const badHere = dp > 1 ? await localFault(ctx, state) : null
+    await optimizer.gradients.reduce(ctx)
+    const squares = await optimizer.gradients.sumOfSquares(ctx)
+
+    const names = Object.keys(sums.metrics)
+    const counts = isFirstOfModel(ctx) ? 1 : 0
+    const [loss, tokens, norm, stop, aborted, ...metrics] = (await sumOverRanks(ctx, [
+      counts * sums.loss,
+      counts * sums.tokens,
+      isFirstReplica(ctx) ? squares : 0,
+      state.stopSignal === null ? 0 : 1,
+      state.signal?.aborted ? 1 : 0,
+      ...names.map((name) => counts * (sums.metrics[name] as number)),
+    ])) as [number, number, number, number, number, ...number[]]
+    if (aborted > 0) {
+      throw new ViaductError('ERR_ABORTED', 'train', `step ${step} was aborted on ${aborted} of ${resolved.worldSize} ranks`, { step })
+    }
+    if (tokens === 0) {
+      throw new ViaductError(
+        'ERR_LABEL',
+        'train',
+        `expected at least one label that counts in the global batch of step ${step}, got only ignored ones (-100): there is no loss to train on`,
+        { step },
+      )
+    }
+    const lr = learningRate(state.schedule, state.step)
+    const { factor, norm: gradNorm } = gradientFactor(norm, tokens, options.clipGrad)
+    const updated = Number.isFinite(gradNorm) && Number.isFinite(loss)
+    if (updated) optimizer.step(ctx, { lr, factor })
+    else await notFinite(ctx, state, step, badHere)
+    await ctx.stream.sync()
+    state.step = step
+    if (!updated) state.skippedSteps++
+    state.consumedTokens += tokens
+    return {
+      step,
+      loss: loss / tokens,
+      gradNorm,
+      lr,
+      tokens,
+      updated,
+      ms: performance.now() - started,
+      peakMemory: model.device.memory().peakBytes,
+      stopRequested: stop > 0 && train.exitSignalHandler,
+      metrics: Object.fromEntries(names.map((name, i) => [name, (metrics[i] as number) / tokens])),
+    }
+  } finally {
+    scope.close()
+  }
+}
+
+async function forwardBackward(ctx: Ctx, state: TrainState, microBatches: readonly TokenBatch[], forward: ForwardStep): Promise<Sums> {
+  const { model } = state
+  const one = Tensor.full(ctx, [1], 'float32', 1)
+  const sums: Sums = { loss: 0, tokens: 0, metrics: {} }
+  const pending: { readonly loss: Promise<number>; readonly metrics: readonly (readonly [string, Promise<number>])[] }[] = []
+  for (const host of microBatches) {
+    const tape = new Tape()
+    try {
+      await withScope(ctx.with({ tape }), async (inner) => {
+        const batch = uploadBatch(inner, host, model.config)
+        for (const chunk of model.chunks) {
+          const result = await forward(inner, chunk, batch)
+          sums.tokens += result.numTokens
+          pending.push({
+            loss: result.lossSum.item(),
+            metrics: Object.entries(result.metrics ?? {}).map(([name, value]) => [name, value.item()] as const),
+          })
+          await tape.backward(inner, [result.lossSum], [one])
+        }
+      })
+    } finally {
+      tape.dispose()
+    }
+  }
+  for (const { loss, metrics } of pending) {
+    sums.loss += await loss
+    for (const [name, value] of metrics) sums.metrics[name] = (sums.metrics[name] ?? 0) + (await value)
+  }
+  return sums
+}
+
+/** Parameters with gradients that are not finite on this rank, before sums over ranks; null where all are finite. */
+async function localFault(ctx: Ctx, state: TrainState): Promise<string[] | null> {
+  const names = Number.isFinite(await state.optimizer.gradients.sumOfSquares(ctx)) ? [] : await state.optimizer.gradients.notFinite(ctx)
+  return names.length > 0 ? names : null
+}
+
+/** Tells which rank and parameter it was; throws where the policy is to stop. Every rank calls it. */
+async function notFinite(ctx: Ctx, state: TrainState, step: number, before: string[] | null): Promise<void> {
+  const here = ctx.groups.get('dp').size > 1 ? (before ?? []) : await state.optimizer.gradients.notFinite(ctx)
+  const all = await allGatherObject(here, ctx.groups.get('world'))
+  const rank = all.findIndex((names) => names.length > 0)
+  const names = all[rank] ?? []
+  const where = names.length === 0 ? 'the loss' : `the gradient of ${names[0]}${names.length > 1 ? ` and ${names.length - 1} more` : ''} on rank ${rank}`
+  const what = `step ${step}: ${where} is not finite`
+  if (state.resolved.config.train.nonFiniteGrads === 'stop') {
+    throw new ViaductError('ERR_NOT_FINITE', 'train', `${what}: lower optimizer.lr, look at the data of this step, or set train.nonFiniteGrads=skip`, {
+      step,
+      rank,
+      parameters: names,
+    })
+  }
+  state.log(`${what}: the update is skipped`)
+}

@@ -1,0 +1,25 @@
+// All recipes, for `viaduct recipes` and `viaduct train`. A new family is a file and its rows here.
+import type { RunConfig } from '../lib/config/runConfig.js'
+import { llama32_1b_pretrain_config, llama_tiny_cpu_pretrain_config } from './llama.js'
+
+export interface Recipe {
+  readonly name: string
+  readonly family: string
+  readonly description: string
+  readonly config: () => RunConfig
+}
+
+export const recipes: readonly Recipe[] = [
+  {
+    name: 'llama32_1b_pretrain_config',
+    family: 'llama',
+    description: 'Llama 3.2 1B from scratch, bfloat16, sequences of 8192, 512 a step',
+    config: llama32_1b_pretrain_config,
+  },
+  {
+    name: 'llama_tiny_cpu_pretrain_config',
+    family: 'llama',
+    description: 'A Llama of 2 million parameters for a CPU, float32, about a minute',
+    config: llama_tiny_cpu_pretrain_config,
+  },
+]

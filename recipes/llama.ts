@@ -1,0 +1,95 @@
+// Llama recipes: functions that return a RunConfig. Names and numbers of the big ones are Megatron-Bridge's; the model's
+// fields stand here as data, so that no hub is asked. Change a recipe by assigning to what it returns.
+import { type RunConfig, runConfig } from '../lib/config/runConfig.js'
+import { GPTModelProvider } from '../lib/models/provider.js'
+
+/** What Megatron-Bridge's pretraining recipes have in common: bfloat16, AdamW, cosine, mock data. */
+function pretrainCommon(model: GPTModelProvider): RunConfig {
+  return runConfig({
+    model,
+    train: { trainIters: 300000, globalBatchSize: 32, microBatchSize: 2 },
+    validation: { evalInterval: 500, evalIters: 32 },
+    optimizer: { lr: 3e-4, minLr: 3e-5, adamBeta1: 0.9, adamBeta2: 0.95, adamEps: 1e-5, weightDecay: 0.033, clipGrad: 1 },
+    scheduler: { lrDecayStyle: 'cosine', lrWarmupIters: 500, lrWarmupInit: 0, lrDecayIters: null },
+    dataset: { kind: 'mock', split: '9999,8,2', randomSeed: 1234 },
+    tokenizer: { tokenizerType: 'NullTokenizer' },
+    checkpoint: {
+      save: 'nemo_experiments/default/checkpoints',
+      load: 'nemo_experiments/default/checkpoints',
+      saveInterval: 500,
+    },
+    logger: { logInterval: 10 },
+    rng: { seed: 1234 },
+    mixedPrecision: 'bf16_mixed',
+  })
+}
+
+/**
+ * Pretraining of Llama 3.2 1B: 16 layers of 2048, sequences of 8192, 512 of them a step, 1168251 steps; TP 1. Mock data until
+ * `dataset` says otherwise. Weight decay is 0.033: upstream's scheduler replaces the optimizer's 0.1 by it.
+ */
+export function llama32_1b_pretrain_config(): RunConfig {
+  const cfg = pretrainCommon(
+    new GPTModelProvider({
+      numLayers: 16,
+      hiddenSize: 2048,
+      ffnHiddenSize: 8192,
+      numAttentionHeads: 32,
+      numQueryGroups: 8,
+      kvChannels: 64,
+      vocabSize: 128256,
+      maxPositionEmbeddings: 131072,
+      rotaryBase: 500000,
+      ropeScaling: { type: 'llama3', factor: 32, lowFreqFactor: 1, highFreqFactor: 4, originalMaxPositionEmbeddings: 8192 },
+      layernormEpsilon: 1e-5,
+      shareEmbeddingsAndOutputWeights: true,
+      paramsDtype: 'bfloat16',
+      seqLength: 8192,
+    }),
+  )
+  cfg.train.trainIters = 1168251
+  cfg.train.globalBatchSize = 512
+  cfg.train.microBatchSize = 1
+  cfg.validation.evalInterval = 2000
+  cfg.scheduler.lrWarmupIters = 2000
+  return cfg
+}
+
+/**
+ * A Llama for a laptop's CPU: float32, 3 layers of 192, sequences of 128; learns the look of a text in about a minute on two
+ * cores. Mock data until `dataset` and `tokenizer` say otherwise.
+ */
+export function llama_tiny_cpu_pretrain_config(): RunConfig {
+  const cfg = pretrainCommon(
+    new GPTModelProvider({
+      numLayers: 3,
+      hiddenSize: 192,
+      ffnHiddenSize: 512,
+      numAttentionHeads: 6,
+      numQueryGroups: 2,
+      kvChannels: 32,
+      vocabSize: 2048,
+      maxPositionEmbeddings: 512,
+      rotaryBase: 10000,
+      shareEmbeddingsAndOutputWeights: true,
+      paramsDtype: 'float32',
+      seqLength: 128,
+    }),
+  )
+  cfg.mixedPrecision = 'fp32'
+  cfg.train.trainIters = 200
+  cfg.train.globalBatchSize = 16
+  cfg.train.microBatchSize = 16
+  cfg.validation.evalInterval = 50
+  cfg.validation.evalIters = 4
+  cfg.optimizer.lr = 3e-3
+  cfg.optimizer.minLr = 3e-4
+  cfg.optimizer.adamEps = 1e-8
+  cfg.scheduler.lrWarmupIters = 20
+  cfg.dataset.split = '95,5'
+  cfg.checkpoint.save = null
+  cfg.checkpoint.load = null
+  cfg.checkpoint.saveInterval = null
+  cfg.logger.logInterval = 1
+  return cfg
+}
