@@ -17,11 +17,14 @@ export interface JsonSource {
 
 const whitespace = /[ \t\n\r]*/y
 const number = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/y
+/** Characters that may not follow a number: digits, dot, e, E, plus. */
+const runsOn = new Set([...'0123456789.eE+'].map((c) => c.charCodeAt(0)))
 const literal = /true|false|null/y
 const nonFinite = /NaN|-?Infinity/y
 const escapes: Readonly<Record<string, string>> = {
   '"': '"', '\\': '\\', '/': '/', b: '\b', f: '\f', n: '\n', r: '\r', t: '\t',
 }
+const special = /[\\\u0000-\u001f]/
 const deepest = 128
 
 /** Decodes UTF-8, refusing what is not. @throws the source's code with the byte offset of the first bad byte. */
@@ -46,6 +49,20 @@ export function decodeUtf8(bytes: Uint8Array, source: JsonSource): string {
       file: source.file,
       byteOffset: at,
     })
+  }
+}
+
+/** The keys of one object. Most objects have few: a list is enough for them. */
+class Keys {
+  readonly #few: string[] = []
+  #many: Set<string> | null = null
+
+  /** False when the key is there already. */
+  add(key: string): boolean {
+    if (this.#many !== null) return this.#many.size !== this.#many.add(key).size
+    if (this.#few.includes(key)) return false
+    if (this.#few.push(key) > 8) this.#many = new Set(this.#few)
+    return true
   }
 }
 
@@ -89,18 +106,19 @@ export class JsonReader {
   /** The kind of the value that comes next. */
   peek(): 'object' | 'array' | 'string' | 'number' | 'literal' {
     this.skipSpace()
-    const c = this.text[this.position]
-    if (c === '{') return 'object'
-    if (c === '[') return 'array'
-    if (c === '"') return 'string'
-    if (c !== undefined && /[-0-9]/.test(c) && !(this.source.nonFinite && this.text.startsWith('-I', this.position))) return 'number'
-    if (c !== undefined && /[tfnNI-]/.test(c)) return 'literal'
+    const c = this.text.charCodeAt(this.position)
+    if (c === 0x7b) return 'object'
+    if (c === 0x5b) return 'array'
+    if (c === 0x22) return 'string'
+    if (c >= 0x30 && c <= 0x39) return 'number'
+    if (c === 0x2d) return this.source.nonFinite && this.text.startsWith('-I', this.position) ? 'literal' : 'number'
+    if (c >= 0x41) return 'literal'
     return this.fail(`expected a JSON value, got ${this.found()}`)
   }
 
   #expect(char: string): void {
     this.skipSpace()
-    if (this.text[this.position] !== char) this.fail(`expected ${JSON.stringify(char)}, got ${this.found()}`)
+    if (this.text.charCodeAt(this.position) !== char.charCodeAt(0)) this.fail(`expected ${JSON.stringify(char)}, got ${this.found()}`)
     this.position++
   }
 
@@ -108,7 +126,7 @@ export class JsonReader {
   object(member: (key: string, keyStart: number) => void): void {
     this.#expect('{')
     if (++this.#depth > deepest) this.fail(`expected at most ${deepest} nested values`)
-    const seen = new Set<string>()
+    const seen = new Keys()
     this.skipSpace()
     if (this.text[this.position] === '}') {
       this.position++
@@ -117,8 +135,7 @@ export class JsonReader {
         this.skipSpace()
         const keyStart = this.position
         const key = this.string()
-        if (seen.has(key)) this.fail(`expected each key once, got ${JSON.stringify(key)} again`, keyStart, { key })
-        seen.add(key)
+        if (!seen.add(key)) this.fail(`expected each key once, got ${JSON.stringify(key)} again`, keyStart, { key })
         this.#expect(':')
         member(key, keyStart)
         this.skipSpace()
@@ -156,7 +173,7 @@ export class JsonReader {
     const end = this.text.indexOf('"', start + 1)
     if (end < 0) this.fail('expected the end of a string, got the end of the text', this.text.length)
     const simple = this.text.slice(start + 1, end)
-    if (!/[\\\u0000-\u001f]/.test(simple)) {
+    if (!special.test(simple)) {
       this.position = end + 1
       return simple
     }
@@ -205,9 +222,23 @@ export class JsonReader {
     this.skipSpace()
     number.lastIndex = this.position
     const match = number.exec(this.text)
-    if (match === null || /[0-9.eE+]/.test(this.text[number.lastIndex] ?? ' ')) this.fail(`expected a number, got ${this.found()}`)
+    if (match === null || runsOn.has(this.text.charCodeAt(number.lastIndex))) this.fail(`expected a number, got ${this.found()}`)
     this.position = number.lastIndex
     return match[0]
+  }
+
+  /** A whole number spelled with 1 to 15 digits, or -1 without moving when something else stands here. */
+  digits(): number {
+    this.skipSpace()
+    const start = this.position
+    let at = start
+    let value = 0
+    for (let c = this.text.charCodeAt(at); c >= 0x30 && c <= 0x39; c = this.text.charCodeAt(++at)) value = value * 10 + (c - 0x30)
+    const count = at - start
+    const leadingZero = count > 1 && this.text.charCodeAt(start) === 0x30
+    if (count === 0 || count > 15 || leadingZero || runsOn.has(this.text.charCodeAt(at))) return -1
+    this.position = at
+    return value
   }
 
   /** true, false, null, and where the source admits them NaN, Infinity, -Infinity, as they are spelled. */

@@ -80,6 +80,8 @@ function readMetadata(reader: JsonReader): Map<string, string> {
 
 /** A whole number from 0 to 2^53 - 1, exactly. */
 function readCount(reader: JsonReader, tensor: string, what: string): number {
+  const plain = reader.digits()
+  if (plain >= 0) return plain
   const kind = reader.peek()
   const at = reader.position
   const spelled = kind === 'number' ? reader.number() : ''
@@ -95,7 +97,7 @@ function readCount(reader: JsonReader, tensor: string, what: string): number {
 
 function readEntry(reader: JsonReader, name: string, nameAt: number): TensorEntry {
   const { file } = reader.source
-  const quoted = shortName(name)
+  const quoted = name.length < 200 ? JSON.stringify(name) : shortName(name)
   let dtype: DType | undefined
   let shape: number[] | undefined
   let offsets: number[] | undefined
@@ -123,14 +125,21 @@ function readEntry(reader: JsonReader, name: string, nameAt: number): TensorEntr
   }
   const [begin, end] = offsets as [number, number]
   if (end < begin) reader.fail(`expected data_offsets of tensor ${quoted} in order, got [${begin}, ${end}]`, nameAt, { tensor: name })
-  const bits = BigInt(dtypes[dtype].bits) * shape.reduce((n, dim) => n * BigInt(dim), 1n)
-  if (bits % 8n !== 0n) {
-    refuse('ERR_SAFETENSORS_DTYPE', file, `expected whole bytes for tensor ${quoted}, got ${bits} bits of ${dtypes[dtype].safetensors} [${shape}]: misaligned`, { tensor: name })
+  const bits = bitsOf(dtype, shape)
+  if (typeof bits === 'bigint' || bits % 8 !== 0) {
+    const odd = BigInt(bits) % 8n !== 0n
+    if (odd) refuse('ERR_SAFETENSORS_DTYPE', file, `expected whole bytes for tensor ${quoted}, got ${bits} bits of ${dtypes[dtype].safetensors} [${shape}]: misaligned`, { tensor: name })
   }
-  if (bits / 8n !== BigInt(end - begin)) {
-    refuse('ERR_SAFETENSORS_LAYOUT', file, `expected ${bits / 8n} bytes for tensor ${quoted} of ${dtypes[dtype].safetensors} [${shape}], got data_offsets [${begin}, ${end}]: ${end - begin} bytes`, { tensor: name, byteOffset: begin })
+  if (typeof bits === 'bigint' || bits / 8 !== end - begin) {
+    refuse('ERR_SAFETENSORS_LAYOUT', file, `expected ${BigInt(bits) / 8n} bytes for tensor ${quoted} of ${dtypes[dtype].safetensors} [${shape}], got data_offsets [${begin}, ${end}]: ${end - begin} bytes`, { tensor: name, byteOffset: begin })
   }
   return { name, dtype, shape, begin, end }
+}
+
+/** Bits of a tensor, exactly: a bigint beyond 2^53, which no file holds. */
+function bitsOf(dtype: DType, shape: readonly number[]): number | bigint {
+  const bits = shape.reduce<number>((n, dim) => n * dim, dtypes[dtype].bits)
+  return Number.isSafeInteger(bits) ? bits : shape.reduce((n, dim) => n * BigInt(dim), BigInt(dtypes[dtype].bits))
 }
 
 function tiled(entries: TensorEntry[], dataBytes: number, fileBytes: number, file: string): Map<string, TensorEntry> {
@@ -138,14 +147,7 @@ function tiled(entries: TensorEntry[], dataBytes: number, fileBytes: number, fil
   let position = 0
   let previous: TensorEntry | null = null
   for (const entry of entries) {
-    const quoted = shortName(entry.name)
-    if (entry.begin < position) {
-      const other = (previous as TensorEntry).name
-      refuse('ERR_SAFETENSORS_LAYOUT', file, `expected tensors apart, got ${quoted} at [${entry.begin}, ${entry.end}] overlapping ${shortName(other)} which ends at ${position}`, { tensor: entry.name, other, byteOffset: entry.begin })
-    }
-    if (entry.begin > position) {
-      refuse('ERR_SAFETENSORS_LAYOUT', file, `expected tensor ${quoted} to begin at ${position}, got ${entry.begin}: a hole of ${entry.begin - position} bytes`, { tensor: entry.name, byteOffset: position })
-    }
+    if (entry.begin !== position) refuseGap(entry, position, previous, file)
     position = entry.end
     previous = entry
   }
@@ -156,6 +158,16 @@ function tiled(entries: TensorEntry[], dataBytes: number, fileBytes: number, fil
     refuse('ERR_SAFETENSORS_SIZE', file, `expected ${expected} bytes, got ${fileBytes}: ${what}${named}`, { expected, actual: fileBytes, tensor: previous?.name ?? null, byteOffset: Math.min(expected, fileBytes) })
   }
   return new Map(entries.map((entry) => [entry.name, entry]))
+}
+
+/** A tensor that begins where the one before it does not end: they overlap, or a hole lies between them. */
+function refuseGap(entry: TensorEntry, position: number, previous: TensorEntry | null, file: string): never {
+  const quoted = shortName(entry.name)
+  const details = { tensor: entry.name, other: previous?.name ?? null, byteOffset: Math.min(entry.begin, position) }
+  if (entry.begin < position) {
+    refuse('ERR_SAFETENSORS_LAYOUT', file, `expected tensors apart, got ${quoted} at [${entry.begin}, ${entry.end}] overlapping ${shortName(previous?.name ?? '')} which ends at ${position}`, details)
+  }
+  refuse('ERR_SAFETENSORS_LAYOUT', file, `expected tensor ${quoted} to begin at ${position}, got ${entry.begin}: a hole of ${entry.begin - position} bytes`, details)
 }
 
 /** A name for messages: quoted, cut when it is long. */
