@@ -93,6 +93,8 @@ export interface ExportWeightsOptions {
   readonly weightDtype?: DType
   /** Tensors in host memory; on a CPU device they are. */
   readonly cpu?: boolean
+  /** What of each parameter; `gradients`: its main gradient, float32, zeros where it has none. Default weights. */
+  readonly what?: 'weights' | 'gradients'
   readonly signal?: AbortSignal
 }
 
@@ -125,13 +127,14 @@ export async function* exportWeights(
   try {
     for (const { parameter, binding } of list) {
       const parts: Exported[] = binding.parts.map((part) => ({ name: part.name, part }))
-      for (const copy of copies) {
+      for (const copy of options.what === 'gradients' ? [] : copies) {
         const part = binding.parts.find((p) => p.name === mapping.tied.get(copy))
         if (part) parts.push({ name: copy, part })
       }
       const chosen = parts.filter(({ name }) => options.filter?.(name) ?? true)
       if (chosen.length === 0) continue
       const ctx = model.ctx()
+      let held: Tensor | null = null
       let all: Tensor | null = null
       try {
         for (const [i, { name, part }] of chosen.entries()) {
@@ -142,8 +145,11 @@ export async function* exportWeights(
             open = false // the others have ended as well: nobody waits for this rank
             throw error
           }
-          if (i === 0) all = gatherShards(ctx, model, parameter)
-          const shards = { parameter, all, row: rows.get(binding.ours) as ParameterRow }
+          if (i === 0) {
+            held = options.what === 'gradients' ? (parameter.mainGrad ?? Tensor.zeros(ctx, parameter.shard.localShape, 'float32')) : parameter.data
+            all = gatherShards(ctx, model, parameter, held)
+          }
+          const shards = { parameter, held: held as Tensor, all, row: rows.get(binding.ours) as ParameterRow }
           yield [name, mine ? await assemble(ctx, model, mapping, shards, part, options.weightDtype) : null]
         }
       } finally {
@@ -160,18 +166,20 @@ export async function* exportWeights(
 /** A parameter with the shards of all tp ranks, [tp, ...local]; null where the own one is the whole. */
 interface Shards {
   readonly parameter: Parameter
+  /** The parameter's data or its gradient. */
+  readonly held: Tensor
   readonly all: Tensor | null
   readonly row: ParameterRow
 }
 
-function gatherShards(ctx: Ctx, model: DistributedModel, parameter: Parameter): Tensor | null {
+function gatherShards(ctx: Ctx, model: DistributedModel, parameter: Parameter, held: Tensor): Tensor | null {
   const tp = model.mesh.get('tp')
   const replicated = parameter.shard.localShape.join() === parameter.shard.logicalShape.join()
-  return tp.size > 1 && !replicated ? allGather(ctx, parameter.data, tp) : null
+  return tp.size > 1 && !replicated ? allGather(ctx, held, tp) : null
 }
 
-async function assemble(ctx: Ctx, model: DistributedModel, mapping: Mapping, { parameter, all, row }: Shards, part: Part, weightDtype: DType | undefined): Promise<Tensor> {
-  const dtype = weightDtype && dtypes[parameter.dtype].isFloat ? weightDtype : parameter.dtype
+async function assemble(ctx: Ctx, model: DistributedModel, mapping: Mapping, { parameter, held, all, row }: Shards, part: Part, weightDtype: DType | undefined): Promise<Tensor> {
+  const dtype = weightDtype && dtypes[held.dtype].isFloat ? weightDtype : held.dtype
   const out = Tensor.empty(ctx, part.shape, dtype)
   const { localShape } = parameter.shard
   const strides = contiguousStrides(localShape)
@@ -182,7 +190,7 @@ async function assemble(ctx: Ctx, model: DistributedModel, mapping: Mapping, { p
   for (let rank = 0; rank < count; rank++) {
     const shard = all ? shardOf(row, mapping.config, rank, count, model.config.paddedVocabSize) : { ...parameter.shard, blocks: parameter.shard.blocks.map((b) => ({ ...b, replica: 0 })) }
     for (const { from, to, size } of composeRegions(ownedRegions(shard), toTheirs)) {
-      using source = place(all ?? parameter.data, from, size, strides, rank * volume(localShape))
+      using source = place(all ?? held, from, size, strides, rank * volume(localShape))
       using target = place(out, to, size, out.strides, 0)
       native.copy(ctx.stream.id, target.handle, source.handle)
     }

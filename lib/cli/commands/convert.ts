@@ -1,0 +1,71 @@
+// `viaduct import` and `viaduct export`.
+import { parseDtype } from '../../base/dtype.js'
+import { ViaductError } from '../../base/errors.js'
+import { AutoBridge } from '../../bridge/autoBridge.js'
+import type { ConversionReport } from '../../bridge/convert.js'
+import { type LayoutFlags, parallelFromFlags } from '../layout.js'
+import { isFirstRank, onRanks } from '../ranks.js'
+import { formatBytes, formatSeconds, print, say, styled } from '../terminal.js'
+
+interface ImportFlags extends LayoutFlags {
+  dtype?: string
+  ignore?: string[]
+  allowMissing?: string[]
+  overwrite?: boolean
+  json?: boolean
+}
+
+interface ExportFlags {
+  dtype?: string
+  maxShardSize?: string
+  overwrite?: boolean
+  json?: boolean
+}
+
+/** `5GB`, `500MB`, `5000000000`: decimal units, as in Transformers. */
+export function parseBytes(text: string): number {
+  const match = /^\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*$/i.exec(text)
+  const power = ['', 'K', 'M', 'G', 'T'].indexOf((match?.[2] ?? '').toUpperCase().replace('B', ''))
+  const bytes = match === null ? Number.NaN : Math.floor(Number(match[1]) * 1000 ** power)
+  if (bytes >= 1) return bytes
+  throw new ViaductError('ERR_USAGE', 'export', `expected --max-shard-size like 5GB or 500MB, got ${JSON.stringify(text)}`)
+}
+
+function report(what: string, result: ConversionReport, started: number, json: boolean | undefined): void {
+  const seconds = (performance.now() - started) / 1000
+  if (json) {
+    const { folder, tensors, bytes, coverage, leftOut } = result
+    print(JSON.stringify({ folder, tensors, bytes, seconds, partial: coverage.partial, ignored: coverage.ignored, missing: coverage.missing, leftOut }))
+    return
+  }
+  say(`${styled('green', what)} ${result.tensors} tensors, ${formatBytes(result.bytes)} in ${formatSeconds(seconds)}`)
+  for (const name of result.coverage.ignored) say(`  ignored  ${name}`)
+  for (const name of result.coverage.missing) say(`  missing  ${name}: initial values`)
+  for (const name of result.leftOut) say(`  left out ${name}: weights in another format are not carried`)
+  print(result.folder)
+}
+
+export async function importCommand(hf: string, ckpt: string, flags: ImportFlags): Promise<void> {
+  const parallel = parallelFromFlags(flags)
+  const started = performance.now()
+  await onRanks(flags, async () => {
+    const result = await AutoBridge.importCkpt(hf, ckpt, {
+      tensorModelParallelSize: parallel.tensorModelParallelSize,
+      overwrite: flags.overwrite ?? false,
+      ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
+      ...(flags.ignore === undefined ? {} : { ignore: flags.ignore }),
+      ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
+    })
+    if (isFirstRank()) report('imported', result, started, flags.json)
+  })
+}
+
+export async function exportCommand(ckpt: string, hf: string, flags: ExportFlags): Promise<void> {
+  const started = performance.now()
+  const result = await AutoBridge.exportCkpt(ckpt, hf, {
+    overwrite: flags.overwrite ?? false,
+    ...(flags.dtype === undefined ? {} : { weightDtype: parseDtype(flags.dtype) }),
+    ...(flags.maxShardSize === undefined ? {} : { maxShardBytes: parseBytes(flags.maxShardSize) }),
+  })
+  if (isFirstRank()) report('exported', result, started, flags.json)
+}

@@ -1,0 +1,70 @@
+// `viaduct generate`: streams the text to stdout, or everything as JSON.
+import { parseDtype } from '../../base/dtype.js'
+import { ViaductError } from '../../base/errors.js'
+import { isCheckpoint, resolveCheckpoint } from '../../checkpoint/checkpointIndex.js'
+import { Tokenizer } from '../../data/tokenizer.js'
+import { generateText } from '../../inference/generateText.js'
+import { openModel } from '../../inference/logits.js'
+import type { DeviceKind } from '../../tensor/device.js'
+import { join } from 'node:path'
+import { type LayoutFlags, parallelFromFlags } from '../layout.js'
+import { isFirstRank, onRanks } from '../ranks.js'
+import { print, say } from '../terminal.js'
+
+interface Flags extends LayoutFlags {
+  prompt: string
+  maxNewTokens: number
+  temperature: number
+  topK?: number
+  topP?: number
+  seed: number
+  ignoreEos?: boolean
+  dtype?: string
+  device: DeviceKind
+  json?: boolean
+}
+
+/** The folder with tokenizer.json: the model's own, or what a checkpoint keeps of it. */
+async function tokenizerFolder(dir: string): Promise<string> {
+  return (await isCheckpoint(dir)) ? join(await resolveCheckpoint(dir), 'hf') : dir
+}
+
+export async function generateCommand(dir: string, flags: Flags): Promise<void> {
+  const parallel = parallelFromFlags(flags)
+  if (!(flags.temperature >= 0)) throw new ViaductError('ERR_USAGE', 'generate', `expected --temperature of 0 or more, got ${flags.temperature}`)
+  await onRanks(flags, async () => {
+    const { model } = await openModel(dir, {
+      parallel,
+      device: flags.device,
+      ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
+    })
+    try {
+      const tokenizer = await Tokenizer.fromFolder(await tokenizerFolder(dir))
+      const stream = isFirstRank() && !flags.json
+      if (stream) process.stdout.write(flags.prompt)
+      const tokens: number[] = []
+      let text = ''
+      const started = performance.now()
+      const options = {
+        maxNewTokens: flags.maxNewTokens,
+        temperature: flags.temperature,
+        seed: flags.seed,
+        ...(flags.topK === undefined ? {} : { topK: flags.topK }),
+        ...(flags.topP === undefined ? {} : { topP: flags.topP }),
+        ...(flags.ignoreEos ? { eosIds: [] } : {}),
+      }
+      for await (const piece of generateText(model, tokenizer, flags.prompt, options)) {
+        tokens.push(...piece.tokens)
+        text += piece.text
+        if (stream) process.stdout.write(piece.text)
+      }
+      if (!isFirstRank()) return
+      const seconds = (performance.now() - started) / 1000
+      if (flags.json) return print(JSON.stringify({ prompt: flags.prompt, text, tokens, seconds }))
+      print()
+      say(`${tokens.length} tokens, ${(tokens.length / seconds).toFixed(1)} tokens/s`)
+    } finally {
+      await model.dispose()
+    }
+  })
+}

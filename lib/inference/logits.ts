@@ -1,0 +1,128 @@
+// Logits, loss and gradients of given tokens, from a safetensors file to a safetensors file: how a model is compared with another
+// implementation. The loss is the mean next-token cross entropy; labels are shifted here.
+import type { DType } from '../base/dtype.js'
+import { ViaductError } from '../base/errors.js'
+import { AutoBridge } from '../bridge/autoBridge.js'
+import { type HostTensor, readHostTensors, wholeNumbers, writeHostTensors } from '../io/hostTensors.js'
+import { type TokenBatch, uploadBatch } from '../models/batch.js'
+import type { DistributedModel } from '../models/distributedModel.js'
+import { Tape } from '../ops/tape.js'
+import type { ParallelConfig } from '../parallel/config.js'
+import { sumSharedGradients } from '../parallel/gradientSums.js'
+import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
+import type { DeviceKind } from '../tensor/device.js'
+import { Tensor } from '../tensor/tensor.js'
+
+export interface LogitsOptions {
+  /** Gradients of the mean loss too. Default false. */
+  readonly grads?: boolean
+  readonly parallel: ParallelConfig
+  /** Computes in this dtype. Default: the checkpoint's. */
+  readonly dtype?: DType
+  readonly device?: DeviceKind
+}
+
+/** What was computed. */
+export interface LogitsReport {
+  readonly shape: readonly [number, number, number]
+  /** Mean over the labels that count; NaN when none does. */
+  readonly loss: number
+  readonly gradients: number
+}
+
+/**
+ * Opens a model in a layout. Collective.
+ * @param dir - a Hugging Face folder or one of our checkpoints.
+ */
+export async function openModel(
+  dir: string,
+  options: Pick<LogitsOptions, 'parallel' | 'dtype' | 'device'>,
+): Promise<{ bridge: AutoBridge; model: DistributedModel }> {
+  const bridge = await AutoBridge.open(dir)
+  const provider = bridge.toMegatronProvider()
+  Object.assign(provider, options.parallel)
+  if (options.dtype !== undefined) provider.paramsDtype = options.dtype
+  provider.finalize()
+  const model = await provider.provideDistributedModel({ wrapWithDdp: false, device: options.device ?? 'auto' })
+  return { bridge, model }
+}
+
+/**
+ * Reads `input`, computes on every rank, writes `output` on rank 0. Collective.
+ * @throws ERR_DATA for wrong inputs, ERR_TOKEN_ID, ERR_LABEL, and what opening the model throws.
+ */
+export async function computeLogits(dir: string, input: string, output: string, options: LogitsOptions): Promise<LogitsReport> {
+  const batch = readBatch(await readHostTensors(input), input)
+  const { bridge, model } = await openModel(dir, options)
+  const { batchSize: B, seqLength: S } = batch
+  const first = model.mesh.get('world').rank === 0
+  const results = new Map<string, HostTensor>()
+  const ctx = model.ctx({ tape: options.grads ? new Tape() : null })
+  try {
+    model.training = false
+    const [chunk] = model.chunks
+    if (chunk === undefined) throw new ViaductError('ERR_ASSERT', 'logits', 'expected a model with a chunk')
+    const { vocabSize } = chunk.config
+    const device = uploadBatch(ctx, batch, chunk.config)
+    if (options.grads) for (const [, parameter] of model.namedParameters()) parameter.mainGrad = Tensor.zeros(ctx, parameter.shard.localShape, 'float32').keep()
+    const logits = await chunk.forward(ctx, device)
+    const host = await chunk.gatherLogits(ctx, logits)
+    results.set('logits', float32([B, S, vocabSize], host))
+    const { lossSum } = vocabParallelCrossEntropy(ctx, logits, device.labels as Tensor, vocabSize, chunk.tp)
+    const sum = ((await lossSum.toFloat32Array())[0] as number) / device.numTokens
+    results.set('loss', float32([1], Float32Array.of(sum)))
+    let gradients = 0
+    if (ctx.tape !== null) {
+      const seed = Tensor.fromHost(ctx, Float32Array.of(1 / device.numTokens), [1], 'float32')
+      await (ctx.tape as Tape).backward(ctx, [lossSum], [seed])
+      await sumSharedGradients(ctx, [...model.namedParameters()].map(([, parameter]) => parameter))
+      for await (const [name, gradient] of bridge.exportHfWeights(model, { what: 'gradients', to: 'rank0' })) {
+        gradients++
+        if (gradient !== null) results.set(`grad.${name}`, float32(gradient.shape, await gradient.toFloat32Array()))
+      }
+    }
+    await ctx.stream.sync()
+    if (first) await writeHostTensors(output, results)
+    return { shape: [B, S, vocabSize], loss: sum, gradients }
+  } finally {
+    ;(ctx.tape as Tape | null)?.dispose()
+    ctx.scope.close()
+    await model.dispose()
+  }
+}
+
+function float32(shape: readonly number[], data: Float32Array): HostTensor {
+  return { dtype: 'float32', shape, bytes: new Uint8Array(data.buffer, data.byteOffset, data.byteLength) }
+}
+
+/** The named tensors of an input file as a batch; labels default to the tokens where attention_mask is 1. */
+function readBatch(tensors: ReadonlyMap<string, HostTensor>, file: string): TokenBatch {
+  const fail = (message: string): never => {
+    throw new ViaductError('ERR_DATA', 'logits', `${message} (${file})`, { file })
+  }
+  const ids = tensors.get('input_ids') ?? fail(`expected a tensor input_ids, got ${[...tensors.keys()].join(', ') || 'none'}`)
+  if (ids.shape.length !== 2) fail(`expected input_ids of shape [B, T], got [${ids.shape}]`)
+  const [B, S] = ids.shape as [number, number]
+  const read = (name: string): number[] | null => {
+    const tensor = tensors.get(name)
+    if (tensor === undefined) return null
+    if (tensor.shape.join() !== ids.shape.join()) fail(`expected ${name} of input_ids' shape [${ids.shape}], got [${tensor.shape}]`)
+    return wholeNumbers(name, tensor)
+  }
+  for (const name of tensors.keys()) {
+    if (!['input_ids', 'attention_mask', 'position_ids', 'labels'].includes(name)) fail(`expected input_ids, attention_mask, position_ids, labels, got ${JSON.stringify(name)}`)
+  }
+  const tokens = wholeNumbers('input_ids', ids)
+  const mask = read('attention_mask')
+  const positions = read('position_ids')
+  const given = read('labels') ?? tokens.map((id, i) => (mask?.[i] === 0 ? -100 : id))
+  const labels = Int32Array.from(given, (_, i) => ((i + 1) % S === 0 ? -100 : (given[i + 1] as number)))
+  return {
+    batchSize: B,
+    seqLength: S,
+    tokens: Int32Array.from(tokens),
+    labels,
+    ...(mask === null ? {} : { attentionMask: Uint8Array.from(mask) }),
+    ...(positions === null ? {} : { positionIds: Int32Array.from(positions) }),
+  }
+}
