@@ -44,21 +44,16 @@ export class FlatLayout {
           block.size.every((size, d) => d === 0 || size === localShape[d]),
           `blocks of ${parameter.name} are no runs of rows`,
         )
-        const first = localShape.length === 0 ? 0 : (block.localStart[0] as number) * row
-        ranges.push({ start: offset + first, length: volume(block.size) })
+        const start = offset + (block.localStart[0] ?? 0) * row
+        let end = start + volume(block.size)
+        // Behind a parameter's last element lies padding of the buffer, which is 0: it joins neighbours.
+        if (end === offset + volume(localShape)) end = Math.ceil(end / alignment) * alignment
+        const last = ranges.at(-1)
+        if (last !== undefined && last.start + last.length === start) last.length = end - last.start
+        else ranges.push({ start, length: end - start })
       }
     }
-    ranges.sort((a, b) => a.start - b.start)
-    const merged: { start: number; length: number }[] = []
-    for (const range of ranges) {
-      const last = merged.at(-1)
-      // What lies between two owned places of one alignment step is padding of the buffer, and 0.
-      if (last !== undefined && range.start - (last.start + last.length) < alignment && range.start % alignment === 0) {
-        last.length = range.start + range.length - last.start
-      } else if (last !== undefined && range.start === last.start + last.length) last.length += range.length
-      else merged.push({ ...range })
-    }
-    return merged
+    return ranges
   }
 }
 
