@@ -1,6 +1,6 @@
 // Saving: every rank writes the pieces that it owns into its own file; rank 0 adds the index and everything else, then the
 // folder gets its name in one step and the tracker moves last. Killed at any instant, the old or the new checkpoint is complete.
-import { mkdir, rm } from 'node:fs/promises'
+import { mkdir, rm, rmdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
@@ -42,9 +42,10 @@ export interface SaveOptions {
 export async function saveCheckpoint(dir: string, iteration: number, tensors: Iterable<SavedTensor>, options: SaveOptions = {}): Promise<string> {
   const ranks = options.ranks ?? solo
   const target = join(dir, iterationFolder(iteration))
+  let made = false
   const temporary = await onFirst(ranks, async () => {
     try {
-      await mkdir(dir, { recursive: true })
+      made = (await mkdir(dir, { recursive: true })) !== undefined
       await removeStale(dir)
       const folder = temporaryName(target)
       await mkdir(folder)
@@ -66,6 +67,7 @@ export async function saveCheckpoint(dir: string, iteration: number, tensors: It
     return target
   } catch (error) {
     if (ranks.rank === 0) await rm(temporary, { recursive: true, force: true })
+    if (made) await rmdir(dir).catch(() => {}) // it holds something after all
     throw error
   }
 }
