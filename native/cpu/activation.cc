@@ -1,5 +1,5 @@
-// Activation functions, plain and gated, forward and backward. Blocks are widened to F32, the function runs on them, the
-// result is rounded once; gated forms in BF16 round act(gate) before the product, as Transformers does.
+// Activation functions, plain and gated, forward and backward. Blocks are widened to F32, the function runs on them,
+// the result is rounded once; gated forms in BF16 round act(gate) before the product, as Transformers does.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/activation.cc"
 #include "vector_math.h"
@@ -34,11 +34,11 @@ namespace {
 
 // value(x) and slope(x, &y): the function, and the function with its derivative.
 struct SiluRule {
-  static HWY_INLINE V value(V x) { return hn::Div(x, hn::Add(Set(1.0f), Exp(hn::Neg(x)))); }
+  static HWY_INLINE V value(V x) { return TimesLogistic(x, x); }
   static HWY_INLINE V slope(V x, V* y) {
     V rest;
     const V s = Logistic(x, &rest);
-    *y = hn::Mul(x, s);
+    *y = hn::Mul(hn::Max(Set(-1e3f), x), s);
     return hn::MulAdd(*y, rest, s);
   }
 };
@@ -46,12 +46,12 @@ struct GeluRule {
   static HWY_INLINE V value(V x) {
     V cdf, pdf;
     Normal(x, &cdf, &pdf);
-    return hn::Mul(x, cdf);
+    return hn::Mul(hn::Max(Set(-1e3f), x), cdf);
   }
   static HWY_INLINE V slope(V x, V* y) {
     V cdf, pdf;
     Normal(x, &cdf, &pdf);
-    *y = hn::Mul(x, cdf);
+    *y = hn::Mul(hn::Max(Set(-1e3f), x), cdf);
     return hn::MulAdd(x, pdf, cdf);
   }
 };
@@ -62,7 +62,7 @@ struct GeluTanhRule {
   static HWY_INLINE V value(V x) {
     const V square = hn::Mul(x, x);
     const V z = hn::Mul(hn::Mul(x, Set(kTwice)), hn::MulAdd(square, Set(kCubic), Set(1.0f)));
-    return hn::Div(x, hn::Add(Set(1.0f), Exp(hn::Neg(z))));
+    return TimesLogistic(x, z);
   }
   static HWY_INLINE V slope(V x, V* y) {
     const V square = hn::Mul(x, x);
@@ -70,7 +70,7 @@ struct GeluTanhRule {
     const V dz = hn::Mul(Set(kTwice), hn::MulAdd(square, Set(3 * kCubic), Set(1.0f)));
     V rest;
     const V s = Logistic(z, &rest);
-    *y = hn::Mul(x, s);
+    *y = hn::Mul(hn::Max(Set(-1e3f), x), s);
     return hn::MulAdd(hn::Mul(*y, rest), dz, s);
   }
 };
@@ -93,16 +93,19 @@ struct Relu2Rule {
   }
 };
 struct QuickGeluRule {
-  static HWY_INLINE V value(V x) { return hn::Div(x, hn::Add(Set(1.0f), Exp(hn::Mul(x, Set(-1.702f))))); }
+  static HWY_INLINE V value(V x) { return TimesLogistic(x, hn::Mul(x, Set(1.702f))); }
   static HWY_INLINE V slope(V x, V* y) {
     V rest;
     const V s = Logistic(hn::Mul(x, Set(1.702f)), &rest);
-    *y = hn::Mul(x, s);
+    *y = hn::Mul(hn::Max(Set(-1e3f), x), s);
     return hn::MulAdd(hn::Mul(*y, rest), Set(1.702f), s);
   }
 };
 struct SigmoidRule {
-  static HWY_INLINE V value(V x) { return Logistic(x); }
+  static HWY_INLINE V value(V x) {
+    V rest;
+    return Logistic(x, &rest);
+  }
   static HWY_INLINE V slope(V x, V* y) {
     V rest;
     *y = Logistic(x, &rest);

@@ -1,4 +1,4 @@
-// Conversions between dtypes, one row at a time: any stride in scalar code, unit strides of the common pairs in vectors.
+// Conversions between dtypes, one row at a time: any stride in scalar code, unit strides of common pairs in vectors.
 // Both give the same bits. Walking shapes is copy.cc's part.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/cast.cc"

@@ -1,5 +1,5 @@
-// Rows of elements copied or cast from one dtype to another; no tensors, no threads. cast.cc has the conversions, copy.cc
-// walks shapes with them.
+// Rows of elements copied or cast from one dtype to another; no tensors, no threads. cast.cc has the conversions,
+// copy.cc walks shapes with them.
 #pragma once
 
 #include <cstdint>

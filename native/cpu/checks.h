@@ -1,5 +1,5 @@
-// Checks of op arguments, made on the caller's thread before anything is enqueued. Each throws viaduct::Error with the op's
-// name, what was expected and what came.
+// Checks of op arguments, made on the caller's thread before anything is enqueued. Each throws viaduct::Error with the
+// op's name, what was expected and what came.
 #pragma once
 
 #include <initializer_list>

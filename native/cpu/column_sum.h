@@ -1,5 +1,5 @@
-// Sums over the rows of a matrix, one per column, in an order fixed by the shape: rows in blocks, blocks in turn. Used for
-// bias gradients and norm weight gradients. Included once per instruction set, after vectors.h.
+// Sums over the rows of a matrix, one per column, in an order fixed by the shape: rows in blocks, blocks in turn. Used
+// for bias gradients and norm weight gradients. Included once per instruction set, after vectors.h.
 #include <algorithm>
 
 #include "scratch.h"
@@ -16,7 +16,7 @@ HWY_BEFORE_NAMESPACE();
 namespace viaduct::cpu {
 namespace HWY_NAMESPACE {
 
-/// acc[k][c] += sum over t of f(k, t, c, n): the kOutputs terms of columns [c, c + n) of row t. acc[k] may be null: skipped.
+/// acc[k][c] += sum over t of f(k, t, c, n), output k's terms of columns [c, c + n) of row t. A null acc[k] is skipped.
 template <int kOutputs, typename F>
 void SumColumns(float* const* acc, int64_t rows, int64_t columns, F&& f) {
   if (rows <= 0 || columns <= 0) return;

@@ -1,5 +1,5 @@
-// fill and copy: tensors of any strides and dtypes. A copy is planned once (dims ordered by y's memory, runs joined) and then
-// walked in tasks cut by shape; cast.cc converts the rows.
+// fill and copy: tensors of any strides and dtypes. A copy is planned once (dims ordered by y's memory, runs joined)
+// and then walked in tasks cut by shape; cast.cc converts the rows.
 #include <algorithm>
 #include <cstring>
 

@@ -1,5 +1,5 @@
-// Cross entropy over a vocabulary that may be cut over ranks: statistics of this shard, their combination, the gradient.
-// Logits are read once per pass in blocks that stay in the first cache; no second copy of them is made.
+// Cross entropy over a vocabulary that may be cut over ranks: statistics of this shard, their combination, the
+// gradient. Logits are read once per pass in blocks that stay in the first cache; no second copy of them is made.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/cross_entropy.cc"
 #include "scratch.h"

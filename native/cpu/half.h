@@ -1,5 +1,6 @@
-// The 16-bit and 8-bit floats as storage types, and their scalar conversions. Every narrowing rounds to nearest even; a NaN
-// stays a quiet NaN (bfloat16: 0x7FC0; float16: payload kept, as the hardware does). The vector forms in simd.h agree bit for bit.
+// The 16-bit and 8-bit floats as storage types, and their scalar conversions. Every narrowing rounds to nearest even; a
+// NaN stays a quiet NaN (bfloat16: 0x7FC0; float16: payload kept, as the hardware does). The vector forms in vectors.h
+// and cast.cc agree bit for bit.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// RMSNorm and LayerNorm, forward and backward. x may have any number of leading dims; the last is normalised and contiguous.
-// Sums over a row are F32 lanes added up in F64. In BF16 RMSNorm rounds the normalised value before it multiplies by the
-// weight, as Transformers does; the zero-centred form (Gemma) multiplies in F32 by 1 + w.
+// RMSNorm and LayerNorm, forward and backward. x may have any number of leading dims; the last is normalised and
+// contiguous. Sums over a row are F32 lanes added up in F64. In BF16 RMSNorm rounds the normalised value before it
+// multiplies by the weight, as Transformers does; the zero-centred form (Gemma) multiplies in F32 by 1 + w.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/norm.cc"
 #include "column_sum.h"

@@ -54,9 +54,9 @@ void SumSquaresKernel(DType dtype, const void* x, double* partial, int64_t size)
   });
 }
 
-// p + step * m / (sqrt(v) + eps), rounded about once: each rounding of the plain formula is made good to first order. So the
-// distance to PyTorch's result is PyTorch's own error (its square root is not the nearest one). step and eps come as
-// a sum of two F32.
+// p + step * m / (sqrt(v) + eps), rounded about once: each rounding of the plain formula is made good to first order.
+// So the distance to PyTorch's result is PyTorch's own error (its square root is not the nearest one). step and eps
+// come as a sum of two F32.
 HWY_INLINE V AddQuotient(V p, V m, V v, V step, V stepLow, V eps, V epsLow) {
   const V root = hn::Sqrt(v);
   const V bottom = hn::Add(root, eps);

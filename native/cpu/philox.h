@@ -1,5 +1,5 @@
-// Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and how keys are made: random numbers by
-// place. Scalar form; random.cc has the vector form of the same function.
+// Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and how keys are made: random
+// numbers by place. Scalar form; random.cc has the vector form of the same function.
 #pragma once
 
 #include <cstdint>

@@ -1,12 +1,16 @@
-// Dropout and normal numbers by place: what an element draws depends on its logical coordinates alone, never on a layout.
+// Dropout and normal numbers by place: what an element draws depends on its logical coordinates alone, never on a
+// layout.
 //
-// Dropout, element (t, channel): key (seed, step); counter word 0 = channel / 4, word 1 = positions[t], word 2 = the low
-// 32 bits of sampleIds[t], word 3 = site (16 bits) + bits 32 to 47 of sampleIds[t] << 16; the draw is word channel % 4 of
-// the block. Normal numbers, logical index i: key (seed, nameHash); counter = (i / 4 low, i / 4 high, 0, 0); a pair of
-// words gives a pair of numbers by Box-Muller: words 0, 1 for i % 4 = 0 (cosine) and 1 (sine), words 2, 3 for 2 and 3.
+// Dropout, element (t, channel): key (seed, step); counter word 0 = channel / 4, word 1 = positions[t], word 2 = the
+// low 32 bits of sampleIds[t], word 3 = site (16 bits) + bits 32 to 47 of sampleIds[t] << 16; the draw is word
+// channel % 4 of the block. Normal numbers, logical index i: key (seed, nameHash); counter = (i / 4 low, i / 4 high,
+// 0, 0); a pair of words gives a pair of numbers by Box-Muller: words 0, 1 for i % 4 = 0 (cosine) and 1 (sine), words
+// 2, 3 for 2 and 3.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/random.cc"
 #include "vectors.h"
+// after vectors.h, which chooses the instruction sets
+#include "hwy/contrib/math/math-inl.h"
 
 #ifndef VIADUCT_CPU_RANDOM
 #define VIADUCT_CPU_RANDOM
@@ -49,7 +53,8 @@ HWY_INLINE void MultiplyWide(VU a, VU m, VU* high, VU* low) {
   *low = hn::OddEven(hn::BitCast(du, hn::ShiftLeft<32>(odd)), hn::BitCast(du, even));
 }
 
-// The blocks of counters (first, c1, c2, c3), (first + 1, ...), ... as words in order; `blocks` is rounded up to whole vectors.
+// The blocks of counters (first, c1, c2, c3), (first + 1, ...), ... as words in order; `blocks` is rounded up to
+// whole vectors.
 HWY_INLINE void DrawBlocks(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, PhiloxKey key, int64_t blocks,
                            uint32_t* out) {
   const DU du;
@@ -102,6 +107,45 @@ void DropoutLoop(const DropoutArgs& args) {
   });
 }
 
+// Box-Muller in F64: words 2k and 2k + 1 give the numbers 2k (cosine) and 2k + 1 (sine). pairs is rounded up to whole
+// vectors; what an element gets does not depend on its lane.
+HWY_INLINE void BoxMuller(const uint32_t* words, double* numbers, int64_t pairs) {
+  const DD d;
+  constexpr int64_t kDoubles = static_cast<int64_t>(hn::MaxLanes(DD()));
+  alignas(64) double uniform[kDoubles], angle[kDoubles];
+  for (int64_t k = 0; k < pairs; k += kDoubles) {
+    for (int64_t i = 0; i < kDoubles; ++i) {
+      uniform[i] = (words[2 * (k + i)] + 1.0) * 0x1p-32;  // in (0, 1]
+      angle[i] = words[2 * (k + i) + 1] * (0x1p-32 * 6.283185307179586476925286766559);
+    }
+    const VD radius = hn::Sqrt(hn::Mul(hn::Set(d, -2.0), hn::Log(d, hn::Load(d, uniform))));
+    const VD turn = hn::Load(d, angle);
+    hn::StoreInterleaved2(hn::Mul(radius, hn::Cos(d, turn)), hn::Mul(radius, hn::Sin(d, turn)), d, numbers + 2 * k);
+  }
+}
+
+// numbers[k] = the number of logical index first + k * step, k in [0, n), n <= kDraws.
+void NormalKernel(double* numbers, int64_t first, int64_t step, int64_t n, PhiloxKey key) {
+  uint32_t words[2 * kDraws + 8 * kLanes + 8];
+  double pairs[2 * kDraws + 8 * kLanes + 8];
+  const int64_t firstBlock = first >> 2, blocks = ((first + n - 1) >> 2) - firstBlock + 1;
+  if (step == 1 && (firstBlock >> 32) == ((firstBlock + blocks) >> 32)) {
+    DrawBlocks(static_cast<uint32_t>(firstBlock), static_cast<uint32_t>(firstBlock >> 32), 0, 0, key, blocks, words);
+    BoxMuller(words, pairs, 2 * blocks);
+    std::memcpy(numbers, pairs + (first & 3), static_cast<size_t>(n) * sizeof(double));
+    return;
+  }
+  for (int64_t k = 0; k < n; ++k) {
+    const uint64_t i = static_cast<uint64_t>(first + k * step), block = i >> 2;
+    const PhiloxBlock b = philox({{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), 0, 0}}, key);
+    words[2 * k] = b.word[i & 2];
+    words[2 * k + 1] = b.word[(i & 2) + 1];
+  }
+  std::memset(words + 2 * n, 0, 2 * kLanes * sizeof(uint32_t));
+  BoxMuller(words, pairs, n);
+  for (int64_t k = 0; k < n; ++k) numbers[k] = pairs[2 * k + ((first + k * step) & 1)];
+}
+
 void DropoutKernel(const DropoutArgs& a) { a.dtype == DType::F32 ? DropoutLoop<float>(a) : DropoutLoop<BF16>(a); }
 
 }  // namespace
@@ -118,6 +162,7 @@ HWY_AFTER_NAMESPACE();
 namespace viaduct::cpu {
 
 HWY_EXPORT(DropoutKernel);
+HWY_EXPORT(NormalKernel);
 
 void CpuBackend::dropout(Stream& s, Out y, In x, In rng, In sampleIds, In positions, int64_t site, int64_t channelStart,
                          double p) {
@@ -155,38 +200,13 @@ void CpuBackend::dropout(Stream& s, Out y, In x, In rng, In sampleIds, In positi
 
 namespace {
 
-// The numbers of logical indices 2k and 2k + 1.
-void normalPair(int64_t k, PhiloxKey key, double* even, double* odd) {
-  const uint64_t block = static_cast<uint64_t>(k) >> 1;
-  const PhiloxBlock b = philox({{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), 0, 0}}, key);
-  const int at = (k & 1) * 2;
-  const double radius = std::sqrt(-2.0 * std::log((b.word[at] + 1.0) * 0x1p-32));
-  const double angle = b.word[at + 1] * (0x1p-32 * 6.283185307179586476925286766559);
-  *even = radius * std::cos(angle);
-  *odd = radius * std::sin(angle);
-}
-
-template <typename T>
-struct NormalRow {
+struct NormalStream {
   PhiloxKey key;
   double mean, std;
-
-  T value(double z) const { return fromFloat<T>(static_cast<float>(mean + std * z)); }
-
-  // y[k * stride] for logical indices first + k * step.
-  void run(T* y, int64_t stride, int64_t first, int64_t step, int64_t n) const {
-    double even, odd;
-    for (int64_t k = 0; k < n;) {
-      const int64_t i = first + k * step;
-      normalPair(i >> 1, key, &even, &odd);
-      y[k++ * stride] = value(i & 1 ? odd : even);
-      if (step == 1 && !(i & 1) && k < n) y[k++ * stride] = value(odd);
-    }
-  }
 };
 
 template <typename T>
-void normalElements(const TensorRef& y, const NormalRow<T>& row, const Dims& start, const Dims& logicalStride) {
+void normalElements(const TensorRef& y, const NormalStream& stream, const Dims& start, const Dims& logicalStride) {
   const int last = y.ndim - 1;
   const int64_t width = y.ndim > 0 ? y.shape[last] : 1, total = y.numel();
   parallelChunks(total, 8192, [&](int64_t begin, int64_t end) {
@@ -199,8 +219,13 @@ void normalElements(const TensorRef& y, const NormalRow<T>& row, const Dims& sta
         logical += (start.v[d] + i) * logicalStride.v[d];
         if (d == last) column = i;
       }
-      const int64_t n = std::min(end - begin, width - column);
-      row.run(y.as<T>() + at, last >= 0 ? y.stride[last] : 1, logical, last >= 0 ? logicalStride.v[last] : 1, n);
+      const int64_t n = std::min({end - begin, width - column, kDraws});
+      const int64_t stride = last >= 0 ? y.stride[last] : 1;
+      double numbers[kDraws];
+      HWY_DYNAMIC_DISPATCH(NormalKernel)(numbers, logical, last >= 0 ? logicalStride.v[last] : 1, n, stream.key);
+      T* out = y.as<T>() + at;
+      for (int64_t k = 0; k < n; ++k)
+        out[k * stride] = fromFloat<T>(static_cast<float>(stream.mean + stream.std * numbers[k]));
       begin += n;
     }
   });

@@ -1,5 +1,5 @@
-// Argmax over the last dim: the first of the largest, a NaN above everything, as PyTorch has it. Long rows are cut into pieces of
-// fixed length, so that one token's logits keep all threads busy.
+// Argmax over the last dim: the first of the largest, a NaN above everything, as PyTorch has it. Long rows are cut
+// into pieces of fixed length, so that one token's logits keep all threads busy.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/sampling.cc"
 #include "scratch.h"
@@ -43,8 +43,12 @@ Largest LargestOf(const T* x, int64_t size) {
       if (std::isnan(toFloat(x[i]))) return {i, toFloat(x[i])};
   }
   const float value = hn::GetLane(hn::MaxOfLanes(DF(), max));
-  for (int64_t i = 0; i < size; ++i)
-    if (toFloat(x[i]) == value) return {i, value};
+  const V wanted = Set(value);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const auto lanes = hn::FirstN(DF(), static_cast<size_t>(std::min(kLanes, size - i)));
+    const auto found = hn::And(lanes, hn::Eq(Load(x + i, std::min(kLanes, size - i)), wanted));
+    if (!hn::AllFalse(DF(), found)) return {i + static_cast<int64_t>(hn::FindFirstTrue(DF(), found)), value};
+  }
   return {0, toFloat(x[0])};
 }
 
