@@ -2,6 +2,7 @@
 // the mesh's. Importing reads no variable and opens nothing; a world of one needs no network.
 import { native } from '../addon/load.js'
 import { envFlag, envInt, envText } from '../base/env.js'
+import { writeErrorFileWhenUncaught } from '../base/errorFile.js'
 import { assert, ViaductError } from '../base/errors.js'
 import { CommGroup } from './group.js'
 import { checkWorld, detectWorld, type WorldFacts } from './worldFacts.js'
@@ -27,6 +28,10 @@ export interface DistributedOptions {
 
 const defaultTimeoutMs = 600_000
 const attemptMs = 2000
+const patienceMs = 5000
+
+// Worlds that this process has opened: equal on all ranks, as all open and leave them together.
+let opened = 0
 
 /** The ranks that run together. */
 export class World {
@@ -168,12 +173,17 @@ function factsOf(options: DistributedOptions): WorldFacts {
 
 /** Connects to a store, trying again until the time is up; each try ends soon, so that leaving the process never waits long. */
 async function connectStore(kind: 'viaduct' | 'torch', host: string, port: number, jobId: string, deadline: number): Promise<number> {
+  const begin = Date.now()
   for (;;) {
     const rest = deadline - Date.now()
     try {
       return await native.storeClient(kind, host, port, jobId, Math.max(1, Math.min(attemptMs, rest)))
     } catch (error) {
-      if (!(error instanceof ViaductError) || error.code !== 'ERR_TIMEOUT' || rest <= attemptMs) throw error
+      const code = error instanceof ViaductError ? error.code : ''
+      // The store of an earlier attempt, or of this process's last world, may still be closing.
+      const soon = code === 'ERR_COMM' && Date.now() - begin < patienceMs
+      if ((code !== 'ERR_TIMEOUT' && !soon) || rest <= attemptMs) throw error
+      if (soon) await new Promise((resolve) => setTimeout(resolve, 50))
     }
   }
 }
@@ -181,9 +191,14 @@ async function connectStore(kind: 'viaduct' | 'torch', host: string, port: numbe
 const isLoopback = (host: string) => host === 'localhost' || host === '::1' || /^127\./.test(host)
 
 /** The store of the run; closers are added to `closers`. */
-async function openStore(facts: WorldFacts, deadline: number, closers: (() => void)[]): Promise<number> {
-  const { masterAddr, masterPort, jobId, restart } = facts
-  const job = `${jobId}#${restart}`
+async function openStore(
+  facts: WorldFacts,
+  attempt: string,
+  deadline: number,
+  closers: (() => void)[],
+): Promise<number> {
+  const { masterAddr, masterPort, jobId } = facts
+  const job = `${jobId}#${attempt}`
   const join = async (port: number, id: string) => {
     const store = await connectStore('viaduct', masterAddr, port, id, deadline)
     closers.push(() => native.storeClose(store))
@@ -228,12 +243,14 @@ async function open(options: DistributedOptions): Promise<World> {
   const timeoutMs = options.timeoutMs ?? defaultTimeoutMs
   const ranks = Array.from({ length: facts.size }, (_, i) => i)
   if (facts.size === 1) return new World(facts, new CommGroup('world', 0, 1, 0, ranks), [])
+  writeErrorFileWhenUncaught()
+  const attempt = `${facts.restart}.${opened++}`
   const closers: (() => void)[] = []
   try {
-    const store = await openStore(facts, Date.now() + timeoutMs, closers)
+    const store = await openStore(facts, attempt, Date.now() + timeoutMs, closers)
     const address = envText('VIADUCT_COMM_ADDR') ?? (await native.storeAddress(store))
     const shared = envText('VIADUCT_TRANSPORT') !== 'gloo'
-    const name = `world#${facts.restart}`
+    const name = `world#${attempt}`
     const comm = await native.connectGloo(store, name, facts.rank, facts.size, address, timeoutMs, shared)
     closers.push(() => native.closeComm(comm))
     return new World(facts, new CommGroup('world', facts.rank, facts.size, comm, ranks), closers)

@@ -391,7 +391,8 @@ std::unique_ptr<Communicator> connectWorld(Store* store, const CommOptions& opti
                 "expected a rank of 0 to " + std::to_string(options.size - 1) + ", got " + std::to_string(options.rank));
   std::vector<int> ranks(static_cast<size_t>(options.size));
   for (int r = 0; r < options.size; ++r) ranks[static_cast<size_t>(r)] = r;
-  auto state = makeState(options.name, options.rank, std::move(ranks), mix(0x776f726c64, options.name.size()));
+  const std::string shown = options.name.substr(0, options.name.find('#'));
+  auto state = makeState(shown, options.rank, std::move(ranks), mix(0x776f726c64, 0));
   state->timeoutMs.store(std::max<int64_t>(1, options.timeoutMs));
   state->sharedMemory = options.sharedMemory;
   if (options.size > 1) {

@@ -10,6 +10,7 @@
 namespace viaduct::cpu {
 
 struct CommOptions {
+  /// Key in the store, so another one for each attempt; the group's name is what stands before a '#'.
   std::string name = "world";
   int rank = 0;
   int size = 1;
