@@ -1,5 +1,5 @@
-// Lookup of embedding rows and its gradient. The gradient groups tokens by row by a sort on (row, token), so that each row
-// adds up its tokens in token order on one thread, whatever the number of threads.
+// Lookup of embedding rows and its gradient. The gradient groups tokens by row by a sort on (row, token), so that
+// each row adds up its tokens in token order on one thread, whatever the number of threads.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/embedding.cc"
 #include "vectors.h"

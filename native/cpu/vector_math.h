@@ -37,6 +37,12 @@ HWY_INLINE V Clamp(V x, float low, float high) { return hn::Max(Set(low), hn::Mi
 /// exp for x <= 88, 0 below -87, NaN for NaN: for the terms of a softmax.
 HWY_INLINE V ExpBelow(V x) { return hn::IfThenZeroElse(hn::Lt(x, Set(-87.0f)), ExpInRange(hn::Max(Set(-87.0f), x))); }
 
+/// exp for any x: 0 below -87, infinity above 88, NaN for NaN.
+HWY_INLINE V Exp(V x) {
+  const V infinity = Set(__builtin_huge_valf());
+  return hn::IfThenElse(hn::Gt(x, Set(88.0f)), infinity, ExpBelow(hn::Min(Set(88.0f), x)));
+}
+
 /// x / (1 + exp(-z)), where z is about a multiple of x and has its sign: x times the logistic function of z. Past -87
 /// it is 0 to 1e-35.
 HWY_INLINE V TimesLogistic(V x, V z) {
