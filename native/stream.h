@@ -7,8 +7,16 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace viaduct {
+
+/// Time that a stream spent in commands of one name.
+struct OpTime {
+  std::string op;
+  int64_t count = 0;
+  double seconds = 0;
+};
 
 using Command = std::function<void()>;
 
@@ -51,6 +59,11 @@ class Stream {
 
   /// A place in the program ("decoder.layers.3.mlp, step 12") that errors of later commands carry.
   virtual void setPlace(std::shared_ptr<const std::string> place) = 0;
+
+  /// Times commands from here on, by name, from zero.
+  virtual void startProfile() {}
+  /// What was timed since startProfile(), slowest first; ends it. Wait for the stream before.
+  virtual std::vector<OpTime> endProfile() { return {}; }
 
   virtual int64_t id() const = 0;
 };

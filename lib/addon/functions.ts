@@ -56,6 +56,13 @@ export interface DeviceInfo {
   readonly threads: number
 }
 
+/** Time that a stream spent in commands of one name. */
+export interface OpTime {
+  readonly op: string
+  readonly count: number
+  readonly seconds: number
+}
+
 /** What the slot table holds for a handle; strides and offset in elements. */
 export interface TensorInfo {
   readonly shape: readonly number[]
@@ -138,6 +145,8 @@ export interface Addon {
   destroyEvent(event: integer): void
   debugFail(stream: Stream, message: string): void
   debugDelay(stream: Stream, microseconds: integer): void
+  startProfile(stream: Stream): void
+  endProfile(stream: Stream): readonly OpTime[]
 
   // files (native/binding/io.cc): a tensor in a file is (path, byte offset, dtype, shape), row-major
   readBlock(

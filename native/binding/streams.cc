@@ -33,6 +33,18 @@ void setPlace(Stream& stream, std::string place) {
   stream.setPlace(std::make_shared<const std::string>(std::move(place)));
 }
 
+void startProfile(Stream& stream) { stream.startProfile(); }
+
+Value endProfile(Stream& stream) {
+  std::vector<Value> rows;
+  for (OpTime& time : stream.endProfile()) {
+    rows.push_back(Value(Value::Record{{"op", Value(std::move(time.op))},
+                                       {"count", Value(time.count)},
+                                       {"seconds", Value(time.seconds)}}));
+  }
+  return Value(std::move(rows));
+}
+
 int64_t recordEvent(Env& env, Stream& stream) { return env.addEvent(stream.record()); }
 void waitEvent(Env& env, Stream& stream, int64_t event) { stream.waitFor(env.event(event)); }
 bool eventDone(Env& env, int64_t event) { return env.event(event)->done(); }
@@ -57,6 +69,7 @@ std::vector<Row> streamRows() {
       row("checkStream", &checkStream),   row("resetStream", &resetStream),     row("setPlace", &setPlace),
       row("recordEvent", &recordEvent),   row("waitEvent", &waitEvent),         row("eventDone", &eventDone),
       row("destroyEvent", &destroyEvent), row("debugFail", &debugFail),         row("debugDelay", &debugDelay),
+      row("startProfile", &startProfile), row("endProfile", &endProfile),
   };
 }
 

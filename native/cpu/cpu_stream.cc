@@ -1,8 +1,10 @@
 // The worker's loop and its counters: `pushed` and `passed` count items; an event is a value of `passed` to reach.
 #include "cpu_stream.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <map>
 #include <new>
 #include <string>
 #include <utility>
@@ -30,9 +32,21 @@ struct CpuStream::State {
   std::atomic<uint64_t> pushed{0};
   std::atomic<uint64_t> passed{0};
   std::atomic<int> waiters{0};
+  std::atomic<bool> profiling{false};
+  std::map<std::string, OpTime> profile;
   std::thread::id worker;
   bool sleeping = false;
   bool stopping = false;
+
+  void runTimed(const Item& item) {
+    const auto from = std::chrono::steady_clock::now();
+    item.run();
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - from;
+    std::lock_guard<std::mutex> lock(mutex);
+    OpTime& time = profile[item.op];
+    time.count += 1;
+    time.seconds += took.count();
+  }
 
   void waitUntilPassed(uint64_t point) {
     if (passed.load() >= point) return;
@@ -143,7 +157,11 @@ void CpuStream::run(State& state) {
     for (Item& item : batch) {
       if (item.run && !state.poisoned.load()) {
         try {
-          item.run();
+          if (state.profiling.load(std::memory_order_relaxed)) {
+            state.runTimed(item);
+          } else {
+            item.run();
+          }
         } catch (...) {
           state.poison(located(std::current_exception(), item.op, item.place.get()));
         }
@@ -238,6 +256,25 @@ void CpuStream::reset() {
 void CpuStream::onFailure(std::function<void(std::exception_ptr)> hook) {
   std::lock_guard<std::mutex> lock(state_->mutex);
   state_->hooks.push_back(std::move(hook));
+}
+
+void CpuStream::startProfile() {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->profile.clear();
+  state_->profiling.store(true);
+}
+
+std::vector<OpTime> CpuStream::endProfile() {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->profiling.store(false);
+  std::vector<OpTime> times;
+  for (auto& [op, time] : state_->profile) {
+    time.op = op;
+    times.push_back(std::move(time));
+  }
+  state_->profile.clear();
+  std::sort(times.begin(), times.end(), [](const OpTime& a, const OpTime& b) { return a.seconds > b.seconds; });
+  return times;
 }
 
 void CpuStream::setPlace(std::shared_ptr<const std::string> place) {

@@ -32,6 +32,8 @@ class CpuStream final : public Stream {
   void reset() override;
   void onFailure(std::function<void(std::exception_ptr)> hook) override;
   void setPlace(std::shared_ptr<const std::string> place) override;
+  void startProfile() override;
+  std::vector<OpTime> endProfile() override;
   int64_t id() const override { return id_; }
   /// Whether the caller is some CPU stream's worker.
   static bool onWorker();
