@@ -45,47 +45,72 @@ export interface OpRule<A extends object, O extends Outputs> {
 /** An op: call it to enqueue it, and to record it when the context has a tape. */
 export type Op<A extends object, O extends Outputs> = ((ctx: Ctx, args: A) => O) & { readonly rule: OpRule<A, O> }
 
-function present<T>(list: readonly Maybe<T>[] | undefined): T[] {
-  if (list === undefined) return []
-  return list.filter((t): t is T => t !== null && t !== undefined)
-}
-
 /**
  * Makes an op of its rule.
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_LAYOUT at the call when the arguments do not fit.
  */
 export function defineOp<A extends object, O extends Outputs>(rule: OpRule<A, O>): Op<A, O> {
+  let names: string[] | null = null
   const op = (ctx: Ctx, args: A): O => {
     const specs = rule.shapes(args)
+    names ??= Object.keys(specs)
     const out: Record<string, Tensor | null> = {}
-    for (const key in specs) {
-      const spec = specs[key]
-      if (!spec) out[key] = null
-      else if ('inPlace' in spec) out[key] = spec.shape ? spec.inPlace.reshape(ctx, spec.shape) : ctx.alias(spec.inPlace)
-      else out[key] = ctx.empty(spec.shape, spec.dtype)
+    for (const name of names) {
+      const spec = specs[name]
+      if (!spec) out[name] = null
+      else if ('inPlace' in spec) out[name] = spec.shape ? spec.inPlace.reshape(ctx, spec.shape) : ctx.alias(spec.inPlace)
+      else out[name] = ctx.empty(spec.shape, spec.dtype)
     }
     rule.forward(ctx, args, out as O)
-    if (ctx.tape !== null) ctx.tape.record(recordOf(rule, args, out as O))
+    if (ctx.tape !== null) ctx.tape.record(new OpRecord(rule, names, args, out as O))
     return out as O
   }
   return Object.assign(op, { rule })
 }
 
-function recordOf<A extends object, O extends Outputs>(rule: OpRule<A, O>, args: A, out: O): TapeRecord {
-  const names = Object.keys(out)
-  const weights = present(rule.weights?.(args))
-  const byName = (dOutputs: readonly (Tensor | null)[]): OutputGradients<O> =>
-    Object.fromEntries(names.map((name, i) => [name, dOutputs[i] ?? null])) as OutputGradients<O>
-  const record: TapeRecord = {
-    name: rule.name,
-    inputs: (rule.inputs?.(args) ?? []).map((t) => t ?? null),
-    outputs: Object.values(out),
-    saved: present(rule.saves?.(args, out)),
-    weights,
-    backwardInput: (ctx, dOutputs, wanted) => rule.backwardInput?.(ctx, args, out, byName(dOutputs), wanted) ?? [],
+function present<T>(list: readonly Maybe<T>[]): readonly T[] {
+  for (const item of list) if (item === null || item === undefined) return list.filter((t): t is T => t !== null && t !== undefined)
+  return list as readonly T[]
+}
+
+const none: readonly never[] = []
+
+/** One call of an op on the tape. A class, not closures: one is made for each op of a step. */
+class OpRecord<A extends object, O extends Outputs> implements TapeRecord {
+  readonly inputs: readonly (Tensor | null)[]
+  readonly outputs: readonly (Tensor | null)[]
+  readonly saved: readonly Tensor[]
+  readonly weights: readonly TrainableWeight[]
+
+  constructor(
+    readonly rule: OpRule<A, O>,
+    readonly names: readonly string[],
+    readonly args: A,
+    readonly out: O,
+  ) {
+    this.inputs = rule.inputs ? (rule.inputs(args) as readonly (Tensor | null)[]) : none
+    this.outputs = names.map((name) => out[name] as Tensor | null)
+    this.saved = rule.saves ? present(rule.saves(args, out)) : none
+    this.weights = rule.weights ? present(rule.weights(args)) : none
   }
-  if (rule.backwardWeight === undefined || !weights.some((w) => w.requiresGrad)) return record
-  return { ...record, backwardWeight: (ctx, dOutputs) => rule.backwardWeight?.(ctx, args, out, byName(dOutputs)) }
+
+  get name(): string {
+    return this.rule.name
+  }
+
+  backwardInput(ctx: Ctx, dOutputs: readonly (Tensor | null)[], wanted: readonly boolean[]): readonly (Tensor | null)[] {
+    return this.rule.backwardInput ? this.rule.backwardInput(ctx, this.args, this.out, this.#named(dOutputs), wanted) : none
+  }
+
+  backwardWeight(ctx: Ctx, dOutputs: readonly (Tensor | null)[]): void {
+    this.rule.backwardWeight?.(ctx, this.args, this.out, this.#named(dOutputs))
+  }
+
+  #named(dOutputs: readonly (Tensor | null)[]): OutputGradients<O> {
+    const named: Record<string, Tensor | null> = {}
+    for (let i = 0; i < this.names.length; i++) named[this.names[i] as string] = dOutputs[i] ?? null
+    return named as OutputGradients<O>
+  }
 }
 
 /** Throws ERR_SHAPE unless the tensor has `rank` dims. */

@@ -87,9 +87,14 @@ export class Tape {
   /** Takes a step; one that no gradient needs is dropped and saves nothing. */
   record(record: TapeRecord): void {
     assert(!this.#disposed, `record ${record.name} came after the tape was disposed`)
-    const wanted = record.inputs.map((t) => t !== null && this.#active.has(t))
-    const needed =
-      record.hidesWeights === true || wanted.includes(true) || record.weights.some((weight) => weight.requiresGrad)
+    const wanted: boolean[] = []
+    let needed = record.hidesWeights === true
+    for (const t of record.inputs) {
+      const want = t ? this.#active.has(t) : false
+      wanted.push(want)
+      needed ||= want
+    }
+    if (!needed) needed = wantsWeights(record)
     if (!needed) {
       record.dispose?.()
       return
@@ -219,7 +224,9 @@ export class Tape {
 }
 
 function wantsWeights(record: TapeRecord): boolean {
-  return record.hidesWeights === true || record.weights.some((weight) => weight.requiresGrad)
+  if (record.hidesWeights === true) return true
+  for (const weight of record.weights) if (weight.requiresGrad) return true
+  return false
 }
 
 function drop(entry: Entry, dOutputs: readonly (Tensor | null)[]): void {
