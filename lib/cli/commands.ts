@@ -102,27 +102,36 @@ function addTraining(program: Command): void {
     )
     .action(async (recipe, overrides, flags) => (await import('./commands/train.js')).trainCommand(recipe, overrides, flags))
 
-  program
+  const run = program
     .command('run')
     .description('Starts a script on several ranks; torchrun\'s flags')
     .argument('<script>', '.ts, .js or .mjs file; with --no-python any program')
     .argument('[args...]', 'arguments of the script')
-    .option('--nproc-per-node, --nproc_per_node <n>', 'ranks on this node: a number, auto or cpu', '1')
-    .option('--nnodes <n>', 'number of nodes', '1')
-    .option('--node-rank, --node_rank <n>', 'this node', '0')
-    .option('--master-addr, --master_addr <host>', 'address of node 0')
-    .option('--master-port, --master_port <port>', 'port of the store on node 0')
-    .option('--rdzv-endpoint, --rdzv_endpoint <host:port>', 'address and port of node 0 in one')
-    .option('--rdzv-backend, --rdzv_backend <name>', 'accepted for torchrun\'s sake: there is one')
-    .option('--rdzv-id, --rdzv_id <id>', 'name of the job')
+    .option('--nproc-per-node <n>', 'ranks on this node: a number, auto, gpu or cpu (default: 1)')
+    .option('--nnodes <n>', 'number of nodes (default: 1)')
+    .option('--node-rank <n>', 'this node, 0 to nnodes - 1')
+    .option('--master-addr <host>', 'address of node 0')
+    .option('--master-port <port>', 'port of the store on node 0')
+    .option('--rdzv-endpoint <host:port>', 'address and port of node 0 in one')
+    .option('--rdzv-backend <name>', 'c10d or static; both mean the same here')
+    .option('--rdzv-id <id>', 'name of the job')
     .option('--standalone', 'one node, a free port')
-    .option('--max-restarts, --max_restarts <n>', 'restarts of all ranks after a failure', '0')
-    .option('--monitor-interval, --monitor_interval <s>', 'accepted for torchrun\'s sake: deaths are seen at once')
-    .option('--log-dir, --log_dir <dir>', 'also write each rank\'s output to files there')
+    .option('--max-restarts <n>', 'restarts of all ranks after a failure (default: 0)')
+    .option('--monitor-interval <s>', 'taken for torchrun\'s sake: deaths are noticed at once')
+    .option('--shutdown-timeout <s>', 'time for ranks to end after a signal (default: 30)')
+    .option('--log-dir <dir>', 'also write each rank\'s output to files there')
+    .option('--redirects <n>', 'streams that go to files only: 0 to 3, or 0:1,1:3 by local rank')
+    .option('--tee <n>', 'streams that go to files as well')
+    .option('--local-ranks-filter <ranks>', 'local ranks whose output is shown, e.g. 0,1')
     .option('--no-python', 'SCRIPT is a program, not a script')
     .passThroughOptions()
     .addHelpText('after', example('viaduct run --nproc-per-node 2 examples/pretrain.ts'))
     .action(async (script, args, flags) => (await import('./commands/run.js')).runCommand(script, args, flags))
+  // torchrun takes underscores too.
+  for (const { long, flags } of [...run.options]) {
+    const name = long?.slice(2) ?? ''
+    if (name.includes('-') && name !== 'no-python') run.addOption(new Option(flags.replace(name, name.replaceAll('-', '_'))).hideHelp())
+  }
 }
 
 function addInformation(program: Command): void {

@@ -2,7 +2,6 @@
 // line; under a launcher, this process is one of them.
 import { detectWorld } from '../parallel/worldFacts.js'
 import { initDistributed } from '../parallel/world.js'
-import { launch } from '../launch/launcher.js'
 import { type LayoutFlags, worldSizeOf } from './layout.js'
 
 /** Ranks that a launcher started, or null when there is none. */
@@ -21,10 +20,15 @@ export async function onRanks(flags: LayoutFlags, work: () => Promise<void>): Pr
   const launched = launchedRanks()
   const ranks = worldSizeOf(flags, launched)
   if (launched === null && ranks > 1) {
+    const { launch } = await import('../launch/launcher.js')
     process.exitCode = await launch({
+      script: process.argv[1] as string,
+      args: process.argv.slice(2),
       nprocPerNode: ranks,
-      program: [process.execPath, ...process.execArgv, ...process.argv.slice(1)],
-    } as never)
+      standalone: true,
+      prefix: false,
+      localRanksFilter: '0',
+    })
     return
   }
   try {

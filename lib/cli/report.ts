@@ -1,5 +1,6 @@
 // Errors at the edge of the command line: one readable line (or JSON), and the exit code.
 import { CommanderError } from 'commander'
+import { writeErrorFile } from '../base/errorFile.js'
 import { ViaductError } from '../base/errors.js'
 import { say, styled } from './terminal.js'
 
@@ -9,6 +10,7 @@ import { say, styled } from './terminal.js'
  */
 export function reportError(error: unknown, options: { json?: boolean; debug?: boolean } = {}): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2
+  writeErrorFile(error)
   const ours = error instanceof ViaductError
   if (options.json) {
     const body = ours ? error.toJSON() : { code: 'ERR_UNEXPECTED', message: error instanceof Error ? error.message : String(error) }

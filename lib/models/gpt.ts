@@ -160,7 +160,8 @@ export class GPTModel extends Module {
     if (this.#tp.size === 1 && local === vocabSize) return parts
     const whole = new Float32Array(tokens * vocabSize)
     for (let rank = 0; rank < this.#tp.size; rank++) {
-      const width = Math.max(0, Math.min(local, vocabSize - rank * local))
+      const width = Math.min(local, vocabSize - rank * local)
+      if (width <= 0) break // only padding from here on
       for (let t = 0; t < tokens; t++) {
         const from = (rank * tokens + t) * local
         whole.set(parts.subarray(from, from + width), t * vocabSize + rank * local)

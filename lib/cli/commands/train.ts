@@ -1,0 +1,43 @@
+// `viaduct train`: starts the world of the layout and runs the loop, or, with --dry-run, only tells what would run.
+import { toPlain, toYaml } from '../../config/overrides.js'
+import { resolve } from '../../config/resolve.js'
+import { describePrice, priceOf } from '../../plan/price.js'
+import type { DeviceKind } from '../../tensor/device.js'
+import { forwardStep } from '../../train/forwardStep.js'
+import { pretrain } from '../../train/pretrain.js'
+import { type LayoutFlags, worldSizeOf } from '../layout.js'
+import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
+import { print, say } from '../terminal.js'
+import { type TrainFlags, trainConfig } from '../trainConfig.js'
+
+interface Flags extends TrainFlags {
+  nprocPerNode?: number
+  dryRun?: boolean
+  device: DeviceKind
+  json?: boolean
+}
+
+export async function trainCommand(recipe: string | undefined, overrides: string[], flags: Flags): Promise<void> {
+  const config = await trainConfig(recipe, overrides, flags)
+  const { tensorModelParallelSize: tp, pipelineModelParallelSize: pp, contextParallelSize: cp } = config.model
+  const model = tp * pp * cp
+  const layout: LayoutFlags = { tp, pp, cp }
+  const dp = flags.dp ?? (flags.nprocPerNode === undefined ? undefined : Math.max(1, Math.floor(flags.nprocPerNode / model)))
+  if (dp !== undefined) layout.dp = dp
+  const ranks = worldSizeOf(layout, launchedRanks())
+  // Everything that can be wrong is found here, before a process starts.
+  const resolved = resolve(config, flags.nprocPerNode ?? ranks)
+  if (flags.dryRun) {
+    const price = priceOf(resolved, null)
+    if (flags.json) return print(JSON.stringify({ config: toPlain(config), price, ranks }))
+    print(toYaml(config))
+    for (const line of describePrice(resolved, price, config.train.trainIters)) say(line)
+    return
+  }
+  await onRanks(layout, async () => {
+    const result = await pretrain(config, forwardStep, { device: flags.device, ...(flags.json ? { log: say } : {}) })
+    if (!isFirstRank() || !flags.json) return
+    const { step, losses, validation, checkpoint, reason } = result
+    print(JSON.stringify({ step, losses, validation, checkpoint, reason }))
+  })
+}

@@ -1,0 +1,107 @@
+// The configuration of `viaduct train`: recipe, then YAML, then flags, then overrides.
+import { readFile } from 'node:fs/promises'
+import { basename, resolve as absolute } from 'node:path'
+import { parse } from 'yaml'
+import { nearest, ViaductError } from '../base/errors.js'
+import { AutoBridge } from '../bridge/autoBridge.js'
+import { applyOverrides, applyYaml } from '../config/overrides.js'
+import { type RunConfig, runConfig } from '../config/runConfig.js'
+import { recipes } from '../../recipes/index.js'
+import { type LayoutFlags, parallelFromFlags } from './layout.js'
+
+/** The flags of `viaduct train` that make the configuration. */
+export interface TrainFlags extends LayoutFlags {
+  hf?: string
+  data?: string
+  tokenizer?: string
+  save?: string
+  load?: string
+}
+
+const isYaml = (name: string) => /\.ya?ml$/i.test(name)
+
+function fromRecipe(name: string): RunConfig {
+  const found = recipes.find((recipe) => recipe.name === name)
+  if (found !== undefined) return found.config()
+  const near = nearest(name, recipes.map((recipe) => recipe.name))
+  const help = near === undefined ? '`viaduct recipes` lists them' : `did you mean ${near}?`
+  throw new ViaductError('ERR_USAGE', 'train', `expected a recipe or a .yaml file, got ${JSON.stringify(name)}: ${help}`)
+}
+
+/** A YAML file may name the recipe that it changes under `recipe:`; the rest is sections of a RunConfig. */
+async function readYaml(file: string): Promise<{ recipe: string | null; text: string }> {
+  let text: string
+  try {
+    text = await readFile(file, 'utf8')
+  } catch (cause) {
+    throw new ViaductError('ERR_FILE_MISSING', 'train', `cannot read ${file}: ${(cause as Error).message}`, { file }, { cause })
+  }
+  let document: unknown
+  try {
+    document = parse(text)
+  } catch (cause) {
+    throw new ViaductError('ERR_CONFIG', 'train', `${file}: ${(cause as Error).message}`, { file }, { cause })
+  }
+  const recipe = (document as { recipe?: unknown } | null)?.recipe
+  if (recipe === undefined) return { recipe: null, text }
+  if (typeof recipe !== 'string') throw new ViaductError('ERR_CONFIG', 'train', `expected recipe in ${file} to be a name, got ${JSON.stringify(recipe)}`)
+  return { recipe, text: text.replace(/^recipe:.*$/m, '') }
+}
+
+/**
+ * The configuration of a command line.
+ * @param recipe - recipe name, YAML file or, for --hf alone, undefined; a `key=value` here is the first override.
+ */
+export async function trainConfig(recipe: string | undefined, overrides: readonly string[], flags: TrainFlags): Promise<RunConfig> {
+  const named = recipe !== undefined && !recipe.includes('=') ? recipe : undefined
+  const changes = named === recipe ? overrides : [recipe as string, ...overrides]
+  const yaml = named !== undefined && isYaml(named) ? await readYaml(named) : null
+  const base = yaml === null ? named : (yaml.recipe ?? undefined)
+  if (base === undefined && flags.hf === undefined) {
+    throw new ViaductError('ERR_USAGE', 'train', 'expected a recipe, a .yaml file that names one under `recipe:`, or --hf DIR: `viaduct recipes` lists recipes')
+  }
+  const provider = flags.hf === undefined ? null : (await AutoBridge.fromHfPretrained(flags.hf)).toMegatronProvider({ loadWeights: false })
+  let config: RunConfig
+  if (base !== undefined) {
+    config = fromRecipe(base)
+    if (provider !== null) {
+      provider.seqLength = Math.min(config.model.seqLength, provider.maxPositionEmbeddings)
+      config.model = provider
+    }
+  } else {
+    const model = provider as NonNullable<typeof provider>
+    model.seqLength = Math.min(512, model.maxPositionEmbeddings)
+    config = runConfig({ model, mixedPrecision: model.paramsDtype === 'float32' ? 'fp32' : 'bf16_mixed' })
+  }
+  if (flags.hf !== undefined) {
+    config.checkpoint.pretrainedCheckpoint = absolute(flags.hf)
+    config.tokenizer.tokenizerType = 'HuggingFaceTokenizer'
+    config.tokenizer.tokenizerModel = absolute(flags.hf)
+  }
+  if (yaml !== null) applyYaml(config, yaml.text)
+  applyFlags(config, flags)
+  applyOverrides(config, changes)
+  return config
+}
+
+function applyFlags(config: RunConfig, flags: TrainFlags): void {
+  const given = [flags.tp, flags.pp, flags.vpp, flags.cp, flags.ep, flags.etp].some((size) => size !== undefined)
+  if (given) Object.assign(config.model, parallelFromFlags(flags))
+  if (flags.data !== undefined) {
+    config.dataset.kind = 'text'
+    config.dataset.path = absolute(flags.data)
+    if (/\.(bin|idx)$/.test(basename(flags.data))) {
+      config.dataset.kind = 'indexed'
+      config.dataset.path = absolute(flags.data).replace(/\.(bin|idx)$/, '')
+    }
+  }
+  if (flags.tokenizer !== undefined) {
+    config.tokenizer.tokenizerType = 'HuggingFaceTokenizer'
+    config.tokenizer.tokenizerModel = absolute(flags.tokenizer)
+  }
+  if (flags.save !== undefined) {
+    config.checkpoint.save = absolute(flags.save)
+    config.checkpoint.load = absolute(flags.save)
+  }
+  if (flags.load !== undefined) config.checkpoint.load = absolute(flags.load)
+}
