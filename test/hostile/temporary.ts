@@ -1,4 +1,5 @@
 // A folder of its own for each test file, removed at its end.
+import { createHash } from 'node:crypto'
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -32,4 +33,9 @@ export function filesOf(folder: string, relative = ''): Map<string, Buffer> {
     else files.set(name, readFileSync(join(folder, name)))
   }
   return files
+}
+
+/** Relative names and SHA-256 of all files below a folder, sorted: quick to compare. */
+export function digestsOf(folder: string): string[] {
+  return [...filesOf(folder)].map(([name, bytes]) => `${name} ${createHash('sha256').update(bytes).digest('hex')}`).sort()
 }
