@@ -163,6 +163,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
     signal?.throwIfAborted()
     const device = Device.open(options.device ?? 'auto')
     const mesh = options.mesh ?? (await Mesh.create(this, await initDistributed()))
+    await mesh.kvReplicas(this.numQueryGroups)
     const config = transformerOf(this, options.dtype ?? this.paramsDtype)
     const { paddedVocabSize, recomputeGranularity } = this
     const chunk = new GPTModel(config, { groups: mesh, paddedVocabSize, recomputeGranularity })

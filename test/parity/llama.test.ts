@@ -9,13 +9,8 @@ import { Tape } from '../../lib/ops/tape.js'
 import { Ctx, soloGroups } from '../../lib/tensor/ctx.js'
 import { Tensor } from '../../lib/tensor/tensor.js'
 import { llamaFixtures } from '../fixtures/safetensorsFile.js'
+import { gate, type Result } from './gate.js'
 import { type Fixture, pack, readFixture, runsOf } from './llamaLayout.js'
-
-interface Result {
-  readonly logits: Float32Array
-  readonly loss: number
-  readonly gradients: Map<string, Float32Array>
-}
 
 interface Changes {
   readonly config?: Partial<TransformerConfig>
@@ -43,7 +38,7 @@ async function compute(fixture: Fixture, changes: Changes = {}): Promise<Result>
   const ints = (name: string) => (fixture.expected.has(name) ? Int32Array.from(fixture.expected.get(name)!.data) : null)
   const [batchSize, seqLength] = fixture.expected.get('input_ids')!.shape as [number, number]
   const raw = ints('labels')!
-  let labels = raw.map((_, t) => (t % seqLength === seqLength - 1 ? -100 : raw[t + 1]!))
+  let labels: Int32Array = raw.map((_, t) => (t % seqLength === seqLength - 1 ? -100 : raw[t + 1]!))
   if (changes.labels) labels = changes.labels(labels)
   const positionIds = ints('position_ids')
   const mask = ints('attention_mask')
@@ -71,31 +66,6 @@ async function compute(fixture: Fixture, changes: Changes = {}): Promise<Result>
   model.dispose()
   ctx.scope.close()
   return { logits, loss, gradients }
-}
-
-const norm = (x: Float32Array) => Math.sqrt(x.reduce((s, v) => s + v * v, 0))
-
-/** What of a result is outside the numbers that two correct float32 implementations reach (typical is 1e-6). */
-function gate(fixture: Fixture, got: Result): { red: string[]; logits: number; gradients: number } {
-  const { expected, config } = fixture
-  const red: string[] = []
-  const wanted = expected.get('logits')!.data
-  const largest = wanted.reduce((m, v) => Math.max(m, Math.abs(v)), 0)
-  let logits = 0
-  for (let i = 0; i < wanted.length; i++) logits = Math.max(logits, Math.abs(got.logits[i]! - wanted[i]!) / largest)
-  if (!(logits <= 1e-5) || got.logits.length !== wanted.length) red.push(`logits ${logits}`)
-  const loss = expected.get('loss')!.data[0]!
-  if (!(Math.abs(got.loss / loss - 1) <= 1e-6)) red.push(`loss ${got.loss} for ${loss}`)
-  const grads = new Map([...expected].filter(([n]) => n.startsWith('grad.')).map(([n, t]) => [n.slice(5), t]))
-  const global = Math.sqrt([...grads.values()].reduce((s, t) => s + norm(t.data) ** 2, 0))
-  let gradients = 0
-  for (const [name, ours] of got.gradients) {
-    const want = pack(runsOf(name, config), grads)
-    const difference = norm(want.map((v, i) => v - ours[i]!)) / Math.max(norm(want), (1e-3 * global) / Math.sqrt(got.gradients.size))
-    gradients = Math.max(gradients, difference)
-    if (!(difference <= 1e-4)) red.push(`gradient of ${name} ${difference}`)
-  }
-  return { red, logits, gradients }
 }
 
 const names = readdirSync(llamaFixtures).sort()

@@ -16,7 +16,7 @@ import type { TrainableWeight } from '../../../lib/ops/weight.js'
 import { native } from '../../../lib/addon/load.js'
 import { normals } from '../../ops/normals.js'
 
-const [T, V, H, F] = [6, 13, 8, 12]
+const [V, H, F] = [13, 8, 12]
 
 type Net = Record<'words' | 'norm1' | 'fc1' | 'fc2' | 'norm2', { -readonly [K in keyof TrainableWeight]: TrainableWeight[K] }>
 
