@@ -68,7 +68,10 @@ function maskBounds(mask: Uint8Array, B: number, S: number): { first: Int32Array
     if (from < 0) fault('ERR_DATA', `expected a real token in row ${b} of attention_mask, got none`, { row: b })
     const bad = row.findIndex((value, s) => value !== (s >= from && s < to ? 1 : 0))
     if (bad >= 0) {
-      fault('ERR_DATA', `expected one run of ones in row ${b} of attention_mask, got ${row[bad]} at position ${bad}`, { row: b, position: bad })
+      fault('ERR_DATA', `expected one run of ones in row ${b} of attention_mask, got ${row[bad]} at position ${bad}`, {
+        row: b,
+        position: bad,
+      })
     }
     first[b] = from
     end[b] = to
@@ -81,16 +84,25 @@ function maskBounds(mask: Uint8Array, B: number, S: number): { first: Int32Array
  * @param config - `maxPositionEmbeddings` is not a limit: rotary positions go on past it, as in Transformers.
  * @throws ERR_TOKEN_ID, ERR_LABEL with the position; ERR_DATA for wrong lengths and masks.
  */
-export function uploadBatch(ctx: Ctx, batch: TokenBatch, config: { readonly vocabSize: number; readonly maxPositionEmbeddings: number }): DeviceBatch {
+export function uploadBatch(
+  ctx: Ctx,
+  batch: TokenBatch,
+  config: { readonly vocabSize: number; readonly maxPositionEmbeddings: number },
+): DeviceBatch {
   const { batchSize: B, seqLength: S, tokens, labels, attentionMask, sampleIds } = batch
   const T = B * S
-  if (!(Number.isInteger(B) && Number.isInteger(S) && T > 0)) fault('ERR_DATA', `expected a batch of at least one token, got [${B}, ${S}]`)
+  if (!(Number.isInteger(B) && Number.isInteger(S) && T > 0))
+    fault('ERR_DATA', `expected a batch of at least one token, got [${B}, ${S}]`)
   checkLength('tokens', tokens.length, T)
   for (let t = 0; t < T; t++) {
     const id = tokens[t] as number
     if (id < 0 || id >= config.vocabSize) {
       const [row, position] = [Math.floor(t / S), t % S]
-      fault('ERR_TOKEN_ID', `expected token ids of 0 to ${config.vocabSize - 1}, got ${id} at row ${row}, position ${position}`, { id, row, position })
+      fault(
+        'ERR_TOKEN_ID',
+        `expected token ids of 0 to ${config.vocabSize - 1}, got ${id} at row ${row}, position ${position}`,
+        { id, row, position },
+      )
     }
   }
   let numTokens = 0
@@ -101,7 +113,11 @@ export function uploadBatch(ctx: Ctx, batch: TokenBatch, config: { readonly voca
       if (label === ignored) continue
       if (label < 0 || label >= config.vocabSize) {
         const [row, position] = [Math.floor(t / S), t % S]
-        fault('ERR_LABEL', `expected labels of 0 to ${config.vocabSize - 1} or ${ignored}, got ${label} at row ${row}, position ${position}`, { label, row, position })
+        fault(
+          'ERR_LABEL',
+          `expected labels of 0 to ${config.vocabSize - 1} or ${ignored}, got ${label} at row ${row}, position ${position}`,
+          { label, row, position },
+        )
       }
       numTokens++
     }
@@ -114,7 +130,11 @@ export function uploadBatch(ctx: Ctx, batch: TokenBatch, config: { readonly voca
   let maxPosition = 0
   for (let t = 0; t < T; t++) {
     const position = positions[t] as number
-    if (position < 0) fault('ERR_DATA', `expected positions of at least 0, got ${position} at row ${Math.floor(t / S)}, position ${t % S}`)
+    if (position < 0)
+      fault(
+        'ERR_DATA',
+        `expected positions of at least 0, got ${position} at row ${Math.floor(t / S)}, position ${t % S}`,
+      )
     maxPosition = Math.max(maxPosition, position + 1)
   }
 

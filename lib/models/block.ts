@@ -1,15 +1,16 @@
 // One transformer layer: attention and feed-forward, each norm → linear → mix → linear. The residual stream is not added at the
 // end of a block but inside the next norm: a layer takes and gives (x, residual), and its value is their sum.
-import type { Ctx, Group } from '../tensor/ctx.js'
-import type { ShardSpec } from '../tensor/shardSpec.js'
-import type { Tensor } from '../tensor/tensor.js'
-import { activation, gatedActivation } from '../ops/activation.js'
-import { dropout } from '../ops/dropout.js'
+
 import { type AttentionContext, CoreAttention, type LayerCache } from '../nn/coreAttention.js'
 import { Module } from '../nn/module.js'
 import type { Init } from '../nn/parameter.js'
+import { activation, gatedActivation } from '../ops/activation.js'
+import { dropout } from '../ops/dropout.js'
 import { NormColumnParallelLinear } from '../parallel/columnLinear.js'
 import { RowParallelLinear } from '../parallel/rowLinear.js'
+import type { Ctx, Group } from '../tensor/ctx.js'
+import type { ShardSpec } from '../tensor/shardSpec.js'
+import type { Tensor } from '../tensor/tensor.js'
 import type { TransformerConfig } from './transformerConfig.js'
 
 /** What a block needs to know to be built. */
@@ -117,7 +118,13 @@ export class TransformerLayer extends Module {
   }
 
   /** Dropout on what a block adds to the stream. Sites: 0 is the embedding's, then two a layer. */
-  async forward(ctx: Ctx, hidden: Hidden, at: AttentionContext, training: boolean, cache?: LayerCache): Promise<Hidden> {
+  async forward(
+    ctx: Ctx,
+    hidden: Hidden,
+    at: AttentionContext,
+    training: boolean,
+    cache?: LayerCache,
+  ): Promise<Hidden> {
     const p = training ? this.#dropout : 0
     const site = 1 + 2 * this.#layer
     const attended = await this.selfAttention.forward(ctx, hidden, at, cache)

@@ -1,9 +1,10 @@
 // What a provider gives: this rank's part of a model, on its device and mesh. Wrapping for data parallelism is a flag here;
 // lib/train sums the gradients.
-import { Ctx, type CtxFields } from '../tensor/ctx.js'
-import type { Device } from '../tensor/device.js'
+
 import type { Parameter } from '../nn/parameter.js'
 import type { Mesh } from '../parallel/mesh.js'
+import { Ctx, type CtxFields } from '../tensor/ctx.js'
+import type { Device } from '../tensor/device.js'
 import type { GPTModel } from './gpt.js'
 import type { GPTModelProvider } from './provider.js'
 

@@ -1,20 +1,20 @@
 // The one decoder-only model: embedding, layers, final norm, output layer, by Megatron-Core's names. Tokens are flattened:
 // T = B·S, row b·S+s. Shards come from parameterTable; this file knows how the parts are joined and nothing of files.
 import { ViaductError } from '../base/errors.js'
-import type { Ctx, Group, Groups } from '../tensor/ctx.js'
-import type { ShardSpec } from '../tensor/shardSpec.js'
-import { withScope } from '../tensor/scope.js'
-import type { Tensor } from '../tensor/tensor.js'
-import { dropout } from '../ops/dropout.js'
-import { recompute } from '../ops/recompute.js'
 import type { AttentionContext } from '../nn/coreAttention.js'
 import { Module } from '../nn/module.js'
 import { Norm } from '../nn/norm.js'
 import { RotaryEmbedding } from '../nn/rotaryEmbedding.js'
+import { dropout } from '../ops/dropout.js'
+import { recompute } from '../ops/recompute.js'
 import { allGather } from '../parallel/collectives.js'
 import { ColumnParallelLinear } from '../parallel/columnLinear.js'
 import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
 import { VocabParallelEmbedding } from '../parallel/vocabParallelEmbedding.js'
+import type { Ctx, Group, Groups } from '../tensor/ctx.js'
+import { withScope } from '../tensor/scope.js'
+import type { ShardSpec } from '../tensor/shardSpec.js'
+import type { Tensor } from '../tensor/tensor.js'
 import type { DeviceBatch } from './batch.js'
 import { type Hidden, TransformerLayer } from './block.js'
 import { KvCache } from './kvCache.js'
@@ -76,12 +76,16 @@ export class GPTModel extends Module {
     }
     const needed = (name: string): ShardSpec => {
       const found = shard(name)
-      if (found === null) throw new ViaductError('ERR_ASSERT', 'gpt', `expected a parameter ${name} in the table, got none`)
+      if (found === null)
+        throw new ViaductError('ERR_ASSERT', 'gpt', `expected a parameter ${name} in the table, got none`)
       return found
     }
     const words = 'embedding.word_embeddings.weight'
     const embedding = new VocabParallelEmbedding(tp, needed(words), dtype, init)
-    const layers = Array.from({ length: config.numLayers }, (_, layer) => new TransformerLayer({ config, tp, layer, shard }))
+    const layers = Array.from(
+      { length: config.numLayers },
+      (_, layer) => new TransformerLayer({ config, tp, layer, shard }),
+    )
     const norm = new Norm({
       kind: config.normalization,
       channels: config.hiddenSize,
@@ -143,7 +147,8 @@ export class GPTModel extends Module {
    */
   async loss(ctx: Ctx, batch: DeviceBatch): Promise<{ loss: Tensor; lossSum: Tensor }> {
     const { labels } = batch
-    if (labels === null) throw new ViaductError('ERR_DATA', 'gpt', 'expected a batch with labels, got none: upload labels for a loss')
+    if (labels === null)
+      throw new ViaductError('ERR_DATA', 'gpt', 'expected a batch with labels, got none: upload labels for a loss')
     return await withScope(ctx, async (inner) => {
       const logits = await this.forward(inner, batch)
       return vocabParallelCrossEntropy(inner, logits, labels, this.config.vocabSize, this.#tp)
@@ -188,7 +193,13 @@ export class GPTModel extends Module {
     return { batchSize, rotary: { ...tables, positions, interleaved: this.config.rotaryInterleaved }, firstKey, keyEnd }
   }
 
-  async #layer(ctx: Ctx, layer: TransformerLayer, hidden: Hidden, at: AttentionContext, cache?: KvCacheLayer): Promise<Hidden> {
+  async #layer(
+    ctx: Ctx,
+    layer: TransformerLayer,
+    hidden: Hidden,
+    at: AttentionContext,
+    cache?: KvCacheLayer,
+  ): Promise<Hidden> {
     if (!this.#recompute || ctx.tape === null) {
       return await withScope(ctx, (inner) => layer.forward(inner, hidden, at, this.training, cache))
     }

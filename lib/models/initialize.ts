@@ -3,10 +3,10 @@
 import { native } from '../addon/load.js'
 import { nameHash } from '../base/nameHash.js'
 import { contiguousStrides } from '../base/shape.js'
+import type { Parameter } from '../nn/parameter.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { volume } from '../tensor/region.js'
 import { Tensor } from '../tensor/tensor.js'
-import type { Parameter } from '../nn/parameter.js'
 
 /** Gives a parameter its memory; what lies outside its blocks (padding) is 0, the rest has no content yet. */
 export function allocateParameter(ctx: Ctx, parameter: Parameter): void {

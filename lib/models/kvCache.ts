@@ -2,9 +2,9 @@
 // padded on the left); memory is taken once, for `maxLength` tokens.
 import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
+import type { LayerCache } from '../nn/coreAttention.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { Tensor } from '../tensor/tensor.js'
-import type { LayerCache } from '../nn/coreAttention.js'
 
 export interface KvCacheShape {
   readonly numLayers: number
@@ -43,7 +43,11 @@ export class KvCache {
   layer(index: number): LayerCache {
     const layer = this.#layers[index]
     if (layer === undefined) {
-      throw new ViaductError('ERR_HANDLE', 'kvCache', `expected layer 0 to ${this.#layers.length - 1}, got ${index}: the cache may be disposed`)
+      throw new ViaductError(
+        'ERR_HANDLE',
+        'kvCache',
+        `expected layer 0 to ${this.#layers.length - 1}, got ${index}: the cache may be disposed`,
+      )
     }
     return { ...layer, length: this.#length }
   }

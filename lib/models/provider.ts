@@ -3,11 +3,11 @@
 import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
 import { sealed } from '../base/sealed.js'
-import { Device, type DeviceKind } from '../tensor/device.js'
-import { withScope } from '../tensor/scope.js'
 import { defaultParallel, type ParallelConfig, parallelProblems } from '../parallel/config.js'
 import { Mesh } from '../parallel/mesh.js'
 import { initDistributed } from '../parallel/world.js'
+import { Device, type DeviceKind } from '../tensor/device.js'
+import { withScope } from '../tensor/scope.js'
 import { DistributedModel } from './distributedModel.js'
 import { GPTModel } from './gpt.js'
 import { allocateParameter, initializeParameter } from './initialize.js'
@@ -139,10 +139,12 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
     if (state.final) return
     const own = modelProblems(this)
     const layout = parallelProblems(this)
-    if (own.length === 0 && layout.length === 0) layout.push(...tensorParallelProblems(this, this.tensorModelParallelSize))
+    if (own.length === 0 && layout.length === 0)
+      layout.push(...tensorParallelProblems(this, this.tensorModelParallelSize))
     const problems = [...own, ...layout]
     if (problems.length > 0) {
-      const [code, where] = own.length > 0 ? (['ERR_CONFIG', 'model'] as const) : (['ERR_LAYOUT_INVALID', 'parallel'] as const)
+      const [code, where] =
+        own.length > 0 ? (['ERR_CONFIG', 'model'] as const) : (['ERR_LAYOUT_INVALID', 'parallel'] as const)
       throw new ViaductError(code, where, problems.join('; '), { problems })
     }
     state.final = true
@@ -199,39 +201,93 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
 /** The transformer's fields alone. */
 function transformerOf(provider: GPTModelProvider, paramsDtype: DType): TransformerConfig {
   const {
-    numLayers, hiddenSize, ffnHiddenSize, numAttentionHeads, numQueryGroups, kvChannels, normalization, layernormEpsilon, activation,
-    gatedLinearUnit, addQkvBias, addProjBias, addMlpBias, rotaryBase, rotaryPercent, rotaryInterleaved, ropeScaling,
-    maxPositionEmbeddings, vocabSize, shareEmbeddingsAndOutputWeights, initMethodStd, attentionDropout, hiddenDropout,
+    numLayers,
+    hiddenSize,
+    ffnHiddenSize,
+    numAttentionHeads,
+    numQueryGroups,
+    kvChannels,
+    normalization,
+    layernormEpsilon,
+    activation,
+    gatedLinearUnit,
+    addQkvBias,
+    addProjBias,
+    addMlpBias,
+    rotaryBase,
+    rotaryPercent,
+    rotaryInterleaved,
+    ropeScaling,
+    maxPositionEmbeddings,
+    vocabSize,
+    shareEmbeddingsAndOutputWeights,
+    initMethodStd,
+    attentionDropout,
+    hiddenDropout,
   } = provider
   return {
-    numLayers, hiddenSize, ffnHiddenSize, numAttentionHeads, numQueryGroups, kvChannels, normalization, layernormEpsilon, activation,
-    gatedLinearUnit, addQkvBias, addProjBias, addMlpBias, rotaryBase, rotaryPercent, rotaryInterleaved, ropeScaling,
-    maxPositionEmbeddings, vocabSize, shareEmbeddingsAndOutputWeights, initMethodStd, attentionDropout, hiddenDropout, paramsDtype,
+    numLayers,
+    hiddenSize,
+    ffnHiddenSize,
+    numAttentionHeads,
+    numQueryGroups,
+    kvChannels,
+    normalization,
+    layernormEpsilon,
+    activation,
+    gatedLinearUnit,
+    addQkvBias,
+    addProjBias,
+    addMlpBias,
+    rotaryBase,
+    rotaryPercent,
+    rotaryInterleaved,
+    ropeScaling,
+    maxPositionEmbeddings,
+    vocabSize,
+    shareEmbeddingsAndOutputWeights,
+    initMethodStd,
+    attentionDropout,
+    hiddenDropout,
+    paramsDtype,
   }
 }
 
 const counts = [
-  'numLayers', 'hiddenSize', 'ffnHiddenSize', 'numAttentionHeads', 'numQueryGroups', 'kvChannels', 'maxPositionEmbeddings',
-  'vocabSize', 'makeVocabSizeDivisibleBy', 'seqLength',
+  'numLayers',
+  'hiddenSize',
+  'ffnHiddenSize',
+  'numAttentionHeads',
+  'numQueryGroups',
+  'kvChannels',
+  'maxPositionEmbeddings',
+  'vocabSize',
+  'makeVocabSizeDivisibleBy',
+  'seqLength',
 ] as const
 
 function modelProblems(model: GPTModelProvider): string[] {
   const problems: string[] = []
   for (const key of counts) {
-    if (!Number.isSafeInteger(model[key]) || model[key] < 1) problems.push(`${key} must be a whole number of at least 1, got ${model[key]}`)
+    if (!Number.isSafeInteger(model[key]) || model[key] < 1)
+      problems.push(`${key} must be a whole number of at least 1, got ${model[key]}`)
   }
   const { numAttentionHeads: heads, numQueryGroups: groups, kvChannels, rotaryPercent, paramsDtype } = model
   if (heads % groups !== 0) problems.push(`numQueryGroups must divide numAttentionHeads=${heads}, got ${groups}`)
-  if (!(rotaryPercent > 0 && rotaryPercent <= 1)) problems.push(`rotaryPercent must be above 0 and at most 1, got ${rotaryPercent}`)
+  if (!(rotaryPercent > 0 && rotaryPercent <= 1))
+    problems.push(`rotaryPercent must be above 0 and at most 1, got ${rotaryPercent}`)
   else if (Math.floor(kvChannels * rotaryPercent) % 2 !== 0) {
     problems.push(`kvChannels times rotaryPercent must be even, got ${Math.floor(kvChannels * rotaryPercent)}`)
   }
   for (const key of ['layernormEpsilon', 'rotaryBase', 'initMethodStd'] as const) {
     if (!(model[key] > 0 && Number.isFinite(model[key]))) problems.push(`${key} must be positive, got ${model[key]}`)
   }
-  if (!(model.hiddenDropout >= 0 && model.hiddenDropout < 1)) problems.push(`hiddenDropout must be from 0 to below 1, got ${model.hiddenDropout}`)
-  if (model.attentionDropout !== 0) problems.push(`attentionDropout must be 0, got ${model.attentionDropout}: use hiddenDropout`)
-  if (paramsDtype !== 'float32' && paramsDtype !== 'bfloat16') problems.push(`paramsDtype must be float32 or bfloat16, got ${paramsDtype}`)
+  if (!(model.hiddenDropout >= 0 && model.hiddenDropout < 1))
+    problems.push(`hiddenDropout must be from 0 to below 1, got ${model.hiddenDropout}`)
+  if (model.attentionDropout !== 0)
+    problems.push(`attentionDropout must be 0, got ${model.attentionDropout}: use hiddenDropout`)
+  if (paramsDtype !== 'float32' && paramsDtype !== 'bfloat16')
+    problems.push(`paramsDtype must be float32 or bfloat16, got ${paramsDtype}`)
   if (model.recomputeGranularity !== null && model.recomputeGranularity !== 'full') {
     problems.push(`recomputeGranularity must be 'full' or null, got ${JSON.stringify(model.recomputeGranularity)}`)
   }

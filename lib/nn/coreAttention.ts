@@ -1,8 +1,9 @@
 // Scaled dot-product attention over packed queries, keys and values, with rotation; no parameters. See ops/attention.ts for
 // the packed layout.
+
+import { attention, cachedAttention, type Rotary } from '../ops/attention.js'
 import type { Ctx } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { attention, cachedAttention, type Rotary } from '../ops/attention.js'
 
 export interface CoreAttentionConfig {
   /** Key-value heads on this rank. */

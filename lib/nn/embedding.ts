@@ -1,9 +1,9 @@
 // A table of vectors on one device, looked up by id.
 import type { DType } from '../base/dtype.js'
+import { embedding } from '../ops/embedding.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { replicated } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { embedding } from '../ops/embedding.js'
 import { Module } from './module.js'
 import { type Init, Parameter } from './parameter.js'
 

@@ -1,9 +1,9 @@
 // A linear layer on one device. Weights are [outFeatures, inFeatures], as in PyTorch.
 import type { DType } from '../base/dtype.js'
+import { linear } from '../ops/linear.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { replicated } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { linear } from '../ops/linear.js'
 import { Module } from './module.js'
 import { type Init, Parameter } from './parameter.js'
 

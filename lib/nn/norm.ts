@@ -1,11 +1,11 @@
 // Norms with the residual addition before them. A norm owns no names: it registers its parameters on the module that holds it,
 // because Megatron-Core keeps a block's norm weight inside the linear that follows (`linear_qkv.layer_norm_weight`).
 import type { DType } from '../base/dtype.js'
+import { add } from '../ops/elementwise.js'
+import { layerNorm, rmsNorm } from '../ops/norm.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { replicated, type ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { add } from '../ops/elementwise.js'
-import { layerNorm, rmsNorm } from '../ops/norm.js'
 import { Module } from './module.js'
 import { Parameter } from './parameter.js'
 

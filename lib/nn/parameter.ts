@@ -5,7 +5,9 @@ import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 
 /** How a parameter is initialised; drawn by logical place, so equal in every layout. */
-export type Init = { readonly kind: 'normal'; readonly std: number } | { readonly kind: 'constant'; readonly value: number }
+export type Init =
+  | { readonly kind: 'normal'; readonly std: number }
+  | { readonly kind: 'constant'; readonly value: number }
 
 /**
  * One parameter of a model: the local shard `data`, kept (owned) by this object.

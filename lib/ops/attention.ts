@@ -48,7 +48,11 @@ export interface AttentionArgs extends AttentionShape {
 }
 
 /** Views of packed memory: q [B,S,G,R,D], k and v [B,S,G,D]. */
-function unpack(ctx: Ctx, packed: Tensor, { batchSize: B, groups: G, queriesPerGroup: R, channels: D }: AttentionShape) {
+function unpack(
+  ctx: Ctx,
+  packed: Tensor,
+  { batchSize: B, groups: G, queriesPerGroup: R, channels: D }: AttentionShape,
+) {
   const row = G * (R + 2) * D
   const S = (packed.shape[0] as number) / B
   const group = (R + 2) * D
@@ -60,12 +64,22 @@ function unpack(ctx: Ctx, packed: Tensor, { batchSize: B, groups: G, queriesPerG
 }
 
 /** [T, G·R·D] as [B,S,G,R,D]. */
-function heads(ctx: Ctx, x: Tensor, { batchSize: B, groups: G, queriesPerGroup: R, channels: D }: AttentionShape): Tensor {
+function heads(
+  ctx: Ctx,
+  x: Tensor,
+  { batchSize: B, groups: G, queriesPerGroup: R, channels: D }: AttentionShape,
+): Tensor {
   return x.reshape(ctx, [B, (x.shape[0] as number) / B, G, R, D])
 }
 
 /** Rotates queries and keys of packed memory in place: heads 0 to R of each group. */
-function rotate(ctx: Ctx, packed: Tensor, { groups: G, queriesPerGroup: R, channels: D }: AttentionShape, rotary: Rotary, inverse: boolean): void {
+function rotate(
+  ctx: Ctx,
+  packed: Tensor,
+  { groups: G, queriesPerGroup: R, channels: D }: AttentionShape,
+  rotary: Rotary,
+  inverse: boolean,
+): void {
   const row = G * (R + 2) * D
   const qk = packed.view(ctx, [packed.shape[0] as number, G, R + 1, D], [row, (R + 2) * D, D, 1])
   const { cos, sin, positions, interleaved } = rotary
@@ -96,13 +110,31 @@ export const attention = defineOp<AttentionArgs, { y: Tensor; lse: Tensor }>({
     if (rotary) rotate(ctx, qkv, args, rotary, false)
     const { q, k, v } = unpack(ctx, qkv, args)
     native.attentionForward(
-      ctx.stream.id, heads(ctx, y, args).handle, lse.handle, q.handle, k.handle, v.handle, firstKey?.handle ?? 0,
-      keyEnd?.handle ?? 0, scale, causal ?? true, 0, window ?? 0, softcap ?? 0,
+      ctx.stream.id,
+      heads(ctx, y, args).handle,
+      lse.handle,
+      q.handle,
+      k.handle,
+      v.handle,
+      firstKey?.handle ?? 0,
+      keyEnd?.handle ?? 0,
+      scale,
+      causal ?? true,
+      0,
+      window ?? 0,
+      softcap ?? 0,
     )
   },
   inputs: ({ qkv }) => [qkv],
   saves: ({ qkv, rotary, firstKey, keyEnd }, { y, lse }) => [
-    qkv, y, lse, firstKey, keyEnd, rotary?.cos, rotary?.sin, rotary?.positions,
+    qkv,
+    y,
+    lse,
+    firstKey,
+    keyEnd,
+    rotary?.cos,
+    rotary?.sin,
+    rotary?.positions,
   ],
   backwardInput(ctx, args, { y, lse }, { y: dy }) {
     if (dy === null) return [null]
@@ -111,9 +143,23 @@ export const attention = defineOp<AttentionArgs, { y: Tensor; lse: Tensor }>({
     const dqkv = ctx.empty(qkv.shape, qkv.dtype)
     const { q: dq, k: dk, v: dv } = unpack(ctx, dqkv, args)
     native.attentionBackward(
-      ctx.stream.id, dq.handle, dk.handle, dv.handle, heads(ctx, dy, args).handle, q.handle, k.handle, v.handle,
-      heads(ctx, y, args).handle, lse.handle, firstKey?.handle ?? 0, keyEnd?.handle ?? 0, scale, causal ?? true, 0,
-      window ?? 0, softcap ?? 0,
+      ctx.stream.id,
+      dq.handle,
+      dk.handle,
+      dv.handle,
+      heads(ctx, dy, args).handle,
+      q.handle,
+      k.handle,
+      v.handle,
+      heads(ctx, y, args).handle,
+      lse.handle,
+      firstKey?.handle ?? 0,
+      keyEnd?.handle ?? 0,
+      scale,
+      causal ?? true,
+      0,
+      window ?? 0,
+      softcap ?? 0,
     )
     if (rotary) rotate(ctx, dqkv, args, rotary, true)
     return [dqkv]
@@ -135,7 +181,11 @@ export interface CachedAttentionArgs extends AttentionArgs {
  */
 export function cachedAttention(ctx: Ctx, args: CachedAttentionArgs): Tensor {
   if (ctx.tape !== null) {
-    throw new ViaductError('ERR_UNSUPPORTED', 'cachedAttention', 'expected no tape, got one: a cache has no backward pass')
+    throw new ViaductError(
+      'ERR_UNSUPPORTED',
+      'cachedAttention',
+      'expected no tape, got one: a cache has no backward pass',
+    )
   }
   const { qkv, rotary, firstKey, keyEnd, scale, causal, window, softcap, keyCache, valueCache, start } = args
   const { batchSize: B, groups: G, queriesPerGroup: R, channels: D } = args
@@ -151,9 +201,19 @@ export function cachedAttention(ctx: Ctx, args: CachedAttentionArgs): Tensor {
   const y = ctx.empty([tokens, G * R * D], qkv.dtype)
   const lse = ctx.empty([B, G * R, S], 'float32')
   native.attentionForward(
-    ctx.stream.id, heads(ctx, y, args).handle, lse.handle, q.handle, keyCache.slice(ctx, 1, 0, length).handle,
-    valueCache.slice(ctx, 1, 0, length).handle, firstKey?.handle ?? 0, keyEnd?.handle ?? 0, scale, causal ?? true, start,
-    window ?? 0, softcap ?? 0,
+    ctx.stream.id,
+    heads(ctx, y, args).handle,
+    lse.handle,
+    q.handle,
+    keyCache.slice(ctx, 1, 0, length).handle,
+    valueCache.slice(ctx, 1, 0, length).handle,
+    firstKey?.handle ?? 0,
+    keyEnd?.handle ?? 0,
+    scale,
+    causal ?? true,
+    start,
+    window ?? 0,
+    softcap ?? 0,
   )
   return y
 }

@@ -23,7 +23,13 @@ export const crossEntropy = defineOp<CrossEntropyArgs, { loss: Tensor; lossSum: 
   name: 'crossEntropy',
   shapes({ logits, labels }) {
     const [tokens = 0] = logits.shape
-    checkShape(logits.shape.length === 2 && labels.shape[0] === tokens, 'crossEntropy', 'logits [T, V] and labels [T]', logits, labels)
+    checkShape(
+      logits.shape.length === 2 && labels.shape[0] === tokens,
+      'crossEntropy',
+      'logits [T, V] and labels [T]',
+      logits,
+      labels,
+    )
     const perToken = { shape: [tokens], dtype: 'float32' } as const
     return { loss: perToken, lossSum: { shape: [1], dtype: 'float32' }, lse: perToken }
   },
@@ -42,7 +48,14 @@ export const crossEntropy = defineOp<CrossEntropyArgs, { loss: Tensor; lossSum: 
     if (d === null) return [null]
     const dLogits = isExclusive(logits) ? logits : ctx.empty(logits.shape, logits.dtype)
     native.crossEntropyBackward(
-      ctx.stream.id, dLogits.handle, logits.handle, lse.handle, labels.handle, d.handle, vocabStart ?? 0, vocabSize,
+      ctx.stream.id,
+      dLogits.handle,
+      logits.handle,
+      lse.handle,
+      labels.handle,
+      d.handle,
+      vocabStart ?? 0,
+      vocabSize,
     )
     return [dLogits]
   },
@@ -52,6 +65,11 @@ export const crossEntropy = defineOp<CrossEntropyArgs, { loss: Tensor; lossSum: 
 function addToAll(ctx: Ctx, perToken: Tensor, all: Tensor): Tensor {
   const tokens = perToken.shape[0] as number
   const sum = ctx.empty([tokens], 'float32')
-  native.addBias(ctx.stream.id, sum.reshape(ctx, [tokens, 1]).handle, perToken.reshape(ctx, [tokens, 1]).handle, all.handle)
+  native.addBias(
+    ctx.stream.id,
+    sum.reshape(ctx, [tokens, 1]).handle,
+    perToken.reshape(ctx, [tokens, 1]).handle,
+    all.handle,
+  )
   return sum
 }

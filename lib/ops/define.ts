@@ -1,7 +1,8 @@
 // defineOp: all that there is to know about an op in one object. The forward rule gets its outputs allocated by the shape
 // rule; the backward rules read the same arguments and outputs, of which only what `saves` names is still alive by then.
-import { ViaductError } from '../base/errors.js'
+
 import type { DType } from '../base/dtype.js'
+import { ViaductError } from '../base/errors.js'
 import type { Shape } from '../base/shape.js'
 import type { Ctx } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
@@ -58,7 +59,8 @@ export function defineOp<A extends object, O extends Outputs>(rule: OpRule<A, O>
     for (const name of names) {
       const spec = specs[name]
       if (!spec) out[name] = null
-      else if ('inPlace' in spec) out[name] = spec.shape ? spec.inPlace.reshape(ctx, spec.shape) : ctx.alias(spec.inPlace)
+      else if ('inPlace' in spec)
+        out[name] = spec.shape ? spec.inPlace.reshape(ctx, spec.shape) : ctx.alias(spec.inPlace)
       else out[name] = ctx.empty(spec.shape, spec.dtype)
     }
     rule.forward(ctx, args, out as O)
@@ -69,7 +71,8 @@ export function defineOp<A extends object, O extends Outputs>(rule: OpRule<A, O>
 }
 
 function present<T>(list: readonly Maybe<T>[]): readonly T[] {
-  for (const item of list) if (item === null || item === undefined) return list.filter((t): t is T => t !== null && t !== undefined)
+  for (const item of list)
+    if (item === null || item === undefined) return list.filter((t): t is T => t !== null && t !== undefined)
   return list as readonly T[]
 }
 
@@ -98,8 +101,14 @@ class OpRecord<A extends object, O extends Outputs> implements TapeRecord {
     return this.rule.name
   }
 
-  backwardInput(ctx: Ctx, dOutputs: readonly (Tensor | null)[], wanted: readonly boolean[]): readonly (Tensor | null)[] {
-    return this.rule.backwardInput ? this.rule.backwardInput(ctx, this.args, this.out, this.#named(dOutputs), wanted) : none
+  backwardInput(
+    ctx: Ctx,
+    dOutputs: readonly (Tensor | null)[],
+    wanted: readonly boolean[],
+  ): readonly (Tensor | null)[] {
+    return this.rule.backwardInput
+      ? this.rule.backwardInput(ctx, this.args, this.out, this.#named(dOutputs), wanted)
+      : none
   }
 
   backwardWeight(ctx: Ctx, dOutputs: readonly (Tensor | null)[]): void {

@@ -40,7 +40,15 @@ const dropoutOp = defineOp<Placed, { y: Tensor }>({
 
 function enqueue(ctx: Ctx, { rng, sampleIds, positions, site, channelStart, p }: Placed, y: Tensor, x: Tensor): void {
   native.dropout(
-    ctx.stream.id, y.handle, x.handle, rng.handle, sampleIds.handle, positions.handle, site, channelStart ?? 0, p,
+    ctx.stream.id,
+    y.handle,
+    x.handle,
+    rng.handle,
+    sampleIds.handle,
+    positions.handle,
+    site,
+    channelStart ?? 0,
+    p,
   )
 }
 

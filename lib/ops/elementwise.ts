@@ -1,8 +1,8 @@
 // Elementwise ops and sums. Operands have one shape; nothing broadcasts.
 import { native } from '../addon/load.js'
-import { ViaductError } from '../base/errors.js'
 import type { DType } from '../base/dtype.js'
-import { sameShape, type Shape } from '../base/shape.js'
+import { ViaductError } from '../base/errors.js'
+import { type Shape, sameShape } from '../base/shape.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { checkShape, defineOp } from './define.js'
 import { isExclusive } from './tape.js'

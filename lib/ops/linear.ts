@@ -22,7 +22,16 @@ export const linear = defineOp<LinearArgs, { y: Tensor }>({
     return { y: { shape: [x.shape[0] as number, w.shape[0] as number], dtype: x.dtype } }
   },
   forward(ctx, { x, weight, bias }, { y }) {
-    native.matmul(ctx.stream.id, y.handle, x.handle, weight.data.handle, bias ? bias.data.handle : 0, false, true, false)
+    native.matmul(
+      ctx.stream.id,
+      y.handle,
+      x.handle,
+      weight.data.handle,
+      bias ? bias.data.handle : 0,
+      false,
+      true,
+      false,
+    )
   },
   inputs: ({ x }) => [x],
   weights: ({ weight, bias }) => [weight, bias],
@@ -54,7 +63,13 @@ export interface AddBiasArgs {
 export const addBias = defineOp<AddBiasArgs, { y: Tensor }>({
   name: 'addBias',
   shapes({ x, bias }) {
-    checkShape(x.shape.length === 2 && x.shape[1] === bias.data.shape[0], 'addBias', 'x [T, N] and bias [N]', x, bias.data)
+    checkShape(
+      x.shape.length === 2 && x.shape[1] === bias.data.shape[0],
+      'addBias',
+      'x [T, N] and bias [N]',
+      x,
+      bias.data,
+    )
     return { y: { inPlace: x } }
   },
   forward(ctx, { x, bias }, { y }) {

@@ -23,7 +23,13 @@ export const rmsNorm = defineOp<RmsNormArgs, { y: Tensor; rstd: Tensor; sum: Ten
   name: 'rmsNorm',
   shapes({ x, residual, weight }) {
     const { shape, dtype } = x
-    checkShape(shape.length === 2 && shape[1] === weight.data.shape[0], 'rmsNorm', 'x [T, H] and weight [H]', x, weight.data)
+    checkShape(
+      shape.length === 2 && shape[1] === weight.data.shape[0],
+      'rmsNorm',
+      'x [T, H] and weight [H]',
+      x,
+      weight.data,
+    )
     return {
       y: { shape, dtype },
       rstd: { shape: [shape[0] as number], dtype: 'float32' },
@@ -32,7 +38,15 @@ export const rmsNorm = defineOp<RmsNormArgs, { y: Tensor; rstd: Tensor; sum: Ten
   },
   forward(ctx, { x, residual, weight, eps, zeroCentered }, { y, rstd, sum }) {
     native.rmsNormForward(
-      ctx.stream.id, y.handle, rstd.handle, sum?.handle ?? 0, x.handle, residual?.handle ?? 0, weight.data.handle, eps, zeroCentered ?? false,
+      ctx.stream.id,
+      y.handle,
+      rstd.handle,
+      sum?.handle ?? 0,
+      x.handle,
+      residual?.handle ?? 0,
+      weight.data.handle,
+      eps,
+      zeroCentered ?? false,
     )
   },
   inputs: ({ x, residual }) => [x, residual],
@@ -43,13 +57,26 @@ export const rmsNorm = defineOp<RmsNormArgs, { y: Tensor; rstd: Tensor; sum: Ten
     // The gradient that passes by the norm is added in the same pass, in its memory when nobody else reads it.
     const dh = dSum !== null && isExclusive(dSum) ? dSum : ctx.empty(dy.shape, dy.dtype)
     native.rmsNormBackwardInput(
-      ctx.stream.id, dh.handle, dy.handle, (sum ?? x).handle, weight.data.handle, rstd.handle, dSum?.handle ?? 0, zeroCentered ?? false,
+      ctx.stream.id,
+      dh.handle,
+      dy.handle,
+      (sum ?? x).handle,
+      weight.data.handle,
+      rstd.handle,
+      dSum?.handle ?? 0,
+      zeroCentered ?? false,
     )
     return [dh, dh]
   },
   backwardWeight(ctx, { x, weight }, { rstd, sum }, { y: dy }) {
     if (dy === null) return
-    native.rmsNormBackwardWeight(ctx.stream.id, mainGradOf(ctx, weight).handle, dy.handle, (sum ?? x).handle, rstd.handle)
+    native.rmsNormBackwardWeight(
+      ctx.stream.id,
+      mainGradOf(ctx, weight).handle,
+      dy.handle,
+      (sum ?? x).handle,
+      rstd.handle,
+    )
   },
 })
 
@@ -69,13 +96,27 @@ export const layerNorm = defineOp<LayerNormArgs, { y: Tensor; mean: Tensor; rstd
   name: 'layerNorm',
   shapes({ x, weight }) {
     const { shape, dtype } = x
-    checkShape(shape.length === 2 && shape[1] === weight.data.shape[0], 'layerNorm', 'x [T, H] and weight [H]', x, weight.data)
+    checkShape(
+      shape.length === 2 && shape[1] === weight.data.shape[0],
+      'layerNorm',
+      'x [T, H] and weight [H]',
+      x,
+      weight.data,
+    )
     const statistics = { shape: [shape[0] as number], dtype: 'float32' } as const
     return { y: { shape, dtype }, mean: statistics, rstd: statistics }
   },
   forward(ctx, { x, weight, bias, eps, zeroCentered }, { y, mean, rstd }) {
     native.layerNormForward(
-      ctx.stream.id, y.handle, mean.handle, rstd.handle, x.handle, weight.data.handle, bias?.data.handle ?? 0, eps, zeroCentered ?? false,
+      ctx.stream.id,
+      y.handle,
+      mean.handle,
+      rstd.handle,
+      x.handle,
+      weight.data.handle,
+      bias?.data.handle ?? 0,
+      eps,
+      zeroCentered ?? false,
     )
   },
   inputs: ({ x }) => [x],
@@ -85,7 +126,14 @@ export const layerNorm = defineOp<LayerNormArgs, { y: Tensor; mean: Tensor; rstd
     if (dy === null) return [null]
     const dx = ctx.empty(dy.shape, dy.dtype)
     native.layerNormBackwardInput(
-      ctx.stream.id, dx.handle, dy.handle, x.handle, weight.data.handle, mean.handle, rstd.handle, zeroCentered ?? false,
+      ctx.stream.id,
+      dx.handle,
+      dy.handle,
+      x.handle,
+      weight.data.handle,
+      mean.handle,
+      rstd.handle,
+      zeroCentered ?? false,
     )
     return [dx]
   },
@@ -97,7 +145,13 @@ export const layerNorm = defineOp<LayerNormArgs, { y: Tensor; mean: Tensor; rstd
     }
     const dBias = bias?.requiresGrad ? mainGradOf(ctx, bias).handle : 0
     native.layerNormBackwardWeight(
-      ctx.stream.id, mainGradOf(ctx, weight).handle, dBias, dy.handle, x.handle, mean.handle, rstd.handle,
+      ctx.stream.id,
+      mainGradOf(ctx, weight).handle,
+      dBias,
+      dy.handle,
+      x.handle,
+      mean.handle,
+      rstd.handle,
     )
   },
 })

@@ -1,7 +1,8 @@
 // Recompute: a stretch of the forward pass that saves its inputs only and runs again in the backward pass, under a tape of
 // its own. Randomness is by place, so the second run draws the same numbers without any stored state.
-import { withScope } from '../tensor/scope.js'
+
 import type { Ctx } from '../tensor/ctx.js'
+import { withScope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import { Tape } from './tape.js'
 
@@ -23,7 +24,9 @@ export async function recompute<R extends Tensor | readonly (Tensor | null)[]>(
   const result = await withScope(ctx.with({ tape: null }), (inner) => f(inner, inputs))
   const outputs = Array.isArray(result) ? (result as readonly (Tensor | null)[]) : [result as Tensor]
   const { rng, batch } = ctx
-  const saved = [...inputs, rng.rngSlot, batch?.sampleIds, batch?.positions, ...reads].filter((t) => t instanceof Tensor)
+  const saved = [...inputs, rng.rngSlot, batch?.sampleIds, batch?.positions, ...reads].filter(
+    (t) => t instanceof Tensor,
+  )
   let inner: Tape | null = null
   tape.record({
     name: 'recompute',

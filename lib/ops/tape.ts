@@ -1,11 +1,12 @@
 // The recorder of the backward pass. A tape belongs to one micro-batch of one chunk; many may be alive. It retains what its
 // records save, checks that nobody changed it, and frees as the backward pass goes. A gradient whose only reference is
 // the tape's may be overwritten (`isExclusive`); parameters accumulate into their main gradients, activations never do.
+
+import { native } from '../addon/load.js'
 import { assert, ViaductError } from '../base/errors.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { native } from '../addon/load.js'
 import type { TrainableWeight } from './weight.js'
 
 /** One step of a forward pass, as the tape holds it. Made by `defineOp` and `recompute`. */
@@ -125,7 +126,8 @@ export class Tape {
     const seeding = new Scope()
     try {
       const seeder = ctx.with({ scope: seeding, tape: null })
-      for (let i = 0; i < outputs.length; i++) accumulate(seeder, gradients, outputs[i] as Tensor, dOutputs[i] as Tensor)
+      for (let i = 0; i < outputs.length; i++)
+        accumulate(seeder, gradients, outputs[i] as Tensor, dOutputs[i] as Tensor)
       for (let entry = this.#entries.pop(); entry !== undefined; entry = this.#entries.pop()) {
         const { record } = entry
         // A watched output keeps its gradient for the caller too.

@@ -1,8 +1,9 @@
 // What ops need to know of a parameter. `Parameter` (lib/nn) satisfies it. Main gradients are float32, made of zeros at their
 // first use and kept by the parameter; every backward pass adds to them.
+
+import { native } from '../addon/load.js'
 import type { Ctx } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { native } from '../addon/load.js'
 
 /** A tensor that may be trained. */
 export interface TrainableWeight {

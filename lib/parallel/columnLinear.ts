@@ -1,14 +1,14 @@
 // Linear layers whose output channels are shared out over tp: each rank has rows of the weight and its columns of the output.
 // The input's gradient is summed over tp. NormColumnParallelLinear has the block's norm in it, as in Megatron-Core.
 import type { DType } from '../base/dtype.js'
+import type { LinearLike } from '../nn/linear.js'
+import { Module } from '../nn/module.js'
+import { type NormConfig, NormCore } from '../nn/norm.js'
+import { type Init, Parameter } from '../nn/parameter.js'
+import { linear } from '../ops/linear.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { linear } from '../ops/linear.js'
-import type { LinearLike } from '../nn/linear.js'
-import { Module } from '../nn/module.js'
-import { NormCore, type NormConfig } from '../nn/norm.js'
-import { type Init, Parameter } from '../nn/parameter.js'
 import { copyForwardReduceBackward } from './regions.js'
 
 export interface ParallelLinearOptions {

@@ -1,8 +1,9 @@
 // Sums of gradients that ShardSpec asks for, besides the data-parallel one: parts of a parameter that several ranks hold and of
 // whose gradient each sees a share. See the table in docs/runtime.md, section 7.
+
+import type { Parameter } from '../nn/parameter.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { withScope } from '../tensor/scope.js'
-import type { Parameter } from '../nn/parameter.js'
 import { allReduce } from './collectives.js'
 
 /** Sums each block's main gradient over the axes that its shard names. Call once, after the last backward pass of a step. */

@@ -1,11 +1,10 @@
 // Conjugate regions of tensor parallelism: what is a copy forward is a sum backward, and the other way round. With one rank
 // both are the tensor itself. In place: the tensor that enters a sum must have no other reader.
 import { native } from '../addon/load.js'
-import type { Group } from '../tensor/ctx.js'
-import type { Ctx } from '../tensor/ctx.js'
-import type { Tensor } from '../tensor/tensor.js'
 import { defineOp } from '../ops/define.js'
 import { isExclusive } from '../ops/tape.js'
+import type { Ctx, Group } from '../tensor/ctx.js'
+import type { Tensor } from '../tensor/tensor.js'
 import { allReduce } from './collectives.js'
 
 interface RegionArgs {

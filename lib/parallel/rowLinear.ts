@@ -1,11 +1,12 @@
 // A linear layer whose input channels are shared out over tp: each rank has columns of the weight and its part of the input.
 // Outputs are summed over tp, then the bias is added once.
-import type { Ctx, Group } from '../tensor/ctx.js'
-import type { Tensor } from '../tensor/tensor.js'
-import { addBias, linear } from '../ops/linear.js'
+
 import type { LinearLike } from '../nn/linear.js'
 import { Module } from '../nn/module.js'
 import { Parameter } from '../nn/parameter.js'
+import { addBias, linear } from '../ops/linear.js'
+import type { Ctx, Group } from '../tensor/ctx.js'
+import type { Tensor } from '../tensor/tensor.js'
 import type { ParallelLinearOptions } from './columnLinear.js'
 import { reduceForwardCopyBackward } from './regions.js'
 

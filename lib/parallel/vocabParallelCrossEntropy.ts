@@ -1,7 +1,8 @@
 // Cross entropy over logits whose columns are shared out over tp: ranks exchange three numbers a token, never logits.
+
+import { crossEntropy } from '../ops/crossEntropy.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { crossEntropy } from '../ops/crossEntropy.js'
 import { allGather } from './collectives.js'
 
 /**

@@ -1,11 +1,11 @@
 // An embedding whose rows are shared out over tp. A rank looks up its own ids and gives zeros for others; the sum is whole.
 import type { DType } from '../base/dtype.js'
+import { Module } from '../nn/module.js'
+import { type Init, Parameter } from '../nn/parameter.js'
+import { embedding } from '../ops/embedding.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { embedding } from '../ops/embedding.js'
-import { Module } from '../nn/module.js'
-import { type Init, Parameter } from '../nn/parameter.js'
 import { reduceForwardCopyBackward } from './regions.js'
 
 export class VocabParallelEmbedding extends Module {

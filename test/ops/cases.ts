@@ -1,7 +1,6 @@
 // One list of cases for each op. Each case serves correctness (against the float64 oracle), gradients (against finite differences
 // of that oracle) and timing. `inputs` are float tensors through which gradients flow; integers are fixed parts of a case.
-import type { Ctx } from '../../lib/tensor/ctx.js'
-import { Tensor } from '../../lib/tensor/tensor.js'
+
 import { type Activation, activation, activationCodes, gatedActivation } from '../../lib/ops/activation.js'
 import { attention } from '../../lib/ops/attention.js'
 import { crossEntropy } from '../../lib/ops/crossEntropy.js'
@@ -10,8 +9,10 @@ import { embedding } from '../../lib/ops/embedding.js'
 import { addBias, linear } from '../../lib/ops/linear.js'
 import { layerNorm, rmsNorm } from '../../lib/ops/norm.js'
 import type { TrainableWeight } from '../../lib/ops/weight.js'
-import * as oracle from './oracle.js'
+import type { Ctx } from '../../lib/tensor/ctx.js'
+import { Tensor } from '../../lib/tensor/tensor.js'
 import type { F64 } from './oracle.js'
+import * as oracle from './oracle.js'
 
 export interface OpInput {
   readonly shape: readonly number[]
@@ -35,7 +36,11 @@ const activations = Object.keys(activationCodes) as Activation[]
 function linearCase(T: number, K: number, N: number, bias: boolean): OpCase {
   return {
     name: `linear ${T}x${K}x${N}${bias ? ' with bias' : ''}`,
-    inputs: { x: { shape: [T, K] }, w: { shape: [N, K], weight: true }, ...(bias ? { b: { shape: [N], weight: true } } : {}) },
+    inputs: {
+      x: { shape: [T, K] },
+      w: { shape: [N, K], weight: true },
+      ...(bias ? { b: { shape: [N], weight: true } } : {}),
+    },
     run: (ctx, { x }, { w, b }) => [linear(ctx, { x: x!, weight: w!, bias: b ?? null }).y],
     oracle: ({ x, w, b }) => [oracle.linear(x!, w!, b ?? null, T, K, N)],
   }
@@ -60,14 +65,30 @@ function rmsCase(T: number, H: number, residual: boolean, zeroCentered: boolean)
 function layerNormCase(T: number, H: number, bias: boolean): OpCase {
   return {
     name: `layerNorm ${T}x${H}${bias ? ' with bias' : ''}`,
-    inputs: { x: { shape: [T, H] }, w: { shape: [H], weight: true }, ...(bias ? { b: { shape: [H], weight: true } } : {}) },
+    inputs: {
+      x: { shape: [T, H] },
+      w: { shape: [H], weight: true },
+      ...(bias ? { b: { shape: [H], weight: true } } : {}),
+    },
     run: (ctx, { x }, { w, b }) => [layerNorm(ctx, { x: x!, weight: w!, bias: b ?? null, eps: 1e-3 }).y],
     oracle: ({ x, w, b }) => [oracle.layerNorm(x!, w!, b ?? null, T, H, 1e-3, 0)],
   }
 }
 
 function attentionCase(name: string, changes: Partial<oracle.AttentionCase>): OpCase {
-  const base = { B: 2, S: 7, G: 2, R: 3, D: 6, causal: true, window: 0, softcap: 0, firstKey: null, keyEnd: null, interleaved: false }
+  const base = {
+    B: 2,
+    S: 7,
+    G: 2,
+    R: 3,
+    D: 6,
+    causal: true,
+    window: 0,
+    softcap: 0,
+    firstKey: null,
+    keyEnd: null,
+    interleaved: false,
+  }
   const sized = { ...base, ...changes }
   const { B, S, G, R, D } = sized
   const c: oracle.AttentionCase = {
@@ -84,7 +105,8 @@ function attentionCase(name: string, changes: Partial<oracle.AttentionCase>): Op
     name: `attention ${name}`,
     inputs: { qkv: { shape: [B * S, G * (R + 2) * D] } },
     run(ctx, { qkv }) {
-      const int32 = (values: readonly number[], shape: number[]) => Tensor.fromHost(ctx, Int32Array.from(values), shape, 'int32')
+      const int32 = (values: readonly number[], shape: number[]) =>
+        Tensor.fromHost(ctx, Int32Array.from(values), shape, 'int32')
       const rotary =
         half === 0
           ? null
@@ -95,7 +117,17 @@ function attentionCase(name: string, changes: Partial<oracle.AttentionCase>): Op
               interleaved: c.interleaved,
             }
       const { scale: factor, causal, window, softcap } = c
-      const args = { batchSize: B, groups: G, queriesPerGroup: R, channels: D, rotary, scale: factor, causal, window, softcap }
+      const args = {
+        batchSize: B,
+        groups: G,
+        queriesPerGroup: R,
+        channels: D,
+        rotary,
+        scale: factor,
+        causal,
+        window,
+        softcap,
+      }
       const firstKey = c.firstKey ? int32(c.firstKey, [B, S]) : null
       const keyEnd = c.keyEnd ? int32(c.keyEnd, [B]) : null
       // The op rotates its input in place; the case's input must stay what it is.
@@ -113,7 +145,11 @@ function crossEntropyCase(T: number, V: number, vocabSize: number): OpCase {
     name: `crossEntropy ${T}x${V}${V > vocabSize ? ' padded' : ''}`,
     inputs: { x: { shape: [T, V], spread: 3 } },
     run(ctx, { x }) {
-      const { loss, lossSum } = crossEntropy(ctx, { logits: x!, labels: Tensor.fromHost(ctx, labels, [T], 'int32'), vocabSize })
+      const { loss, lossSum } = crossEntropy(ctx, {
+        logits: x!,
+        labels: Tensor.fromHost(ctx, labels, [T], 'int32'),
+        vocabSize,
+      })
       return [loss, lossSum]
     },
     oracle({ x }) {
@@ -129,7 +165,9 @@ function embeddingCase(vocabStart: number): OpCase {
   return {
     name: `embedding from row ${vocabStart}`,
     inputs: { w: { shape: [V, H], weight: true } },
-    run: (ctx, _, { w }) => [embedding(ctx, { ids: Tensor.fromHost(ctx, ids, [ids.length], 'int32'), weight: w!, vocabStart }).y],
+    run: (ctx, _, { w }) => [
+      embedding(ctx, { ids: Tensor.fromHost(ctx, ids, [ids.length], 'int32'), weight: w!, vocabStart }).y,
+    ],
     oracle({ w }) {
       const y = new Float64Array(ids.length * H)
       ids.forEach((id, t) => {
@@ -169,18 +207,22 @@ export const cases: readonly OpCase[] = [
   attentionCase('left padding', { firstKey: [0, 0, 0, 0, 0, 0, 0, 3, 3, 3, 3, 3, 3, 3] }),
   attentionCase('packed', { firstKey: [0, 0, 2, 2, 2, 5, 5, 0, 0, 0, 0, 4, 4, 4] }),
   attentionCase('longer than a block', { B: 1, S: 70, G: 1, R: 2, D: 4 }),
-  ...activations.map((kind): OpCase => ({
-    name: `gated ${kind}`,
-    inputs: { x: { shape: [3, 22] } },
-    run: (ctx, { x }) => [gatedActivation(ctx, { x: x!, kind }).y],
-    oracle: ({ x }) => [oracle.gated(x!, 3, 11, kind)],
-  })),
-  ...activations.map((kind): OpCase => ({
-    name: `activation ${kind}`,
-    inputs: { x: { shape: [3, 17] } },
-    run: (ctx, { x }) => [activation(ctx, { x: x!, kind }).y],
-    oracle: ({ x }) => [x!.map(oracle.act[kind]!)],
-  })),
+  ...activations.map(
+    (kind): OpCase => ({
+      name: `gated ${kind}`,
+      inputs: { x: { shape: [3, 22] } },
+      run: (ctx, { x }) => [gatedActivation(ctx, { x: x!, kind }).y],
+      oracle: ({ x }) => [oracle.gated(x!, 3, 11, kind)],
+    }),
+  ),
+  ...activations.map(
+    (kind): OpCase => ({
+      name: `activation ${kind}`,
+      inputs: { x: { shape: [3, 17] } },
+      run: (ctx, { x }) => [activation(ctx, { x: x!, kind }).y],
+      oracle: ({ x }) => [x!.map(oracle.act[kind]!)],
+    }),
+  ),
   embeddingCase(0),
   embeddingCase(3),
   crossEntropyCase(9, 31, 31),

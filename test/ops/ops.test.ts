@@ -1,10 +1,10 @@
 // Every op against its float64 oracle: values, and gradients against finite differences of the oracle.
 import { describe, expect, test } from 'vitest'
+import { Tape } from '../../lib/ops/tape.js'
+import type { TrainableWeight } from '../../lib/ops/weight.js'
 import { Ctx } from '../../lib/tensor/ctx.js'
 import { bfloat16Bits, bfloat16Value } from '../../lib/tensor/host.js'
 import { Tensor } from '../../lib/tensor/tensor.js'
-import { Tape } from '../../lib/ops/tape.js'
-import type { TrainableWeight } from '../../lib/ops/weight.js'
 import { cases, type OpCase } from './cases.js'
 import { normals } from './normals.js'
 
@@ -38,7 +38,9 @@ function numericGradient(op: OpCase, x: Arrays, seeds: readonly Float64Array[], 
   const h = 1e-5
   const loss = (delta: number) => {
     const moved = { ...x, [name]: x[name]!.map((value, i) => (i === element ? value + delta : value)) }
-    return op.oracle(moved).reduce((total, out, k) => total + out.reduce((s, value, i) => s + value * seeds[k]![i]!, 0), 0)
+    return op
+      .oracle(moved)
+      .reduce((total, out, k) => total + out.reduce((s, value, i) => s + value * seeds[k]![i]!, 0), 0)
   }
   return (loss(h) - loss(-h)) / (2 * h)
 }

@@ -1,20 +1,24 @@
 // Timing of the case list, by hand: `npx tsx test/ops/timing.ts`. JavaScript and binding time of each op with its tape record,
 // measured while the stream is held up, so that no kernel runs beside it. Goal: at most 3 µs an enqueued native op.
-import { Ctx, soloGroups } from '../../lib/tensor/ctx.js'
+
+import type { Addon } from '../../lib/addon/functions.js'
+import { native } from '../../lib/addon/load.js'
 import { uploadBatch } from '../../lib/models/batch.js'
 import { GPTModel } from '../../lib/models/gpt.js'
 import { allocateParameter, initializeParameter } from '../../lib/models/initialize.js'
-import { readFixture } from '../parity/llamaLayout.js'
-import { Scope } from '../../lib/tensor/scope.js'
-import { Tensor } from '../../lib/tensor/tensor.js'
-import { native } from '../../lib/addon/load.js'
-import type { Addon } from '../../lib/addon/functions.js'
 import { Tape } from '../../lib/ops/tape.js'
 import type { TrainableWeight } from '../../lib/ops/weight.js'
+import { Ctx, soloGroups } from '../../lib/tensor/ctx.js'
+import { Scope } from '../../lib/tensor/scope.js'
+import { Tensor } from '../../lib/tensor/tensor.js'
+import { readFixture } from '../parity/llamaLayout.js'
 import { cases } from './cases.js'
 
 const ops = new Set(
-  native.table().filter((row) => row.args[0] === 'Stream' && !/Stream|download|upload|set|Event|debug/.test(row.name)).map((row) => row.name),
+  native
+    .table()
+    .filter((row) => row.args[0] === 'Stream' && !/Stream|download|upload|set|Event|debug/.test(row.name))
+    .map((row) => row.name),
 )
 let enqueued = 0
 const functions = native as unknown as Record<string, (...args: unknown[]) => unknown>
@@ -68,7 +72,12 @@ for (const op of cases) {
   await root.stream.sync()
   outer.dispose()
   root.scope.close()
-  rows.push({ op: op.name, ops: count, 'µs a call': (best * 1e3).toFixed(1), 'µs an op': ((best * 1e3) / count).toFixed(2) })
+  rows.push({
+    op: op.name,
+    ops: count,
+    'µs a call': (best * 1e3).toFixed(1),
+    'µs an op': ((best * 1e3) / count).toFixed(2),
+  })
 }
 console.table(rows)
 
@@ -106,5 +115,7 @@ for (let round = 0; round < 40; round++) {
 }
 times.sort((a, b) => a - b)
 const median = times[20] as number
-console.log(`GPT, 8 layers, forward and backward: ${count} ops, median ${((median * 1e3) / count).toFixed(2)}, best ${(((times[0] as number) * 1e3) / count).toFixed(2)} µs an op`)
+console.log(
+  `GPT, 8 layers, forward and backward: ${count} ops, median ${((median * 1e3) / count).toFixed(2)}, best ${(((times[0] as number) * 1e3) / count).toFixed(2)} µs an op`,
+)
 process.exit(0)

@@ -28,7 +28,8 @@ export function gate(fixture: Fixture, got: Result): { red: string[]; logits: nu
   let gradients = 0
   for (const [name, ours] of got.gradients) {
     const want = pack(runsOf(name, config), grads)
-    const difference = norm(want.map((v, i) => v - ours[i]!)) / Math.max(norm(want), (1e-3 * global) / Math.sqrt(got.gradients.size))
+    const difference =
+      norm(want.map((v, i) => v - ours[i]!)) / Math.max(norm(want), (1e-3 * global) / Math.sqrt(got.gradients.size))
     gradients = Math.max(gradients, difference)
     if (!(difference <= 1e-4)) red.push(`gradient of ${name} ${difference}`)
   }

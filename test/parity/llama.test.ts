@@ -107,14 +107,19 @@ describe('the gate turns red for', () => {
   const mutations: Record<string, Changes> = {
     'heads transposed': {
       weight: (name, v, c) =>
-        name.endsWith('linear_qkv.weight') ? swapRows(v, (c.numAttentionHeads + 2 * c.numQueryGroups) * c.kvChannels, 0, c.kvChannels, c.kvChannels) : v,
+        name.endsWith('linear_qkv.weight')
+          ? swapRows(v, (c.numAttentionHeads + 2 * c.numQueryGroups) * c.kvChannels, 0, c.kvChannels, c.kvChannels)
+          : v,
     },
     'gate and up swapped': {
-      weight: (name, v, c) => (name.endsWith('linear_fc1.weight') ? swapRows(v, 2 * c.ffnHiddenSize, 0, c.ffnHiddenSize, c.ffnHiddenSize) : v),
+      weight: (name, v, c) =>
+        name.endsWith('linear_fc1.weight') ? swapRows(v, 2 * c.ffnHiddenSize, 0, c.ffnHiddenSize, c.ffnHiddenSize) : v,
     },
     'interleaved rotation': { config: { rotaryInterleaved: true } },
     'labels shifted once more': { labels: (l) => l.map((_, t) => l[t + 1] ?? -100) },
-    'a norm weight dropped': { weight: (name, v) => (name === 'decoder.layers.1.mlp.linear_fc1.layer_norm_weight' ? v.fill(1) : v) },
+    'a norm weight dropped': {
+      weight: (name, v) => (name === 'decoder.layers.1.mlp.linear_fc1.layer_norm_weight' ? v.fill(1) : v),
+    },
     'eps 1e-6 for 1e-5': { config: { layernormEpsilon: 1e-6 } },
   }
   for (const [name, changes] of Object.entries(mutations)) {

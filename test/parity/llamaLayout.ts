@@ -15,7 +15,9 @@ export interface Fixture {
 const camel = (key: string) => key.replace(/_(\w)/g, (_, letter: string) => letter.toUpperCase())
 
 export function readFixture(name: string): Fixture {
-  const hf = fixtureConfig(name) as unknown as Record<string, number & boolean> & { rope_scaling: Record<string, unknown> | null }
+  const hf = fixtureConfig(name) as unknown as Record<string, number & boolean> & {
+    rope_scaling: Record<string, unknown> | null
+  }
   const scaling = Object.fromEntries(Object.entries(hf.rope_scaling ?? {}).map(([k, v]) => [camel(k), v]))
   const config: TransformerConfig = {
     numLayers: hf['num_hidden_layers']!,
@@ -58,7 +60,11 @@ interface Run {
   readonly count: number
 }
 
-function attentionRuns(prefix: string, suffix: string, { numQueryGroups: G, numAttentionHeads, kvChannels: D }: TransformerConfig): Run[] {
+function attentionRuns(
+  prefix: string,
+  suffix: string,
+  { numQueryGroups: G, numAttentionHeads, kvChannels: D }: TransformerConfig,
+): Run[] {
   const R = numAttentionHeads / G
   const runs: Run[] = []
   for (let g = 0; g < G; g++) {

@@ -25,12 +25,26 @@ function freePort(): Promise<number> {
 async function runRanks(size: number, args: readonly string[]): Promise<void> {
   const port = await freePort()
   const ranks = Array.from({ length: size }, (_, rank) => {
-    const env = { ...process.env, RANK: `${rank}`, LOCAL_RANK: `${rank}`, WORLD_SIZE: `${size}`, LOCAL_WORLD_SIZE: `${size}`, MASTER_ADDR: '127.0.0.1', MASTER_PORT: `${port}`, OMP_NUM_THREADS: '1' }
-    const child = spawn(process.execPath, ['--import', 'tsx', join(here, 'gptRank.ts'), ...args], { env, stdio: ['ignore', 'pipe', 'pipe'] })
+    const env = {
+      ...process.env,
+      RANK: `${rank}`,
+      LOCAL_RANK: `${rank}`,
+      WORLD_SIZE: `${size}`,
+      LOCAL_WORLD_SIZE: `${size}`,
+      MASTER_ADDR: '127.0.0.1',
+      MASTER_PORT: `${port}`,
+      OMP_NUM_THREADS: '1',
+    }
+    const child = spawn(process.execPath, ['--import', 'tsx', join(here, 'gptRank.ts'), ...args], {
+      env,
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
     let said = ''
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (said += String(chunk)))
     return new Promise<void>((resolve, reject) => {
-      child.on('close', (code) => (code === 0 ? resolve() : reject(new Error(`rank ${rank} left with ${code}: ${said}`))))
+      child.on('close', (code) =>
+        code === 0 ? resolve() : reject(new Error(`rank ${rank} left with ${code}: ${said}`)),
+      )
     })
   })
   await Promise.all(ranks)
@@ -46,7 +60,10 @@ describe.each([
     try {
       await runRanks(size, [folder, ...names])
       for (const name of names) {
-        const written = Array.from({ length: size }, (_, r) => JSON.parse(readFileSync(join(folder, `${name}.${r}.json`), 'utf8')) as Written)
+        const written = Array.from(
+          { length: size },
+          (_, r) => JSON.parse(readFileSync(join(folder, `${name}.${r}.json`), 'utf8')) as Written,
+        )
         const fixture = readFixture(name)
         for (const rank of written) {
           expect(rank.loss).toBe(written[0]!.loss)
@@ -69,8 +86,13 @@ describe.each([
           }
         }
         // Copies of a block have the same gradient, bit for bit, once it is summed.
-        for (const block of blocks.filter((b) => b.replica > 0)) expect(block.values).toEqual(owned.get(`${block.name} ${block.start}`))
-        const report = gate(fixture, { logits: Float32Array.from(written[0]!.logits), loss: written[0]!.loss, gradients })
+        for (const block of blocks.filter((b) => b.replica > 0))
+          expect(block.values).toEqual(owned.get(`${block.name} ${block.start}`))
+        const report = gate(fixture, {
+          logits: Float32Array.from(written[0]!.logits),
+          loss: written[0]!.loss,
+          gradients,
+        })
         expect(report.red, name).toEqual([])
       }
     } finally {

@@ -28,7 +28,15 @@ export interface Written {
 }
 
 /** Copies a box between row-major tensors of 1 or 2 dims. */
-function copyBox(from: Float32Array, fromShape: readonly number[], start: readonly number[], to: Float32Array, toShape: readonly number[], at: readonly number[], size: readonly number[]): void {
+function copyBox(
+  from: Float32Array,
+  fromShape: readonly number[],
+  start: readonly number[],
+  to: Float32Array,
+  toShape: readonly number[],
+  at: readonly number[],
+  size: readonly number[],
+): void {
   const [rows, width] = size.length === 1 ? [1, size[0]!] : [size[0]!, size[1]!]
   const [fromRow, fromColumn, fromWidth] = size.length === 1 ? [0, start[0]!, 0] : [start[0]!, start[1]!, fromShape[1]!]
   const [toRow, toColumn, toWidth] = size.length === 1 ? [0, at[0]!, 0] : [at[0]!, at[1]!, toShape[1]!]
@@ -74,17 +82,36 @@ async function compute(name: string, tp: number): Promise<Written> {
   const tape = new Tape()
   const { lossSum } = await chunk!.loss(ctx.with({ tape }), batch)
   await tape.backward(ctx, [lossSum], [Tensor.fromHost(ctx, [1 / batch.numTokens], [1], 'float32')])
-  await sumSharedGradients(ctx, [...model.namedParameters()].map(([, p]) => p))
+  await sumSharedGradients(
+    ctx,
+    [...model.namedParameters()].map(([, p]) => p),
+  )
   const blocks: WrittenBlock[] = []
   let outside = 0
   for (const [parameterName, { shard, mainGrad }] of model.namedParameters()) {
     const values = await mainGrad!.toFloat32Array()
     for (const b of shard.blocks) {
       const part = new Float32Array(b.size.reduce((x, y) => x * y, 1))
-      copyBox(values, shard.localShape, b.localStart, part, b.size, b.size.map(() => 0), b.size)
+      copyBox(
+        values,
+        shard.localShape,
+        b.localStart,
+        part,
+        b.size,
+        b.size.map(() => 0),
+        b.size,
+      )
       blocks.push({ name: parameterName, start: b.globalStart, size: b.size, replica: b.replica, values: [...part] })
       const zeros = new Float32Array(part.length)
-      copyBox(zeros, b.size, b.size.map(() => 0), values, shard.localShape, b.localStart, b.size)
+      copyBox(
+        zeros,
+        b.size,
+        b.size.map(() => 0),
+        values,
+        shard.localShape,
+        b.localStart,
+        b.size,
+      )
     }
     outside = values.reduce((m, v) => Math.max(m, Math.abs(v)), outside)
   }
@@ -97,5 +124,6 @@ async function compute(name: string, tp: number): Promise<Written> {
 
 const [folder, ...names] = process.argv.slice(2) as [string, ...string[]]
 const world = await initDistributed()
-for (const name of names) writeFileSync(join(folder, `${name}.${world.rank}.json`), JSON.stringify(await compute(name, world.size)))
+for (const name of names)
+  writeFileSync(join(folder, `${name}.${world.rank}.json`), JSON.stringify(await compute(name, world.size)))
 await world.dispose()

@@ -7,7 +7,8 @@ const ctx = Ctx.create({ device: 'cpu' })
 const config = { vocabSize: 10, maxPositionEmbeddings: 4 }
 const base: TokenBatch = { batchSize: 2, seqLength: 3, tokens: Int32Array.of(1, 2, 3, 4, 5, 9) }
 const upload = (changes: Partial<TokenBatch> = {}) => uploadBatch(ctx, { ...base, ...changes }, config)
-const values = async (t: { toFloat32Array(): Promise<Float32Array> } | null) => (t ? Array.from(await t.toFloat32Array()) : null)
+const values = async (t: { toFloat32Array(): Promise<Float32Array> } | null) =>
+  t ? Array.from(await t.toFloat32Array()) : null
 
 afterAll(() => ctx.scope.close())
 
@@ -24,7 +25,9 @@ describe('uploadBatch', () => {
     [{ attentionMask: Uint8Array.of(1, 1, 1, 0, 0, 0) }, 'ERR_DATA', /real token in row 1/],
     [{ batchSize: 0, tokens: Int32Array.of() }, 'ERR_DATA', /at least one token/],
   ])('refuses %o', (changes, code, message) => {
-    expect(() => upload(changes)).toThrowError(expect.objectContaining({ code, message: expect.stringMatching(message) }))
+    expect(() => upload(changes)).toThrowError(
+      expect.objectContaining({ code, message: expect.stringMatching(message) }),
+    )
   })
 
   test('counts labels that are not ignored', () => {

@@ -11,7 +11,12 @@ import { Scope } from '../../../lib/tensor/scope.js'
 import { Tensor } from '../../../lib/tensor/tensor.js'
 import { readFixture } from '../../parity/llamaLayout.js'
 
-const base: TransformerConfig = { ...readFixture('wide_heads').config, addQkvBias: true, addProjBias: true, addMlpBias: true }
+const base: TransformerConfig = {
+  ...readFixture('wide_heads').config,
+  addQkvBias: true,
+  addProjBias: true,
+  addMlpBias: true,
+}
 const root = Ctx.create({ device: 'cpu' })
 let model: GPTModel
 
@@ -29,7 +34,11 @@ const tokens = Int32Array.from({ length: B * S }, (_, i) => (i * 31 + 7) % base.
 const labels = Int32Array.from({ length: B * S }, (_, i) => (i % 5 === 0 ? -100 : (i * 17) % base.vocabSize))
 const host: TokenBatch = { batchSize: B, seqLength: S, tokens, labels }
 
-async function logitsOf(m: GPTModel, batch: TokenBatch, cache?: ReturnType<GPTModel['createCache']>): Promise<Float32Array> {
+async function logitsOf(
+  m: GPTModel,
+  batch: TokenBatch,
+  cache?: ReturnType<GPTModel['createCache']>,
+): Promise<Float32Array> {
   const ctx = root.with({ scope: new Scope() })
   const logits = await m.forward(ctx, uploadBatch(ctx, batch, base), cache)
   const values = await m.gatherLogits(ctx, logits)
@@ -67,9 +76,15 @@ afterAll(() => {
 
 describe('GPTModel', () => {
   test('its parameters are those of the table: names, shapes and order-free', () => {
-    for (const changes of [{}, { shareEmbeddingsAndOutputWeights: true }, { normalization: 'LayerNorm' as const, gatedLinearUnit: false }]) {
+    for (const changes of [
+      {},
+      { shareEmbeddingsAndOutputWeights: true },
+      { normalization: 'LayerNorm' as const, gatedLinearUnit: false },
+    ]) {
       const config = { ...base, ...changes }
-      const table = parameterTable(config).map((row) => `${row.name} [${row.shape}]`).sort()
+      const table = parameterTable(config)
+        .map((row) => `${row.name} [${row.shape}]`)
+        .sort()
       const made = new GPTModel(config, { groups: soloGroups })
       expect([...made.namedParameters()].map(([name, p]) => `${name} [${p.shard.logicalShape}]`).sort()).toEqual(table)
       for (const [name, p] of made.namedParameters()) expect(p.name).toBe(name)
@@ -84,7 +99,12 @@ describe('GPTModel', () => {
     expect(rows.every((v) => v === 0)).toBe(true)
     const { gradients } = await step(model)
     for (const name of ['embedding.word_embeddings.weight', 'output_layer.weight']) {
-      expect(gradients.get(name)!.subarray(base.vocabSize * H).every((v) => v === 0)).toBe(true)
+      expect(
+        gradients
+          .get(name)!
+          .subarray(base.vocabSize * H)
+          .every((v) => v === 0),
+      ).toBe(true)
     }
   })
 
@@ -112,8 +132,16 @@ describe('GPTModel', () => {
     const cache = model.createCache(ctx, B, S)
     const V = base.vocabSize
     const largest = whole.reduce((m, v) => Math.max(m, Math.abs(v)), 0)
-    for (const [start, count] of [[0, 4], [4, 1], [5, 3], [8, 1]] as const) {
-      const part = Int32Array.from({ length: B * count }, (_, i) => tokens[Math.floor(i / count) * S + start + (i % count)]!)
+    for (const [start, count] of [
+      [0, 4],
+      [4, 1],
+      [5, 3],
+      [8, 1],
+    ] as const) {
+      const part = Int32Array.from(
+        { length: B * count },
+        (_, i) => tokens[Math.floor(i / count) * S + start + (i % count)]!,
+      )
       const got = await logitsOf(model, { batchSize: B, seqLength: count, tokens: part, start }, cache)
       for (let i = 0; i < got.length; i++) {
         const [b, s] = [Math.floor(i / (count * V)), Math.floor(i / V) % count]
@@ -122,7 +150,9 @@ describe('GPTModel', () => {
       }
     }
     expect(cache.length).toBe(S)
-    await expect(logitsOf(model, { batchSize: B, seqLength: 1, tokens: Int32Array.of(1, 1), start: S }, cache)).rejects.toMatchObject({ code: 'ERR_SHAPE' })
+    await expect(
+      logitsOf(model, { batchSize: B, seqLength: 1, tokens: Int32Array.of(1, 1), start: S }, cache),
+    ).rejects.toMatchObject({ code: 'ERR_SHAPE' })
     cache.dispose()
     ctx.scope.close()
   })
@@ -145,14 +175,17 @@ describe('GPTModel', () => {
     await logitsOf(model, part(0, 4), cache)
     const got = await logitsOf(model, part(4, 7), cache)
     const want = alone.subarray(2 * base.vocabSize)
-    got.forEach((v, i) => expect(Math.abs(v - want[i]!)).toBeLessThan(1e-5))
+    for (const [i, v] of got.entries()) expect(Math.abs(v - want[i]!)).toBeLessThan(1e-5)
     cache.dispose()
     ctx.scope.close()
   })
 
   test('dropout: off for evaluation, drawn by seed in training, equal with recompute', async () => {
     const dropped = build({ hiddenDropout: 0.3 })
-    const again = new GPTModel({ ...base, hiddenDropout: 0.3 }, { groups: soloGroups, paddedVocabSize: 128, recomputeGranularity: 'full' })
+    const again = new GPTModel(
+      { ...base, hiddenDropout: 0.3 },
+      { groups: soloGroups, paddedVocabSize: 128, recomputeGranularity: 'full' },
+    )
     for (const [, p] of again.namedParameters()) {
       allocateParameter(root, p)
       initializeParameter(root, p, 5)
@@ -192,7 +225,9 @@ describe('GPTModel', () => {
 
   test('a batch without labels has no loss', async () => {
     const ctx = root.with({ scope: new Scope() })
-    await expect(model.loss(ctx, uploadBatch(ctx, { batchSize: B, seqLength: S, tokens }, base))).rejects.toMatchObject({ code: 'ERR_DATA' })
+    await expect(model.loss(ctx, uploadBatch(ctx, { batchSize: B, seqLength: S, tokens }, base))).rejects.toMatchObject(
+      { code: 'ERR_DATA' },
+    )
     ctx.scope.close()
   })
 })

@@ -9,7 +9,9 @@ function camel(key: string): string {
 }
 
 function ropeConfig(name: string): RopeConfig {
-  const config = fixtureConfig(name) as unknown as Record<string, number> & { rope_scaling: Record<string, unknown> | null }
+  const config = fixtureConfig(name) as unknown as Record<string, number> & {
+    rope_scaling: Record<string, unknown> | null
+  }
   const scaling = config.rope_scaling
   const fields = scaling ? Object.fromEntries(Object.entries(scaling).map(([k, v]) => [camel(k), v])) : {}
   const type = (fields['ropeType'] ?? fields['type'] ?? 'default') as RopeParameters['type']
@@ -30,7 +32,8 @@ describe('rope frequencies', () => {
       const { inverse, attentionScaling } = ropeFrequencies(ropeConfig(name), length)
       expect(inverse.length).toBe(want.length)
       let worst = 0
-      for (let i = 0; i < want.length; i++) worst = Math.max(worst, Math.abs((inverse[i] as number) / (want[i] as number) - 1))
+      for (let i = 0; i < want.length; i++)
+        worst = Math.max(worst, Math.abs((inverse[i] as number) / (want[i] as number) - 1))
       // 2 units in the last place of float32: torch's vectorised pow is good to 1.
       expect(worst).toBeLessThanOrEqual(2 * 2 ** -23)
       expect(attentionScaling).toBeCloseTo(expected.get('rope_scaling')!.data[0] as number, 6)

@@ -1,8 +1,6 @@
 // The tape: who is kept alive how long, what is checked, and that schedules and recompute change no bit.
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { Ctx } from '../../../lib/tensor/ctx.js'
-import { Scope, withScope } from '../../../lib/tensor/scope.js'
-import { Tensor } from '../../../lib/tensor/tensor.js'
+import { native } from '../../../lib/addon/load.js'
 import { gatedActivation } from '../../../lib/ops/activation.js'
 import { crossEntropy } from '../../../lib/ops/crossEntropy.js'
 import { dropout } from '../../../lib/ops/dropout.js'
@@ -13,12 +11,17 @@ import { rmsNorm } from '../../../lib/ops/norm.js'
 import { recompute } from '../../../lib/ops/recompute.js'
 import { Tape } from '../../../lib/ops/tape.js'
 import type { TrainableWeight } from '../../../lib/ops/weight.js'
-import { native } from '../../../lib/addon/load.js'
+import { Ctx } from '../../../lib/tensor/ctx.js'
+import { Scope, withScope } from '../../../lib/tensor/scope.js'
+import { Tensor } from '../../../lib/tensor/tensor.js'
 import { normals } from '../../ops/normals.js'
 
 const [V, H, F] = [13, 8, 12]
 
-type Net = Record<'words' | 'norm1' | 'fc1' | 'fc2' | 'norm2', { -readonly [K in keyof TrainableWeight]: TrainableWeight[K] }>
+type Net = Record<
+  'words' | 'norm1' | 'fc1' | 'fc2' | 'norm2',
+  { -readonly [K in keyof TrainableWeight]: TrainableWeight[K] }
+>
 
 let root: Ctx
 let net: Net
@@ -34,7 +37,13 @@ function weight(name: string, shape: number[], constant?: number): Net['words'] 
 beforeEach(() => {
   root = Ctx.create({ device: 'cpu' })
   before = root.device.liveSlots()
-  net = { words: weight('words', [V, H]), norm1: weight('norm1', [H], 1), fc1: weight('fc1', [2 * F, H]), fc2: weight('fc2', [H, F]), norm2: weight('norm2', [H], 1) }
+  net = {
+    words: weight('words', [V, H]),
+    norm1: weight('norm1', [H], 1),
+    fc1: weight('fc1', [2 * F, H]),
+    fc2: weight('fc2', [H, F]),
+    norm2: weight('norm2', [H], 1),
+  }
 })
 
 afterEach(() => {
@@ -49,7 +58,8 @@ afterEach(() => {
 /** A small language model with tied embeddings, a residual and dropout; `again` recomputes its middle. */
 async function loss(ctx: Ctx, again = false): Promise<Tensor> {
   return await withScope(ctx, async (outer) => {
-    const int = (values: number[], dtype: 'int32' | 'int64') => Tensor.fromHost(outer, dtype === 'int64' ? values.map(BigInt) : values, [values.length], dtype)
+    const int = (values: number[], dtype: 'int32' | 'int64') =>
+      Tensor.fromHost(outer, dtype === 'int64' ? values.map(BigInt) : values, [values.length], dtype)
     const batch = { sampleIds: int([0, 0, 0, 1, 1, 1], 'int64'), positions: int([0, 1, 2, 0, 1, 2], 'int32') }
     const rngSlot = Tensor.fromHost(outer, [7n, 3n], [2], 'int64')
     const c = outer.with({ batch, rng: { seed: 7, step: 3, rngSlot } })
@@ -78,7 +88,9 @@ async function gradients(): Promise<Record<string, number[]>> {
   return out
 }
 
-async function run(options: { again?: boolean; weights?: 'now' | 'defer' } = {}): Promise<{ loss: number; gradients: Record<string, number[]> }> {
+async function run(
+  options: { again?: boolean; weights?: 'now' | 'defer' } = {},
+): Promise<{ loss: number; gradients: Record<string, number[]> }> {
   const tape = new Tape()
   const ctx = root.with({ tape, scope: new Scope() })
   const lossSum = await loss(ctx, options.again)
@@ -98,11 +110,20 @@ describe('tape', () => {
     const { gradients: exact } = await run()
     // Central differences in float32: rounding of the loss (about 1e-6) over the step bounds the error to some 1e-3.
     const h = 2e-2
-    for (const [name, element] of [['words', 5 * H + 2], ['fc1', 30], ['fc2', 17], ['norm2', 3]] as const) {
+    for (const [name, element] of [
+      ['words', 5 * H + 2],
+      ['fc1', 30],
+      ['fc2', 17],
+      ['norm2', 3],
+    ] as const) {
       const w = net[name]
       const values = Array.from(await w.data.toFloat32Array())
       const at = async (delta: number) => {
-        native.upload(root.stream.id, w.data.handle, Float32Array.from(values, (v, i) => (i === element ? v + delta : v)))
+        native.upload(
+          root.stream.id,
+          w.data.handle,
+          Float32Array.from(values, (v, i) => (i === element ? v + delta : v)),
+        )
         const l = await (await loss(root)).item()
         native.upload(root.stream.id, w.data.handle, Float32Array.from(values))
         return l
@@ -178,7 +199,7 @@ describe('tape', () => {
     const twice = await gradients()
     for (const [name, values] of Object.entries(twice)) {
       // x + x is exact; accumulation of sums may round once more per element.
-      values.forEach((v, i) => expect(Math.abs(v - 2 * single.gradients[name]![i]!)).toBeLessThan(1e-5))
+      for (const [i, v] of values.entries()) expect(Math.abs(v - 2 * single.gradients[name]![i]!)).toBeLessThan(1e-5)
     }
   })
 
@@ -198,7 +219,12 @@ describe('tape', () => {
   test('the gradient of the logits takes their place only when nobody else holds them', async () => {
     const tape = new Tape()
     const ctx = root.with({ tape })
-    const x = Tensor.fromHost(ctx, Array.from({ length: H }, (_, i) => i / 8), [1, H], 'float32')
+    const x = Tensor.fromHost(
+      ctx,
+      Array.from({ length: H }, (_, i) => i / 8),
+      [1, H],
+      'float32',
+    )
     const logits = linear(ctx, { x, weight: net.words }).y
     const seen = await logits.toFloat32Array()
     const { lossSum } = crossEntropy(ctx, { logits, labels: Tensor.fromHost(ctx, [3], [1], 'int32'), vocabSize: V })
