@@ -9,7 +9,8 @@ const consequences = ['ERR_COMM', 'ERR_TIMEOUT', 'ERR_ABORTED', 'ERR_RANK_FAILED
 
 const failed = (end: RankEnd) => end.exitCode !== 0
 
-function isConsequence(error: RankError | null): boolean {
+/** Whether the rank's error says that it lost others. */
+export function isConsequence(error: RankError | null): boolean {
   return error?.code != null && consequences.includes(error.code)
 }
 
@@ -79,17 +80,27 @@ export class Attempt {
   }
 }
 
-/** The lines that tell about a failed attempt. */
-export function failureReport(ends: readonly RankEnd[], attempt: number): { lines: string[]; exitCode: number; summary: string } {
+/** What there is to tell about a failed attempt. */
+export interface FailureReport {
+  readonly lines: readonly string[]
+  readonly exitCode: number
+  readonly summary: string
+  /** The first failure here was that of a rank that lost others. */
+  readonly consequence: boolean
+}
+
+/** Tells about a failed attempt; `node` where there are several. */
+export function failureReport(ends: readonly RankEnd[], node: number | null): FailureReport {
   const first = firstFailure(ends) ?? ends.find(failed)
-  if (first === undefined) return { lines: [], exitCode: 0, summary: '' }
-  const what = `rank ${first.rank} (local rank ${first.localRank}, process ${first.pid}) failed first: ${howEnded(first)}`
-  const lines = [`viaduct run: ${what}${attempt > 0 ? `, attempt ${attempt + 1}` : ''}`]
+  if (first === undefined) return { lines: [], exitCode: 0, summary: '', consequence: true }
+  const where = node === null ? '' : ` on node ${node}`
+  const what = `rank ${first.rank} (local rank ${first.localRank}, process ${first.pid}) failed first${where}: ${howEnded(first)}`
+  const lines = [`viaduct run: ${what}`]
   if (first.error !== null) lines.push(...first.error.message.split('\n').map((line) => `  ${line}`))
   const others = ends.filter((end) => end !== first && failed(end))
   for (const end of others) {
     const why = end.error === null ? '' : `: ${end.error.message.split('\n')[0]}`
     lines.push(`  then rank ${end.rank}: ${howEnded(end)}${end.stopped ? ', stopped by the launcher' : ''}${why}`)
   }
-  return { lines, exitCode: shellCode(first), summary: what }
+  return { lines, exitCode: shellCode(first), summary: what, consequence: isConsequence(first.error) }
 }

@@ -15,6 +15,8 @@ export type { LaunchOptions } from './options.js'
 
 const ending: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP']
 
+const consequenceDelayMs = 500
+
 const say = (lines: readonly string[]) => {
   for (const line of lines) process.stderr.write(`${line}\n`)
 }
@@ -125,10 +127,12 @@ class Launch {
       } else if (wellHere) {
         await nodes.done(number)
       } else {
-        const { lines, exitCode, summary } = failureReport(ends, number)
+        const { lines, exitCode, summary, consequence } = failureReport(ends, nodes.count === 1 ? null : nodes.rank)
         // What ended because another node said so is no news.
         if ('well' in first) {
           say(lines)
+          // The node with the cause is to be the first to tell.
+          if (consequence && nodes.count > 1) await new Promise((go) => setTimeout(go, consequenceDelayMs))
           await nodes.tell(number, { kind: 'failed', node: nodes.rank, exitCode, summary }).catch(() => {})
         }
       }
