@@ -1,0 +1,126 @@
+// The provider: sealed, checked as a whole, frozen, and the factory of models with memory and weights.
+import { afterEach, describe, expect, test } from 'vitest'
+import type { DistributedModel } from '../../../lib/models/distributedModel.js'
+import { GPTModelProvider, type ProviderInit } from '../../../lib/models/provider.js'
+import { Device } from '../../../lib/tensor/device.js'
+
+const init: ProviderInit = {
+  numLayers: 2,
+  hiddenSize: 32,
+  ffnHiddenSize: 48,
+  numAttentionHeads: 4,
+  numQueryGroups: 2,
+  vocabSize: 97,
+  maxPositionEmbeddings: 64,
+}
+const models: DistributedModel[] = []
+afterEach(async () => {
+  for (const model of models.splice(0)) await model.dispose()
+})
+
+describe('GPTModelProvider', () => {
+  test('fills in what Megatron-Core has by default', () => {
+    const { kvChannels, seqLength, normalization, tensorModelParallelSize } = new GPTModelProvider(init)
+    expect({ kvChannels, seqLength, normalization, tensorModelParallelSize }).toEqual({
+      kvChannels: 8,
+      seqLength: 64,
+      normalization: 'RMSNorm',
+      tensorModelParallelSize: 1,
+    })
+    const plain = new GPTModelProvider({ numLayers: 1, hiddenSize: 8, numAttentionHeads: 2, vocabSize: 5 })
+    expect([plain.ffnHiddenSize, plain.numQueryGroups]).toEqual([32, 2])
+  })
+
+  test.each([
+    ['tensor_model_parallel_size', /write tensorModelParallelSize/],
+    ['tensorModelParalelSize', /write tensorModelParallelSize/],
+    ['numLayer', /write numLayers/],
+  ])('an unknown key %s throws at the assignment and names the one that was meant', (key, message) => {
+    const provider = new GPTModelProvider(init)
+    const assign = () => Reflect.set(provider, key, 2)
+    expect(assign).toThrowError(
+      expect.objectContaining({ code: 'ERR_CONFIG', message: expect.stringMatching(message) }),
+    )
+    expect(() => new GPTModelProvider({ ...init, [key]: 2 })).toThrowError(message)
+  })
+
+  test('finalize reports everything at once and freezes', () => {
+    const wrong = new GPTModelProvider({ ...init, numQueryGroups: 3, numLayers: 0, attentionDropout: 0.1 })
+    wrong.pipelineModelParallelSize = 2
+    let problems: string[] = []
+    try {
+      wrong.finalize()
+    } catch (error) {
+      expect(error).toMatchObject({ code: 'ERR_CONFIG' })
+      problems = (error as { details: { problems: string[] } }).details.problems
+    }
+    for (const key of ['numQueryGroups', 'numLayers', 'attentionDropout', 'pipelineModelParallelSize']) {
+      expect(problems.filter((p) => p.startsWith(key)).length, key).toBe(1)
+    }
+    const provider = new GPTModelProvider(init)
+    provider.finalize()
+    provider.finalize()
+    expect(provider.isFinal).toBe(true)
+    expect(() => {
+      provider.numLayers = 3
+    }).toThrowError(/final/)
+  })
+
+  test('a tensor-parallel size that does not fit names the sizes that do', () => {
+    const provider = new GPTModelProvider({ ...init, tensorModelParallelSize: 3 })
+    expect(() => provider.finalize()).toThrowError(
+      expect.objectContaining({
+        code: 'ERR_LAYOUT_INVALID',
+        message: expect.stringMatching(/numAttentionHeads=4, got 3: use 1, 2, 4/),
+      }),
+    )
+  })
+
+  test('the vocabulary is padded in memory to a multiple for every rank', () => {
+    expect(new GPTModelProvider(init).paddedVocabSize).toBe(128)
+    expect(
+      new GPTModelProvider({ ...init, makeVocabSizeDivisibleBy: 8, tensorModelParallelSize: 2 }).paddedVocabSize,
+    ).toBe(112)
+  })
+
+  test('gives a model with initial weights, runs hooks, and frees everything', async () => {
+    const before = Device.open('cpu').liveSlots()
+    const provider = new GPTModelProvider(init)
+    const seen: string[] = []
+    provider.registerPreWrapHook(async (model) => {
+      for (const [name, parameter] of model.namedParameters()) {
+        if (name.startsWith('embedding')) parameter.requiresGrad = false
+        seen.push(name)
+      }
+    })
+    const model = await provider.provideDistributedModel({ wrapWithDdp: false, dtype: 'bfloat16', seed: 3 })
+    expect(seen[0]).toBe('embedding.word_embeddings.weight')
+    const words = model.chunks[0]!.embedding.wordEmbeddings.weight
+    expect([words.requiresGrad, words.data.dtype, model.wrapWithDdp]).toEqual([false, 'bfloat16', false])
+    await model.dispose()
+    await model.dispose()
+    expect(Device.open('cpu').liveSlots()).toBe(before)
+  })
+
+  test('a loader fills the model instead; what it throws leaves nothing behind', async () => {
+    const before = Device.open('cpu').liveSlots()
+    const provider = new GPTModelProvider(init)
+    let loads = 0
+    provider.weightsLoader = async () => {
+      loads++
+    }
+    models.push(await provider.provideDistributedModel())
+    models.push(await provider.provideDistributedModel({ loadWeights: false }))
+    expect(loads).toBe(1)
+    for (const model of models.splice(0)) await model.dispose()
+    const failing = new GPTModelProvider(init)
+    failing.weightsLoader = async () => {
+      throw new Error('broken file')
+    }
+    await expect(failing.provideDistributedModel()).rejects.toThrowError('broken file')
+    await expect(
+      new GPTModelProvider(init).provideDistributedModel({ signal: AbortSignal.abort() }),
+    ).rejects.toThrowError()
+    expect(Device.open('cpu').liveSlots()).toBe(before)
+  })
+})
