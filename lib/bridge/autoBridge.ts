@@ -1,12 +1,13 @@
 // AutoBridge: the one entry for conversion. It holds a Hugging Face model's description (folder, checkpoint or bare config) and
 // leads to providers, models, exports and checkpoints. The work is done in the files beside this one.
-import { ViaductError } from '../base/errors.js'
+
 import type { DType } from '../base/dtype.js'
+import { ViaductError } from '../base/errors.js'
+import { isCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { loadCheckpoint } from '../checkpoint/loadCheckpoint.js'
-import { type Ranks } from '../checkpoint/ranks.js'
-import { saveCheckpoint, type SaveOptions } from '../checkpoint/saveCheckpoint.js'
-import { isCheckpoint } from '../checkpoint/checkpointIndex.js'
+import type { Ranks } from '../checkpoint/ranks.js'
+import { type SaveOptions, saveCheckpoint } from '../checkpoint/saveCheckpoint.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import type { FamilySpec, HfConfig } from '../models/family.js'
@@ -15,11 +16,24 @@ import { GPTModelProvider, type ProvideOptions } from '../models/provider.js'
 import { listArchitectures, supports } from '../models/registry.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { type ConversionReport, exportCkpt, type ExportOptions, importCkpt, type ImportOptions, openConverted } from './convert.js'
-import { planExport, type PlanOptions, sourceDtype } from './exportPlan.js'
+import {
+  type ConversionReport,
+  type ExportOptions,
+  exportCkpt,
+  type ImportOptions,
+  importCkpt,
+  openConverted,
+} from './convert.js'
+import { type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
 import { checkFolder, type HfModel, mappingOf, openHfModel, readHfConfig } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
-import { exportWeights, type ExportWeightsOptions, fillFromModel, loadModelWeights, modelTensors } from './modelWeights.js'
+import {
+  type ExportWeightsOptions,
+  exportWeights,
+  fillFromModel,
+  loadModelWeights,
+  modelTensors,
+} from './modelWeights.js'
 import { ranksOf, withWorldRanks } from './worldRanks.js'
 
 export interface FromPretrainedOptions extends CoveragePolicy {
@@ -61,7 +75,10 @@ export class AutoBridge {
   static async fromHfPretrained(path: string, options: FromPretrainedOptions = {}): Promise<AutoBridge> {
     if (options.trustRemoteCode && !saidNoCode) {
       saidNoCode = true
-      process.emitWarning('trustRemoteCode: no remote code is ever run; files of a model folder are copied, never executed', 'ViaductNotice')
+      process.emitWarning(
+        'trustRemoteCode: no remote code is ever run; files of a model folder are copied, never executed',
+        'ViaductNotice',
+      )
     }
     const hf = await openHfModel(path, options)
     return new AutoBridge(hf.parcel.config, hf.family, hf.config, hf.mapping, hf, hf.parcel, null)
@@ -99,7 +116,10 @@ export class AutoBridge {
 
   /** A provider with the model's description, open for parallel sizes; it loads the weights unless told not to. */
   toMegatronProvider(options: { readonly loadWeights?: boolean } = {}): GPTModelProvider {
-    const provider = new GPTModelProvider({ ...this.transformerConfig, seqLength: this.transformerConfig.maxPositionEmbeddings })
+    const provider = new GPTModelProvider({
+      ...this.transformerConfig,
+      seqLength: this.transformerConfig.maxPositionEmbeddings,
+    })
     if (options.loadWeights !== false && (this.hf !== null || this.checkpoint !== null)) {
       provider.weightsLoader = (model) => this.loadHfWeights(model)
     }
@@ -109,7 +129,8 @@ export class AutoBridge {
   /** The model on this rank, weights loaded. Collective. */
   async toMegatronModel(options: LoadMegatronOptions = {}): Promise<DistributedModel> {
     const provider = this.toMegatronProvider({ loadWeights: options.loadWeights ?? true })
-    if (options.tensorModelParallelSize !== undefined) provider.tensorModelParallelSize = options.tensorModelParallelSize
+    if (options.tensorModelParallelSize !== undefined)
+      provider.tensorModelParallelSize = options.tensorModelParallelSize
     provider.finalize()
     return provider.provideDistributedModel(options)
   }
@@ -122,15 +143,29 @@ export class AutoBridge {
       return
     }
     const hf = path === undefined ? this.hf : await openHfModel(path, policy)
-    if (hf === null) throw new ViaductError('ERR_USAGE', 'bridge', 'expected a bridge with weights, got one from a bare config: pass a folder')
+    if (hf === null)
+      throw new ViaductError(
+        'ERR_USAGE',
+        'bridge',
+        'expected a bridge with weights, got one from a bare config: pass a folder',
+      )
     await loadModelWeights(model, hf)
   }
 
   /** Whole HF tensors by name, the same on every rank; see exportWeights for what a step promises. */
-  exportHfWeights(model: DistributedModel, options: ExportWeightsOptions = {}): AsyncGenerator<[string, Tensor | null]> {
+  exportHfWeights(
+    model: DistributedModel,
+    options: ExportWeightsOptions = {},
+  ): AsyncGenerator<[string, Tensor | null]> {
     const mapping = this.mappingFor(model)
     const names = this.parcel.layout?.files.flatMap((file) => [...file.header.entries.keys()]) ?? []
-    return exportWeights(model, mapping, names.filter((name) => mapping.tied.has(name)), ranksOf(model.mesh), options)
+    return exportWeights(
+      model,
+      mapping,
+      names.filter((name) => mapping.tied.has(name)),
+      ranksOf(model.mesh),
+      options,
+    )
   }
 
   /** Writes a Hugging Face folder: weights, config, and every other file of the source byte for byte. Collective. */
@@ -147,14 +182,28 @@ export class AutoBridge {
     const dtypes = new Map([...model.namedParameters()].map(([name, p]) => [name, p.dtype]))
     const plan = planExport(this.mappingFor(model), this.parcel, (ours) => dtypes.get(ours) ?? null, options)
     const described = this.parcel.with({ config: this.configFor(model, plan.mainDtype) })
-    await writeHfFolder(dir, plan, described, { ranks: ranksOf(model.mesh), overwrite: options.overwrite ?? false, files }, (tensors) => fillFromModel(model, tensors))
+    await writeHfFolder(
+      dir,
+      plan,
+      described,
+      { ranks: ranksOf(model.mesh), overwrite: options.overwrite ?? false, files },
+      (tensors) => fillFromModel(model, tensors),
+    )
   }
 
   /** Saves the model's weights as a checkpoint that any layout loads. Collective. @returns the iter_* folder. */
-  async saveMegatronModel(model: DistributedModel, dir: string, options: SaveOptions & { readonly iteration?: number } = {}): Promise<string> {
+  async saveMegatronModel(
+    model: DistributedModel,
+    dir: string,
+    options: SaveOptions & { readonly iteration?: number } = {},
+  ): Promise<string> {
     await model.device.stream.sync()
     const parcel = this.parcelFor(model)
-    return saveCheckpoint(dir, options.iteration ?? 0, modelTensors(model), { ranks: ranksOf(model.mesh), extras: (folder) => parcel.writeTo(folder), ...options })
+    return saveCheckpoint(dir, options.iteration ?? 0, modelTensors(model), {
+      ranks: ranksOf(model.mesh),
+      extras: (folder) => parcel.writeTo(folder),
+      ...options,
+    })
   }
 
   /** The model of a checkpoint in any layout. Collective. */
@@ -164,7 +213,9 @@ export class AutoBridge {
 
   /** What a checkpoint of this model keeps of its Hugging Face form; see HfParcel. */
   parcelFor(model: DistributedModel): HfParcel {
-    return this.parcel.with({ config: this.configFor(model, sourceDtype(this.parcel) ?? transformerOf(model).paramsDtype) })
+    return this.parcel.with({
+      config: this.configFor(model, sourceDtype(this.parcel) ?? transformerOf(model).paramsDtype),
+    })
   }
 
   /** Folder to checkpoint; under a launcher all ranks share the work. */
@@ -203,4 +254,3 @@ function transformerOf(model: DistributedModel): TransformerConfig {
 function withRanks<T>(ranks: Ranks | undefined, work: (ranks: Ranks) => Promise<T>): Promise<T> {
   return ranks ? work(ranks) : withWorldRanks(work)
 }
-

@@ -16,7 +16,7 @@ import type { Binding, Coverage, CoveragePolicy } from '../models/mapping.js'
 import { parameterTable, shardOf, tensorParallelProblems } from '../models/parameterTable.js'
 import { composeRegions, invertRegions } from '../tensor/region.js'
 import type { ShardBlock } from '../tensor/shardSpec.js'
-import { planExport, type PlanOptions, sourceDtype } from './exportPlan.js'
+import { type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
 import { type HfModel, openHfModel, placeOf, readHfConfig } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
 
@@ -41,7 +41,12 @@ export interface ConversionReport {
 }
 
 /** Copies one block of a logical tensor from the HF files into a file tensor of the block's size. */
-export async function importBlock(model: HfModel, binding: Binding, block: ShardBlock, target: FileTensor): Promise<void> {
+export async function importBlock(
+  model: HfModel,
+  binding: Binding,
+  block: ShardBlock,
+  target: FileTensor,
+): Promise<void> {
   const wanted = [{ from: block.globalStart, to: block.size.map(() => 0), size: block.size }]
   await settleAll(
     binding.parts.flatMap((part) => {
@@ -62,7 +67,8 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
   const { config, mapping, coverage, parcel } = model
   const tp = ranks.size === 1 ? 1 : (options.tensorModelParallelSize ?? 1)
   const problems = tensorParallelProblems(config, options.tensorModelParallelSize ?? 1)
-  if (ranks.size % tp !== 0) problems.push(`the ${ranks.size} ranks must be a multiple of tensorModelParallelSize=${tp}`)
+  if (ranks.size % tp !== 0)
+    problems.push(`the ${ranks.size} ranks must be a multiple of tensorModelParallelSize=${tp}`)
   if (problems.length > 0) throw new ViaductError('ERR_LAYOUT_INVALID', 'parallel', problems.join('; '), { problems })
   await onFirst(ranks, () => checkTarget(dir, options.overwrite ?? false))
 
@@ -70,13 +76,26 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
   let bytes = 0
   for (const row of parameterTable(config)) {
     const binding = mapping.bindings.get(row.name) as Binding
-    const stored = binding.parts.map((part) => model.weights.tensors.get(part.name)?.entry.dtype).find((d) => d !== undefined)
+    const stored = binding.parts
+      .map((part) => model.weights.tensors.get(part.name)?.entry.dtype)
+      .find((d) => d !== undefined)
     if (stored === undefined) continue // permitted to be missing
     const dtype = options.dtype && dtypes[stored].isFloat ? options.dtype : stored
-    tensors.push({ name: row.name, dtype, shard: shardOf(row, config, ranks.rank % tp, tp), data: (block, target) => importBlock(model, binding, block, target) })
+    tensors.push({
+      name: row.name,
+      dtype,
+      shard: shardOf(row, config, ranks.rank % tp, tp),
+      data: (block, target) => importBlock(model, binding, block, target),
+    })
     bytes += row.shape.reduce((n, d) => n * d, dtypes[dtype].bits / 8)
   }
-  const conversion = { source: 'huggingface', partial: coverage.partial, ignored: coverage.ignored, missing: coverage.missing, dtype: options.dtype ?? null }
+  const conversion = {
+    source: 'huggingface',
+    partial: coverage.partial,
+    ignored: coverage.ignored,
+    missing: coverage.missing,
+    dtype: options.dtype ?? null,
+  }
   const folder = await saveCheckpoint(dir, 0, tensors, {
     ranks,
     files: {
@@ -102,7 +121,12 @@ export async function openConverted(dir: string): Promise<{ checkpoint: OpenChec
   const checkpoint = await openCheckpoint(dir)
   const parcel = await HfParcel.fromCheckpoint(checkpoint.folder)
   if (parcel === null) {
-    throw new ViaductError('ERR_CHECKPOINT', 'export', `expected hf/config.json in ${checkpoint.folder}, found none: export needs the config of a Hugging Face model, save the checkpoint with one`, { folder: checkpoint.folder })
+    throw new ViaductError(
+      'ERR_CHECKPOINT',
+      'export',
+      `expected hf/config.json in ${checkpoint.folder}, found none: export needs the config of a Hugging Face model, save the checkpoint with one`,
+      { folder: checkpoint.folder },
+    )
   }
   return { checkpoint, parcel }
 }
@@ -112,17 +136,26 @@ export function exportedConfig(parcel: HfParcel, mainDtype: DType): JsonDocument
   const before = sourceDtype(parcel)
   if (before === null || before === mainDtype) return parcel.config
   const { family, config } = readHfConfig(parcel.config.value as HfConfig)
-  return parcel.config.with(family.toHf({ ...config, paramsDtype: mainDtype }, parcel.config.value as HfConfig) as JsonValue)
+  return parcel.config.with(
+    family.toHf({ ...config, paramsDtype: mainDtype }, parcel.config.value as HfConfig) as JsonValue,
+  )
 }
 
 /** Copies the pieces of one logical tensor to where a part of it lies in an exported file. */
-export async function exportPart(checkpoint: OpenCheckpoint, binding: Binding, part: Binding['parts'][number], place: FileTensor): Promise<void> {
+export async function exportPart(
+  checkpoint: OpenCheckpoint,
+  binding: Binding,
+  part: Binding['parts'][number],
+  place: FileTensor,
+): Promise<void> {
   const tensor = checkpoint.tensors.get(binding.ours)
   if (tensor === undefined) return
   const toTheirs = invertRegions(part.regions)
   await settleAll(
     tensor.pieces.flatMap((piece) =>
-      composeRegions([pieceRegion(piece)], toTheirs).map((region) => copyRegion(checkpoint.locate(piece, tensor), place, region)),
+      composeRegions([pieceRegion(piece)], toTheirs).map((region) =>
+        copyRegion(checkpoint.locate(piece, tensor), place, region),
+      ),
     ),
   )
 }
@@ -143,36 +176,65 @@ export async function exportCkpt(dir: string, hf: string, options: ExportOptions
     const names = [...new Set(tensors.map(({ origin }) => ('binding' in origin ? origin.binding.ours : '')))]
     const mine = new Set(names.filter((_, i) => i % ranks.size === ranks.rank))
     if (options.verify !== false) {
-      await settleAll([...mine].flatMap((name) => {
-        const tensor = checkpoint.tensors.get(name)
-        return tensor ? tensor.pieces.map((piece) => checkPiece(checkpoint, name, tensor, piece)) : []
-      }))
+      await settleAll(
+        [...mine].flatMap((name) => {
+          const tensor = checkpoint.tensors.get(name)
+          return tensor ? tensor.pieces.map((piece) => checkPiece(checkpoint, name, tensor, piece)) : []
+        }),
+      )
     }
-    await settleAll(tensors.map(async ({ origin, place }) => {
-      if ('binding' in origin && mine.has(origin.binding.ours)) await exportPart(checkpoint, origin.binding, origin.part, place)
-    }))
+    await settleAll(
+      tensors.map(async ({ origin, place }) => {
+        if ('binding' in origin && mine.has(origin.binding.ours))
+          await exportPart(checkpoint, origin.binding, origin.part, place)
+      }),
+    )
   })
-  return { folder: hf, tensors: plan.tensors.length, bytes: plan.tensors.reduce((n, t) => n + t.bytes, 0), coverage, leftOut: [] }
+  return {
+    folder: hf,
+    tensors: plan.tensors.length,
+    bytes: plan.tensors.reduce((n, t) => n + t.bytes, 0),
+    coverage,
+    leftOut: [],
+  }
 }
 
 /** Which of the model's tensors the checkpoint has; those that its conversion allowed to be missing may be absent. */
 async function coverageOf(checkpoint: OpenCheckpoint, mapping: HfModel['mapping']): Promise<Coverage> {
-
   const text = await readCheckpointFile(checkpoint, 'conversion.json')
-  const record = text === null ? {} : (JsonDocument.parse(text, 'conversion.json', 'ERR_CHECKPOINT').value as { readonly missing?: readonly string[]; readonly ignored?: readonly string[] })
+  const record =
+    text === null
+      ? {}
+      : (JsonDocument.parse(text, 'conversion.json', 'ERR_CHECKPOINT').value as {
+          readonly missing?: readonly string[]
+          readonly ignored?: readonly string[]
+        })
   const permitted = new Set(record.missing ?? [])
   const absent: string[] = []
   const wrong: string[] = []
   for (const { ours, shape, parts } of mapping.bindings.values()) {
     const tensor = checkpoint.tensors.get(ours)
     if (tensor === undefined) absent.push(...parts.filter((part) => !permitted.has(part.name)).map(() => ours))
-    else if (tensor.shape.join() !== shape.join()) wrong.push(`${ours}: expected [${shape}] from hf/config.json, got [${tensor.shape}]`)
+    else if (tensor.shape.join() !== shape.join())
+      wrong.push(`${ours}: expected [${shape}] from hf/config.json, got [${tensor.shape}]`)
   }
   const missing = [...new Set(absent)]
   if (missing.length + wrong.length > 0) {
-    throw new ViaductError(missing.length > 0 ? 'ERR_COVERAGE' : 'ERR_TENSOR_SHAPE', 'export', [...missing.map((name) => `${name} is missing from the checkpoint`), ...wrong].slice(0, 50).join('; '), { missing, shapes: wrong })
+    throw new ViaductError(
+      missing.length > 0 ? 'ERR_COVERAGE' : 'ERR_TENSOR_SHAPE',
+      'export',
+      [...missing.map((name) => `${name} is missing from the checkpoint`), ...wrong].slice(0, 50).join('; '),
+      { missing, shapes: wrong },
+    )
   }
   const mapped = [...mapping.byTheirs.keys()].filter((name) => !permitted.has(name))
   const ignored = record.ignored ?? []
-  return { mapped, tied: [], derived: [], ignored, missing: [...permitted], partial: ignored.length + permitted.size > 0 }
+  return {
+    mapped,
+    tied: [],
+    derived: [],
+    ignored,
+    missing: [...permitted],
+    partial: ignored.length + permitted.size > 0,
+  }
 }

@@ -4,7 +4,13 @@ import { type DType, dtypes } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
 import type { HfParcel } from '../checkpoint/hfParcel.js'
 import type { FileTensor } from '../io/blocks.js'
-import { encodeHeader, encodeInOrder, type SafetensorsHeader, tensorBytes, type TensorPlan } from '../io/safetensorsHeader.js'
+import {
+  encodeHeader,
+  encodeInOrder,
+  type SafetensorsHeader,
+  type TensorPlan,
+  tensorBytes,
+} from '../io/safetensorsHeader.js'
 import { indexFile, singleFile } from '../io/weightFolder.js'
 import type { Binding, Mapping, Part } from '../models/mapping.js'
 
@@ -43,7 +49,12 @@ export interface PlanOptions {
 const defaultShardBytes = 5_000_000_000
 
 /** Plans the files of an export. `held` gives a logical tensor's dtype, or null when there is none to export. */
-export function planExport(mapping: Mapping, parcel: HfParcel, held: (ours: string) => DType | null, options: PlanOptions = {}): ExportPlan {
+export function planExport(
+  mapping: Mapping,
+  parcel: HfParcel,
+  held: (ours: string) => DType | null,
+  options: PlanOptions = {},
+): ExportPlan {
   const originOf = (name: string): Origin | null => {
     const bound = mapping.byTheirs.get(name) ?? mapping.byTheirs.get(mapping.tied.get(name) ?? '')
     if (bound && held(bound.binding.ours) !== null) return bound
@@ -53,7 +64,11 @@ export function planExport(mapping: Mapping, parcel: HfParcel, held: (ours: stri
   const planOf = (name: string, origin: Origin): TensorPlan => {
     if ('carried' in origin) return { name, dtype: origin.carried.dtype, shape: origin.carried.shape }
     const dtype = held(origin.binding.ours) as DType
-    return { name, dtype: options.weightDtype && dtypes[dtype].isFloat ? options.weightDtype : dtype, shape: origin.part.shape }
+    return {
+      name,
+      dtype: options.weightDtype && dtypes[dtype].isFloat ? options.weightDtype : dtype,
+      shape: origin.part.shape,
+    }
   }
   const { layout } = parcel
   const names = new Set(layout?.files.flatMap((file) => [...file.header.entries.keys()]) ?? [])
@@ -72,7 +87,11 @@ export function planExport(mapping: Mapping, parcel: HfParcel, held: (ours: stri
     asSource = isUnchanged(layout.files, plans)
     files = asSource ? [...layout.files] : inSourceOrder(layout.files, plans)
   } else {
-    files = cut([...plans.values()], options.maxShardBytes ?? defaultShardBytes, layout?.files[0]?.header.metadata ?? new Map([['format', 'pt']]))
+    files = cut(
+      [...plans.values()],
+      options.maxShardBytes ?? defaultShardBytes,
+      layout?.files[0]?.header.metadata ?? new Map([['format', 'pt']]),
+    )
   }
   const tensors = files.flatMap(({ name: file, header }) =>
     [...header.entries.values()].map(({ name, dtype, shape, begin, end }) => {
@@ -96,7 +115,10 @@ function isUnchanged(files: NonNullable<HfParcel['layout']>['files'], plans: Rea
 }
 
 /** The source's files and order with new headers; tensors that the source lacked go to the end of the last file. */
-function inSourceOrder(files: NonNullable<HfParcel['layout']>['files'], plans: ReadonlyMap<string, TensorPlan>): { name: string; header: SafetensorsHeader }[] {
+function inSourceOrder(
+  files: NonNullable<HfParcel['layout']>['files'],
+  plans: ReadonlyMap<string, TensorPlan>,
+): { name: string; header: SafetensorsHeader }[] {
   const rest = new Map(plans)
   const lists = files.map((file) => {
     const list: TensorPlan[] = []
@@ -115,7 +137,11 @@ function inSourceOrder(files: NonNullable<HfParcel['layout']>['files'], plans: R
 }
 
 /** New files in the given order, each at most `limit` bytes of tensors (one larger tensor stands alone). */
-function cut(plans: readonly TensorPlan[], limit: number, metadata: ReadonlyMap<string, string>): { name: string; header: SafetensorsHeader }[] {
+function cut(
+  plans: readonly TensorPlan[],
+  limit: number,
+  metadata: ReadonlyMap<string, string>,
+): { name: string; header: SafetensorsHeader }[] {
   const shards: TensorPlan[][] = [[]]
   let bytes = 0
   for (const plan of plans) {
@@ -135,7 +161,10 @@ function cut(plans: readonly TensorPlan[], limit: number, metadata: ReadonlyMap<
 }
 
 /** The index as save_pretrained writes it: total size, then tensors by name. */
-function indexOf(files: readonly { name: string; header: SafetensorsHeader }[], always: boolean): { name: string; text: string } | null {
+function indexOf(
+  files: readonly { name: string; header: SafetensorsHeader }[],
+  always: boolean,
+): { name: string; text: string } | null {
   if (files.length === 1 && !always) return null
   let total = 0
   const rows: [string, string][] = []
@@ -146,7 +175,10 @@ function indexOf(files: readonly { name: string; header: SafetensorsHeader }[], 
     }
   }
   rows.sort(([a], [b]) => (a < b ? -1 : 1))
-  return { name: indexFile, text: `${JSON.stringify({ metadata: { total_size: total }, weight_map: Object.fromEntries(rows) }, null, 2)}\n` }
+  return {
+    name: indexFile,
+    text: `${JSON.stringify({ metadata: { total_size: total }, weight_map: Object.fromEntries(rows) }, null, 2)}\n`,
+  }
 }
 
 function mainDtype(plans: readonly TensorPlan[]): DType {

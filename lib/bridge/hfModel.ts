@@ -1,8 +1,8 @@
 // A Hugging Face folder, opened and proved: config, family, mapping, weights, coverage. Everything that can be wrong is found
 // here, before a byte moves. Headers and a few derived tensors are read, and copies of tied tensors are compared.
 import { open } from 'node:fs/promises'
-import { ViaductError } from '../base/errors.js'
 import { type DType, dtypes } from '../base/dtype.js'
+import { ViaductError } from '../base/errors.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { compareRanges, type FileTensor } from '../io/blocks.js'
 import { isFolder } from '../io/paths.js'
@@ -40,7 +40,12 @@ export function mappingOf(family: FamilySpec, config: TransformerConfig): Mappin
 export async function checkFolder(path: string): Promise<void> {
   if (await isFolder(path)) return
   if (/^[\w.-]+\/[\w.-]+$/.test(path) && !path.startsWith('.')) {
-    throw new ViaductError('ERR_OFFLINE', 'bridge', `expected a folder, got ${JSON.stringify(path)}, which looks like a hub id: models are not downloaded yet; fetch it (for example \`huggingface-cli download ${path} --local-dir ${path.split('/')[1]}\`) and pass the folder`, { path })
+    throw new ViaductError(
+      'ERR_OFFLINE',
+      'bridge',
+      `expected a folder, got ${JSON.stringify(path)}, which looks like a hub id: models are not downloaded yet; fetch it (for example \`huggingface-cli download ${path} --local-dir ${path.split('/')[1]}\`) and pass the folder`,
+      { path },
+    )
   }
   throw new ViaductError('ERR_FILE_MISSING', 'bridge', `expected a folder, found none at ${path}`, { path })
 }
@@ -78,7 +83,12 @@ async function checkTied(weights: WeightFolder, copy: string, original: string):
   const b = weights.tensors.get(original)
   if (b === undefined) return // permitted to be missing; then the copy has nothing to repeat
   const fail = (how: string): never => {
-    throw new ViaductError('ERR_TIED', 'coverage', `expected ${copy} to equal ${original} because tie_word_embeddings is true, got ${how}: set tie_word_embeddings to false to keep both, or pass --ignore ${copy} to drop the copy`, { tensor: copy, original })
+    throw new ViaductError(
+      'ERR_TIED',
+      'coverage',
+      `expected ${copy} to equal ${original} because tie_word_embeddings is true, got ${how}: set tie_word_embeddings to false to keep both, or pass --ignore ${copy} to drop the copy`,
+      { tensor: copy, original },
+    )
   }
   if (a.entry.dtype !== b.entry.dtype) fail(`${a.entry.dtype} and ${b.entry.dtype}`)
   const { differing, first } = await compareRanges(a, b, a.entry.end - a.entry.begin)
@@ -103,8 +113,14 @@ async function checkDerived(mapping: Mapping, name: string, source: TensorSource
   const width = dtypes[dtype].bits / 8
   expected.forEach((value, i) => {
     const actual = allowed === undefined ? Number.NaN : decode(bytes, i * width, dtype)
-    if (allowed !== undefined && Math.abs(actual - value) <= allowed.relative * Math.abs(value) + allowed.absolute) return
-    throw new ViaductError('ERR_COVERAGE', 'coverage', `expected ${name}[${i}] to be ${value}, which follows from the config, got ${allowed === undefined ? dtype : actual}: the folder's config and weights disagree, or pass --ignore ${name} to drop it`, { tensor: name, index: i, expected: value })
+    if (allowed !== undefined && Math.abs(actual - value) <= allowed.relative * Math.abs(value) + allowed.absolute)
+      return
+    throw new ViaductError(
+      'ERR_COVERAGE',
+      'coverage',
+      `expected ${name}[${i}] to be ${value}, which follows from the config, got ${allowed === undefined ? dtype : actual}: the folder's config and weights disagree, or pass --ignore ${name} to drop it`,
+      { tensor: name, index: i, expected: value },
+    )
   })
 }
 

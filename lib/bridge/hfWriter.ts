@@ -57,7 +57,9 @@ export async function writeHfFolder(
       await fill(placed.filter(({ origin }) => !('carried' in origin)))
       if (ranks.rank !== 0) return
       await settleAll(
-        placed.flatMap(({ origin, place, shape }) => ('carried' in origin ? [copyRegion(origin.carried, place, identityRegion(shape))] : [])),
+        placed.flatMap(({ origin, place, shape }) =>
+          'carried' in origin ? [copyRegion(origin.carried, place, identityRegion(shape))] : [],
+        ),
       )
     })
     await onFirst(ranks, async () => {

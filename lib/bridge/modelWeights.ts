@@ -30,11 +30,18 @@ function bound(model: DistributedModel, mapping: Mapping): { name: string; param
     const binding = mapping.bindings.get(name)
     if (binding === undefined) missing.push(name)
     else if (binding.shape.join() !== parameter.shard.logicalShape.join()) {
-      shapes.push(`${name}: the model has [${parameter.shard.logicalShape}], the folder's config gives [${binding.shape}] (${binding.parts.map((p) => p.name).join(', ')})`)
+      shapes.push(
+        `${name}: the model has [${parameter.shard.logicalShape}], the folder's config gives [${binding.shape}] (${binding.parts.map((p) => p.name).join(', ')})`,
+      )
     } else found.push({ name, parameter, binding })
   }
   if (missing.length + shapes.length > 0) {
-    throw new ViaductError(missing.length > 0 ? 'ERR_COVERAGE' : 'ERR_TENSOR_SHAPE', 'bridge', [...missing.map((name) => `${name} has no mapping rule`), ...shapes].slice(0, 50).join('; '), { missing, shapes })
+    throw new ViaductError(
+      missing.length > 0 ? 'ERR_COVERAGE' : 'ERR_TENSOR_SHAPE',
+      'bridge',
+      [...missing.map((name) => `${name} has no mapping rule`), ...shapes].slice(0, 50).join('; '),
+      { missing, shapes },
+    )
   }
   return found
 }
@@ -57,7 +64,9 @@ export async function loadModelWeights(model: DistributedModel, hf: HfModel, see
         binding.parts.flatMap((part) => {
           const source = hf.weights.tensors.get(part.name)
           if (source === undefined) return []
-          return composeRegions(part.regions, local).map((region) => readRegion(placeOf(source), parameter.data, region))
+          return composeRegions(part.regions, local).map((region) =>
+            readRegion(placeOf(source), parameter.data, region),
+          )
         }),
       )
     }),
@@ -66,11 +75,19 @@ export async function loadModelWeights(model: DistributedModel, hf: HfModel, see
 
 /** The model's parameters for a checkpoint. */
 export function modelTensors(model: DistributedModel): SavedTensor[] {
-  return [...model.namedParameters()].map(([name, parameter]) => ({ name, dtype: parameter.dtype, shard: parameter.shard, data: parameter.data }))
+  return [...model.namedParameters()].map(([name, parameter]) => ({
+    name,
+    dtype: parameter.dtype,
+    shard: parameter.shard,
+    data: parameter.data,
+  }))
 }
 
 /** Writes what this rank owns of each planned tensor to its place; data-parallel copies share the work. */
-export async function fillFromModel(model: DistributedModel, tensors: readonly (PlannedTensor & { readonly place: FileTensor })[]): Promise<void> {
+export async function fillFromModel(
+  model: DistributedModel,
+  tensors: readonly (PlannedTensor & { readonly place: FileTensor })[],
+): Promise<void> {
   const parameters = new Map(model.namedParameters())
   const { rank, size } = model.mesh.get('dp')
   await model.device.stream.sync()
@@ -79,7 +96,9 @@ export async function fillFromModel(model: DistributedModel, tensors: readonly (
       if ('carried' in origin || i % size !== rank) return []
       const parameter = parameters.get(origin.binding.ours)
       if (parameter === undefined) return []
-      return composeRegions(ownedRegions(parameter.shard), invertRegions(origin.part.regions)).map((region) => writeRegion(parameter.data, place, region))
+      return composeRegions(ownedRegions(parameter.shard), invertRegions(origin.part.regions)).map((region) =>
+        writeRegion(parameter.data, place, region),
+      )
     }),
   )
 }
@@ -121,7 +140,13 @@ export async function* exportWeights(
   const mine = wanted === 'all' || (wanted === 'rank0' ? ranks.rank === 0 : wanted.includes(ranks.rank))
   const step = async (leaving: string | null): Promise<void> => {
     const why = (await ranks.gather(leaving)).findIndex((reason) => reason !== null)
-    if (leaving === null && why >= 0) throw new ViaductError('ERR_ABORTED', 'exportHfWeights', `rank ${why} left the iteration early: no more tensors can be gathered`, { rank: why })
+    if (leaving === null && why >= 0)
+      throw new ViaductError(
+        'ERR_ABORTED',
+        'exportHfWeights',
+        `rank ${why} left the iteration early: no more tensors can be gathered`,
+        { rank: why },
+      )
   }
   let open = true
   try {
@@ -138,7 +163,8 @@ export async function* exportWeights(
       let all: Tensor | null = null
       try {
         for (const [i, { name, part }] of chosen.entries()) {
-          if (options.signal?.aborted) throw new ViaductError('ERR_ABORTED', 'exportHfWeights', 'the signal was aborted')
+          if (options.signal?.aborted)
+            throw new ViaductError('ERR_ABORTED', 'exportHfWeights', 'the signal was aborted')
           try {
             await step(null)
           } catch (error) {
@@ -146,7 +172,10 @@ export async function* exportWeights(
             throw error
           }
           if (i === 0) {
-            held = options.what === 'gradients' ? (parameter.mainGrad ?? Tensor.zeros(ctx, parameter.shard.localShape, 'float32')) : parameter.data
+            held =
+              options.what === 'gradients'
+                ? (parameter.mainGrad ?? Tensor.zeros(ctx, parameter.shard.localShape, 'float32'))
+                : parameter.data
             all = gatherShards(ctx, model, parameter, held)
           }
           const shards = { parameter, held: held as Tensor, all, row: rows.get(binding.ours) as ParameterRow }
@@ -178,17 +207,31 @@ function gatherShards(ctx: Ctx, model: DistributedModel, parameter: Parameter, h
   return tp.size > 1 && !replicated ? allGather(ctx, held, tp) : null
 }
 
-async function assemble(ctx: Ctx, model: DistributedModel, mapping: Mapping, { parameter, held, all, row }: Shards, part: Part, weightDtype: DType | undefined): Promise<Tensor> {
+async function assemble(
+  ctx: Ctx,
+  model: DistributedModel,
+  mapping: Mapping,
+  { parameter, held, all, row }: Shards,
+  part: Part,
+  weightDtype: DType | undefined,
+): Promise<Tensor> {
   const dtype = weightDtype && dtypes[held.dtype].isFloat ? weightDtype : held.dtype
   const out = Tensor.empty(ctx, part.shape, dtype)
   const { localShape } = parameter.shard
   const strides = contiguousStrides(localShape)
   const toTheirs = invertRegions(part.regions)
-  const place = (tensor: Tensor, start: readonly number[], size: readonly number[], by: readonly number[], base: number) =>
-    tensor.view(ctx, size, by, base + start.reduce((sum, at, d) => sum + at * (by[d] as number), 0))
+  const place = (
+    tensor: Tensor,
+    start: readonly number[],
+    size: readonly number[],
+    by: readonly number[],
+    base: number,
+  ) => tensor.view(ctx, size, by, base + start.reduce((sum, at, d) => sum + at * (by[d] as number), 0))
   const count = all ? model.mesh.get('tp').size : 1
   for (let rank = 0; rank < count; rank++) {
-    const shard = all ? shardOf(row, mapping.config, rank, count, model.config.paddedVocabSize) : { ...parameter.shard, blocks: parameter.shard.blocks.map((b) => ({ ...b, replica: 0 })) }
+    const shard = all
+      ? shardOf(row, mapping.config, rank, count, model.config.paddedVocabSize)
+      : { ...parameter.shard, blocks: parameter.shard.blocks.map((b) => ({ ...b, replica: 0 })) }
     for (const { from, to, size } of composeRegions(ownedRegions(shard), toTheirs)) {
       using source = place(all ?? held, from, size, strides, rank * volume(localShape))
       using target = place(out, to, size, out.strides, 0)

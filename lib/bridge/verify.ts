@@ -5,8 +5,8 @@ import { mkdtemp, open, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { native } from '../addon/load.js'
-import { packageVersion } from '../base/packageRoot.js'
 import { ViaductError } from '../base/errors.js'
+import { packageVersion } from '../base/packageRoot.js'
 import { type OpenCheckpoint, openCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { checkPiece } from '../checkpoint/loadCheckpoint.js'
@@ -117,7 +117,9 @@ export async function verify(folder: string, options: VerifyOptions = {}): Promi
 function checkConfig({ parcel, family, config }: HfModel): [boolean, string | null] {
   const source = parcel.config.value as HfConfig
   const back = parcel.config.with(family.toHf(config, source) as JsonValue)
-  return back.text === parcel.config.text ? [true, null] : [false, 'config.json does not come back byte for byte from its translation']
+  return back.text === parcel.config.text
+    ? [true, null]
+    : [false, 'config.json does not come back byte for byte from its translation']
 }
 
 interface Placed {
@@ -128,16 +130,32 @@ interface Placed {
   readonly place: FileTensor
 }
 
-async function verifyBinding(model: HfModel, checkpoint: OpenCheckpoint | null, row: ParameterRow, binding: Binding, tp: number, file: string): Promise<{ tensors: VerifiedTensor[]; problems: string[] }> {
+async function verifyBinding(
+  model: HfModel,
+  checkpoint: OpenCheckpoint | null,
+  row: ParameterRow,
+  binding: Binding,
+  tp: number,
+  file: string,
+): Promise<{ tensors: VerifiedTensor[]; problems: string[] }> {
   const placed: Placed[] = []
   let offset = 0
   const { tensors: sources } = model.weights
-  const copies = model.coverage.tied.map((copy) => ({ name: copy, part: binding.parts.find((p) => p.name === model.mapping.tied.get(copy)) }))
+  const copies = model.coverage.tied.map((copy) => ({
+    name: copy,
+    part: binding.parts.find((p) => p.name === model.mapping.tied.get(copy)),
+  }))
   for (const { name, part } of [...binding.parts.map((p) => ({ name: p.name, part: p })), ...copies]) {
     const source = sources.get(name)
     if (source === undefined || part === undefined) continue
     const bytes = source.entry.end - source.entry.begin
-    placed.push({ name, part, source: placeOf(source), bytes, place: { path: file, offset, dtype: source.entry.dtype, shape: source.entry.shape } })
+    placed.push({
+      name,
+      part,
+      source: placeOf(source),
+      bytes,
+      place: { path: file, offset, dtype: source.entry.dtype, shape: source.entry.shape },
+    })
     offset += Math.ceil(bytes / 8) * 8
   }
   if (placed.length === 0) return { tensors: [], problems: [] }
@@ -149,10 +167,19 @@ async function verifyBinding(model: HfModel, checkpoint: OpenCheckpoint | null, 
     const tensors: VerifiedTensor[] = []
     for (const { name, source, bytes, place } of placed) {
       const { differing, first } = await compareRanges(source, place, bytes)
-      if (differing > 0) problems.push(`${name} of ${sources.get(name)?.file}: ${differing} of ${bytes} bytes differ, the first at byte ${first}`)
+      if (differing > 0)
+        problems.push(
+          `${name} of ${sources.get(name)?.file}: ${differing} of ${bytes} bytes differ, the first at byte ${first}`,
+        )
       tensors.push({
-        name, shape: source.shape, dtype: source.dtype, bytes, differingBytes: differing, firstDifference: first,
-        sha256Before: await sha256(source, bytes), sha256After: await sha256(place, bytes),
+        name,
+        shape: source.shape,
+        dtype: source.dtype,
+        bytes,
+        differingBytes: differing,
+        firstDifference: first,
+        sha256Before: await sha256(source, bytes),
+        sha256After: await sha256(place, bytes),
       })
     }
     return { tensors, problems }
@@ -162,7 +189,13 @@ async function verifyBinding(model: HfModel, checkpoint: OpenCheckpoint | null, 
 }
 
 /** Import plan into the shards of every rank of the layout, export plan out of them. */
-async function throughShards(model: HfModel, row: ParameterRow, binding: Binding, placed: readonly Placed[], tp: number): Promise<void> {
+async function throughShards(
+  model: HfModel,
+  row: ParameterRow,
+  binding: Binding,
+  placed: readonly Placed[],
+  tp: number,
+): Promise<void> {
   const dtype = placed[0]?.source.dtype as FileTensor['dtype']
   const ctx = Ctx.create({ device: 'cpu' })
   await withScope(ctx, async (inner) => {
@@ -174,10 +207,19 @@ async function throughShards(model: HfModel, row: ParameterRow, binding: Binding
       await inner.stream.sync()
       for (const part of binding.parts) {
         const source = model.weights.tensors.get(part.name)
-        if (source) await settleAll(composeRegions(part.regions, loadRegions(shard)).map((region) => readRegion(placeOf(source), local, region)))
+        if (source)
+          await settleAll(
+            composeRegions(part.regions, loadRegions(shard)).map((region) =>
+              readRegion(placeOf(source), local, region),
+            ),
+          )
       }
       for (const { part, place } of placed) {
-        await settleAll(composeRegions(ownedRegions(shard), invertRegions(part.regions)).map((region) => writeRegion(local, place, region)))
+        await settleAll(
+          composeRegions(ownedRegions(shard), invertRegions(part.regions)).map((region) =>
+            writeRegion(local, place, region),
+          ),
+        )
       }
       local.dispose()
     }
@@ -185,14 +227,23 @@ async function throughShards(model: HfModel, row: ParameterRow, binding: Binding
   ctx.scope.close()
 }
 
-async function fromCheckpoint(checkpoint: OpenCheckpoint, binding: Binding, placed: readonly Placed[]): Promise<string[]> {
+async function fromCheckpoint(
+  checkpoint: OpenCheckpoint,
+  binding: Binding,
+  placed: readonly Placed[],
+): Promise<string[]> {
   const tensor = checkpoint.tensors.get(binding.ours)
   const names = placed.map((p) => p.name).join(', ')
   if (tensor === undefined) return [`${names}: ${binding.ours} is missing from the checkpoint`]
-  if (tensor.shape.join() !== binding.shape.join()) return [`${names}: ${binding.ours} is [${tensor.shape}] in the checkpoint, [${binding.shape}] by the folder's config`]
+  if (tensor.shape.join() !== binding.shape.join())
+    return [
+      `${names}: ${binding.ours} is [${tensor.shape}] in the checkpoint, [${binding.shape}] by the folder's config`,
+    ]
   const problems: string[] = []
   for (const piece of tensor.pieces) {
-    await checkPiece(checkpoint, binding.ours, tensor, piece).catch((error: unknown) => problems.push((error as Error).message))
+    await checkPiece(checkpoint, binding.ours, tensor, piece).catch((error: unknown) =>
+      problems.push((error as Error).message),
+    )
   }
   for (const { name, part, place } of placed) {
     if (place.dtype === tensor.dtype) await exportPart(checkpoint, binding, part, place)
@@ -206,33 +257,40 @@ async function compareFiles(model: HfModel, checkpoint: OpenCheckpoint): Promise
   const problems: string[] = []
   const kept = await HfParcel.fromCheckpoint(checkpoint.folder)
   for (const name of checkpoint.tensors.keys()) {
-    if (!name.startsWith('optimizer.') && !model.mapping.bindings.has(name)) problems.push(`${name} is in the checkpoint, and nothing in the folder maps to it`)
+    if (!name.startsWith('optimizer.') && !model.mapping.bindings.has(name))
+      problems.push(`${name} is in the checkpoint, and nothing in the folder maps to it`)
   }
   if (kept === null) return [...problems, `hf/config.json is missing from ${checkpoint.folder}`]
-  if (kept.config.text !== model.parcel.config.text) problems.push('config.json differs from the one that the checkpoint keeps')
+  if (kept.config.text !== model.parcel.config.text)
+    problems.push('config.json differs from the one that the checkpoint keeps')
   if (kept.layout) {
     const ours = new Map(kept.layout.files.map((file) => [file.name, file.header.bytes]))
     for (const { name, header } of model.weights.files) {
       const bytes = ours.get(name)
       ours.delete(name)
       if (bytes === undefined) problems.push(`${name} is not among the files that the checkpoint keeps`)
-      else if (!Buffer.from(bytes).equals(Buffer.from(header.bytes))) problems.push(`${name}: its header differs from the one that the checkpoint keeps`)
+      else if (!Buffer.from(bytes).equals(Buffer.from(header.bytes)))
+        problems.push(`${name}: its header differs from the one that the checkpoint keeps`)
     }
     for (const name of ours.keys()) problems.push(`${name} is kept in the checkpoint but not in the folder`)
-    if ((kept.layout.index?.text ?? null) !== (model.parcel.layout?.index?.text ?? null)) problems.push('the index differs from the one that the checkpoint keeps')
+    if ((kept.layout.index?.text ?? null) !== (model.parcel.layout?.index?.text ?? null))
+      problems.push('the index differs from the one that the checkpoint keeps')
   }
   const theirs = new Set(model.parcel.others)
   for (const name of kept.others) {
     if (!theirs.delete(name)) problems.push(`${name} is kept in the checkpoint but not in the folder`)
-    else if (!(await sameFile(model.folder, kept.folder as string, name))) problems.push(`${name} differs from the one that the checkpoint keeps`)
+    else if (!(await sameFile(model.folder, kept.folder as string, name)))
+      problems.push(`${name} differs from the one that the checkpoint keeps`)
   }
   for (const name of theirs) problems.push(`${name} is not among the files that the checkpoint keeps`)
   for (const name of model.coverage.derived) {
     const place = kept.carried.get(name)
     const source = model.parcel.carried.get(name) as FileTensor
-    const bytes = (model.weights.tensors.get(name)?.entry.end ?? 0) - (model.weights.tensors.get(name)?.entry.begin ?? 0)
+    const bytes =
+      (model.weights.tensors.get(name)?.entry.end ?? 0) - (model.weights.tensors.get(name)?.entry.begin ?? 0)
     if (place === undefined) problems.push(`${name} is missing from the checkpoint`)
-    else if ((await compareRanges(source, place, bytes)).differing > 0) problems.push(`${name} differs from the one that the checkpoint keeps`)
+    else if ((await compareRanges(source, place, bytes)).differing > 0)
+      problems.push(`${name} differs from the one that the checkpoint keeps`)
   }
   return problems
 }
@@ -249,7 +307,13 @@ async function sha256(place: { readonly path: string; readonly offset: number },
     const chunk = Buffer.allocUnsafe(Math.min(bytes, 1 << 20) || 1)
     for (let done = 0; done < bytes; ) {
       const { bytesRead } = await file.read(chunk, 0, Math.min(chunk.length, bytes - done), place.offset + done)
-      if (bytesRead === 0) throw new ViaductError('ERR_IO', 'verify', `expected ${bytes - done} more bytes, got the end of ${place.path}`, { file: place.path })
+      if (bytesRead === 0)
+        throw new ViaductError(
+          'ERR_IO',
+          'verify',
+          `expected ${bytes - done} more bytes, got the end of ${place.path}`,
+          { file: place.path },
+        )
       hash.update(chunk.subarray(0, bytesRead))
       done += bytesRead
     }

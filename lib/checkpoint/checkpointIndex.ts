@@ -62,7 +62,8 @@ export async function resolveCheckpoint(dir: string): Promise<string> {
   const candidates: string[] = []
   if (await exists(tracker)) {
     const text = (await readFile(tracker, 'utf8')).trim()
-    if (!/^[0-9]{1,15}$/.test(text)) broken(tracker, `expected an iteration number, got ${JSON.stringify(text.slice(0, 40))}`)
+    if (!/^[0-9]{1,15}$/.test(text))
+      broken(tracker, `expected an iteration number, got ${JSON.stringify(text.slice(0, 40))}`)
     candidates.push(join(dir, iterationFolder(Number(text))))
   }
   // A writer that was killed before its first tracker has left a complete folder without one.
@@ -73,7 +74,12 @@ export async function resolveCheckpoint(dir: string): Promise<string> {
     const aside = await asideOf(candidate)
     if (aside !== null && (await exists(join(aside, indexName)))) return aside
   }
-  throw new ViaductError('ERR_CHECKPOINT', 'checkpoint', `expected a checkpoint (${indexName} or ${trackerName}) in ${dir}, found ${(await isFolder(dir)) ? 'none' : 'no such folder'}`, { folder: dir })
+  throw new ViaductError(
+    'ERR_CHECKPOINT',
+    'checkpoint',
+    `expected a checkpoint (${indexName} or ${trackerName}) in ${dir}, found ${(await isFolder(dir)) ? 'none' : 'no such folder'}`,
+    { folder: dir },
+  )
 }
 
 /** True if the folder is one of our checkpoints: a root or an iter_* folder. */
@@ -92,7 +98,8 @@ function fieldsOf(value: JsonValue | undefined, what: string, file: string): Fie
 }
 
 function countsOf(value: JsonValue | undefined, what: string, file: string): number[] {
-  if (Array.isArray(value) && value.every((n) => typeof n === 'number' && Number.isSafeInteger(n) && n >= 0)) return value as number[]
+  if (Array.isArray(value) && value.every((n) => typeof n === 'number' && Number.isSafeInteger(n) && n >= 0))
+    return value as number[]
   return broken(file, `expected ${what} to be a list of whole numbers`)
 }
 
@@ -105,15 +112,24 @@ export async function openCheckpoint(dir: string): Promise<OpenCheckpoint> {
   const file = join(folder, indexName)
   const document = await JsonDocument.read(file, 'ERR_CHECKPOINT')
   const root = fieldsOf(document.value, 'the index', file)
-  if (root['format'] !== formatName) broken(file, `expected format ${formatName}, got ${JSON.stringify(root['format'] ?? null)}`)
-  if (root['version'] !== formatVersion) broken(file, `expected format version ${formatVersion}, got ${JSON.stringify(root['version'] ?? null)}: written by another version of Viaduct`)
+  if (root['format'] !== formatName)
+    broken(file, `expected format ${formatName}, got ${JSON.stringify(root['format'] ?? null)}`)
+  if (root['version'] !== formatVersion)
+    broken(
+      file,
+      `expected format version ${formatVersion}, got ${JSON.stringify(root['version'] ?? null)}: written by another version of Viaduct`,
+    )
   const iteration = root['iteration']
   if (typeof iteration !== 'number' || !Number.isSafeInteger(iteration)) broken(file, 'expected a whole iteration')
   const tensors = new Map<string, IndexedTensor>()
-  for (const [name, value] of Object.entries(fieldsOf(root['tensors'], 'tensors', file))) tensors.set(name, readTensor(name, value, file))
+  for (const [name, value] of Object.entries(fieldsOf(root['tensors'], 'tensors', file)))
+    tensors.set(name, readTensor(name, value, file))
 
   const names = new Set([...tensors.values()].flatMap((t) => t.pieces.map((p) => p.file)))
-  const offsets = new Map<string, { path: string; start: number; entries: Awaited<ReturnType<typeof readHeader>>['entries'] }>()
+  const offsets = new Map<
+    string,
+    { path: string; start: number; entries: Awaited<ReturnType<typeof readHeader>>['entries'] }
+  >()
   for (const name of names) {
     const path = await fileInside(folder, name)
     const header = await readHeader(path, name)
@@ -123,7 +139,11 @@ export async function openCheckpoint(dir: string): Promise<OpenCheckpoint> {
     for (const piece of tensor.pieces) {
       const entry = offsets.get(piece.file)?.entries.get(piece.key)
       if (entry === undefined || entry.dtype !== tensor.dtype || entry.shape.join() !== piece.size.join()) {
-        broken(file, `expected ${piece.file} to hold ${piece.key} as ${tensor.dtype} [${piece.size}] for ${name}, got ${entry ? `${entry.dtype} [${entry.shape}]` : 'nothing'}`, { tensor: name })
+        broken(
+          file,
+          `expected ${piece.file} to hold ${piece.key} as ${tensor.dtype} [${piece.size}] for ${name}, got ${entry ? `${entry.dtype} [${entry.shape}]` : 'nothing'}`,
+          { tensor: name },
+        )
       }
     }
   }
@@ -133,7 +153,12 @@ export async function openCheckpoint(dir: string): Promise<OpenCheckpoint> {
     tensors,
     locate(piece, tensor) {
       const at = offsets.get(piece.file) as NonNullable<ReturnType<typeof offsets.get>>
-      return { path: at.path, offset: at.start + (at.entries.get(piece.key)?.begin as number), dtype: tensor.dtype, shape: piece.size }
+      return {
+        path: at.path,
+        offset: at.start + (at.entries.get(piece.key)?.begin as number),
+        dtype: tensor.dtype,
+        shape: piece.size,
+      }
     },
   }
 }
@@ -141,16 +166,19 @@ export async function openCheckpoint(dir: string): Promise<OpenCheckpoint> {
 function readTensor(name: string, value: JsonValue | undefined, file: string): IndexedTensor {
   const fields = fieldsOf(value, `tensor ${name}`, file)
   const dtype = fields['dtype']
-  if (typeof dtype !== 'string' || !Object.hasOwn(dtypes, dtype)) broken(file, `expected a dtype for ${name}, got ${JSON.stringify(dtype ?? null)}`, { tensor: name })
+  if (typeof dtype !== 'string' || !Object.hasOwn(dtypes, dtype))
+    broken(file, `expected a dtype for ${name}, got ${JSON.stringify(dtype ?? null)}`, { tensor: name })
   const shape = countsOf(fields['shape'], `the shape of ${name}`, file)
   const list = fields['pieces']
   if (!Array.isArray(list)) broken(file, `expected pieces for ${name}`, { tensor: name })
   const pieces = (list as readonly JsonValue[]).map((item): Piece => {
     const piece = fieldsOf(item, `a piece of ${name}`, file)
-    const text = (key: string) => (typeof piece[key] === 'string' ? (piece[key] as string) : broken(file, `expected ${key} for a piece of ${name}`))
+    const text = (key: string) =>
+      typeof piece[key] === 'string' ? (piece[key] as string) : broken(file, `expected ${key} for a piece of ${name}`)
     const start = countsOf(piece['start'], `start of a piece of ${name}`, file)
     const size = countsOf(piece['size'], `size of a piece of ${name}`, file)
-    if (start.length !== shape.length || size.length !== shape.length) broken(file, `expected pieces of rank ${shape.length} for ${name}`, { tensor: name })
+    if (start.length !== shape.length || size.length !== shape.length)
+      broken(file, `expected pieces of rank ${shape.length} for ${name}`, { tensor: name })
     return { file: text('file'), key: text('key'), start, size, xxh3: text('xxh3') }
   })
   const fault = tilingFault(shape, pieces)
@@ -160,6 +188,9 @@ function readTensor(name: string, value: JsonValue | undefined, file: string): I
 
 /** Text of index.json. */
 export function formatIndex(iteration: number, tensors: ReadonlyMap<string, IndexedTensor>): string {
-  const rows = [...tensors].map(([name, t]) => `    ${JSON.stringify(name)}: ${JSON.stringify({ dtype: t.dtype, shape: t.shape, pieces: t.pieces })}`)
+  const rows = [...tensors].map(
+    ([name, t]) =>
+      `    ${JSON.stringify(name)}: ${JSON.stringify({ dtype: t.dtype, shape: t.shape, pieces: t.pieces })}`,
+  )
   return `{\n  "format": "${formatName}",\n  "version": ${formatVersion},\n  "iteration": ${iteration},\n  "tensors": {\n${rows.join(',\n')}\n  }\n}\n`
 }

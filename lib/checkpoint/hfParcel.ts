@@ -47,9 +47,18 @@ export class HfParcel {
     const { copied, leftOut } = await listOtherFiles(folder)
     const carried = new Set(weights?.files.map((file) => file.name))
     if (weights?.index) carried.add(weights.index)
-    const index = weights?.index ? { name: weights.index, text: await readFile(await fileInside(folder, weights.index), 'utf8') } : null
+    const index = weights?.index
+      ? { name: weights.index, text: await readFile(await fileInside(folder, weights.index), 'utf8') }
+      : null
     const layout = weights && { files: weights.files.map(({ name, header }) => ({ name, header })), index }
-    return new HfParcel(folder, config, copied.filter((name) => name !== configName), leftOut.filter((name) => !carried.has(name)), layout, new Map())
+    return new HfParcel(
+      folder,
+      config,
+      copied.filter((name) => name !== configName),
+      leftOut.filter((name) => !carried.has(name)),
+      layout,
+      new Map(),
+    )
   }
 
   /** Of a model that comes from no folder. */
@@ -64,10 +73,19 @@ export class HfParcel {
     const config = await readConfig(folder)
     const { copied } = await listOtherFiles(folder)
     const layoutFile = join(iterationFolder, layoutName)
-    const layout = (await exists(layoutFile)) ? parseLayout(await JsonDocument.read(layoutFile, 'ERR_CHECKPOINT'), layoutFile) : null
+    const layout = (await exists(layoutFile))
+      ? parseLayout(await JsonDocument.read(layoutFile, 'ERR_CHECKPOINT'), layoutFile)
+      : null
     const carriedFile = join(iterationFolder, carriedName)
     const carried = (await exists(carriedFile)) ? await readCarried(carriedFile) : new Map<string, FileTensor>()
-    return new HfParcel(folder, config, copied.filter((name) => name !== configName), [], layout, carried)
+    return new HfParcel(
+      folder,
+      config,
+      copied.filter((name) => name !== configName),
+      [],
+      layout,
+      carried,
+    )
   }
 
   /** The same files with another config, or with carried tensors. */
@@ -109,7 +127,9 @@ export class HfParcel {
 async function readCarried(path: string): Promise<Map<string, FileTensor>> {
   const header = await readHeader(path, carriedName)
   const place = (begin: number) => header.bytes.length + begin
-  return new Map([...header.entries].map(([name, { dtype, shape, begin }]) => [name, { path, offset: place(begin), dtype, shape }]))
+  return new Map(
+    [...header.entries].map(([name, { dtype, shape, begin }]) => [name, { path, offset: place(begin), dtype, shape }]),
+  )
 }
 
 async function writeCarried(path: string, carried: ReadonlyMap<string, FileTensor>): Promise<void> {
@@ -126,23 +146,39 @@ async function writeCarried(path: string, carried: ReadonlyMap<string, FileTenso
 export async function readConfig(folder: string): Promise<JsonDocument> {
   const document = await JsonDocument.read(await fileInside(folder, configName))
   if (typeof document.value !== 'object' || document.value === null || Array.isArray(document.value)) {
-    throw new ViaductError('ERR_HF_CONFIG', 'config', `expected an object in ${join(folder, configName)}, got ${JSON.stringify(document.value).slice(0, 60)}`, { file: configName })
+    throw new ViaductError(
+      'ERR_HF_CONFIG',
+      'config',
+      `expected an object in ${join(folder, configName)}, got ${JSON.stringify(document.value).slice(0, 60)}`,
+      { file: configName },
+    )
   }
   return document
 }
 
 /** Headers are kept as their exact text, padding included. */
 function formatLayout(layout: ShardLayout): string {
-  const files = layout.files.map(({ name, header }) => ({ name, bytes: header.fileBytes, header: Buffer.from(header.bytes.subarray(8)).toString('utf8') }))
+  const files = layout.files.map(({ name, header }) => ({
+    name,
+    bytes: header.fileBytes,
+    header: Buffer.from(header.bytes.subarray(8)).toString('utf8'),
+  }))
   return `${JSON.stringify({ files, index: layout.index }, null, 1)}\n`
 }
 
 function parseLayout(document: JsonDocument, file: string): ShardLayout {
   const broken = (): never => {
-    throw new ViaductError('ERR_CHECKPOINT', 'checkpoint', `expected names, sizes and headers of files in ${file}, got something else`, { file })
+    throw new ViaductError(
+      'ERR_CHECKPOINT',
+      'checkpoint',
+      `expected names, sizes and headers of files in ${file}, got something else`,
+      { file },
+    )
   }
   const record = (value: JsonValue | undefined): Record<string, JsonValue | undefined> =>
-    typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Record<string, JsonValue>) : broken()
+    typeof value === 'object' && value !== null && !Array.isArray(value)
+      ? (value as Record<string, JsonValue>)
+      : broken()
   const root = record(document.value)
   const list = root['files']
   if (!Array.isArray(list)) return broken()

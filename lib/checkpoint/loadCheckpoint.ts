@@ -29,11 +29,21 @@ export function pieceRegion(piece: Piece): Region {
 }
 
 /** @throws ERR_CHECKPOINT_HASH naming tensor, file and both hashes. */
-export async function checkPiece(checkpoint: OpenCheckpoint, name: string, tensor: IndexedTensor, piece: Piece): Promise<void> {
+export async function checkPiece(
+  checkpoint: OpenCheckpoint,
+  name: string,
+  tensor: IndexedTensor,
+  piece: Piece,
+): Promise<void> {
   const place = checkpoint.locate(piece, tensor)
   const actual = await hashRange(place.path, place.offset, tensorBytes(tensor.dtype, piece.size))
   if (actual === piece.xxh3) return
-  throw new ViaductError('ERR_CHECKPOINT_HASH', 'checkpoint', `expected XXH3 ${piece.xxh3} for ${piece.key}, got ${actual}: ${piece.file} was changed or damaged, take another checkpoint`, { tensor: name, file: piece.file, key: piece.key, expected: piece.xxh3, actual })
+  throw new ViaductError(
+    'ERR_CHECKPOINT_HASH',
+    'checkpoint',
+    `expected XXH3 ${piece.xxh3} for ${piece.key}, got ${actual}: ${piece.file} was changed or damaged, take another checkpoint`,
+    { tensor: name, file: piece.file, key: piece.key, expected: piece.xxh3, actual },
+  )
 }
 
 /**
@@ -41,17 +51,27 @@ export async function checkPiece(checkpoint: OpenCheckpoint, name: string, tenso
  * differ. Waits for the tensors' streams first.
  * @throws ERR_CHECKPOINT listing every absent or differently shaped tensor, before anything is read; ERR_CHECKPOINT_HASH.
  */
-export async function loadCheckpoint(dir: string | OpenCheckpoint, wanted: Iterable<WantedTensor>, options: LoadOptions = {}): Promise<OpenCheckpoint> {
+export async function loadCheckpoint(
+  dir: string | OpenCheckpoint,
+  wanted: Iterable<WantedTensor>,
+  options: LoadOptions = {},
+): Promise<OpenCheckpoint> {
   const checkpoint = typeof dir === 'string' ? await openCheckpoint(dir) : dir
   const list = [...wanted]
   const problems: string[] = []
   for (const { name, shard } of list) {
     const found = checkpoint.tensors.get(name)
     if (found === undefined) problems.push(`${name} is missing`)
-    else if (found.shape.join() !== shard.logicalShape.join()) problems.push(`${name}: expected [${shard.logicalShape}], got [${found.shape}]`)
+    else if (found.shape.join() !== shard.logicalShape.join())
+      problems.push(`${name}: expected [${shard.logicalShape}], got [${found.shape}]`)
   }
   if (problems.length > 0) {
-    throw new ViaductError('ERR_CHECKPOINT', 'checkpoint', `expected the checkpoint's tensors to fit the model, got in ${checkpoint.folder}: ${problems.slice(0, 50).join('; ')}${problems.length > 50 ? ` and ${problems.length - 50} more` : ''}`, { problems })
+    throw new ViaductError(
+      'ERR_CHECKPOINT',
+      'checkpoint',
+      `expected the checkpoint's tensors to fit the model, got in ${checkpoint.folder}: ${problems.slice(0, 50).join('; ')}${problems.length > 50 ? ` and ${problems.length - 50} more` : ''}`,
+      { problems },
+    )
   }
   for (const stream of new Set(list.map(({ tensor }) => tensor.stream))) await stream.sync()
   await settleAll(

@@ -27,14 +27,19 @@ export async function together<T>(ranks: Ranks, work: () => Promise<T>): Promise
   } catch (error) {
     own = error
     const known = error instanceof ViaductError ? error : null
-    outcome = { failed: { code: known?.code ?? 'ERR_NATIVE', where: known?.where ?? 'rank', message: (error as Error).message } }
+    outcome = {
+      failed: { code: known?.code ?? 'ERR_NATIVE', where: known?.where ?? 'rank', message: (error as Error).message },
+    }
   }
   const all = await ranks.gather(outcome)
   if (own !== undefined) throw own
   const first = all.findIndex((o) => 'failed' in o)
   if (first >= 0) {
     const { failed } = all[first] as { failed: { code: string; message: string } }
-    throw new ViaductError('ERR_RANK_FAILED', 'ranks', `rank ${first} failed: ${failed.code} ${failed.message}`, { rank: first, code: failed.code })
+    throw new ViaductError('ERR_RANK_FAILED', 'ranks', `rank ${first} failed: ${failed.code} ${failed.message}`, {
+      rank: first,
+      code: failed.code,
+    })
   }
   return all.map((o) => (o as { value: T }).value)
 }

@@ -4,13 +4,28 @@ import { mkdir, rm, rmdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
-import { commitFolder, flush, ioError, removeStale, temporaryName, writeFileAtomic, writeFlushed } from '../io/atomic.js'
+import {
+  commitFolder,
+  flush,
+  ioError,
+  removeStale,
+  temporaryName,
+  writeFileAtomic,
+  writeFlushed,
+} from '../io/atomic.js'
 import { createFile, type FileTensor, hashRange, settleAll, writeRegion } from '../io/blocks.js'
 import { encodeHeader } from '../io/safetensorsHeader.js'
 import { tilingFault, volume } from '../tensor/region.js'
 import type { ShardBlock, ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { formatIndex, type IndexedTensor, indexName, iterationFolder, type Piece, trackerName } from './checkpointIndex.js'
+import {
+  formatIndex,
+  type IndexedTensor,
+  indexName,
+  iterationFolder,
+  type Piece,
+  trackerName,
+} from './checkpointIndex.js'
 import { onFirst, type Ranks, solo, together } from './ranks.js'
 
 /** A logical tensor of which this rank holds a shard. */
@@ -39,7 +54,12 @@ export interface SaveOptions {
  * @returns the iter_* folder.
  * @throws ERR_NO_SPACE, ERR_IO: nothing new is left then, the former checkpoint is as it was. On all ranks.
  */
-export async function saveCheckpoint(dir: string, iteration: number, tensors: Iterable<SavedTensor>, options: SaveOptions = {}): Promise<string> {
+export async function saveCheckpoint(
+  dir: string,
+  iteration: number,
+  tensors: Iterable<SavedTensor>,
+  options: SaveOptions = {},
+): Promise<string> {
   const ranks = options.ranks ?? solo
   const target = join(dir, iterationFolder(iteration))
   let made = false
@@ -91,7 +111,12 @@ function assign(claims: readonly (readonly Claim[])[]): Map<string, number> {
       const entry = holders.get(key)
       if (entry === undefined) holders.set(key, { claim, ranks: [rank] })
       else if (entry.claim.size.join() === claim.size.join()) entry.ranks.push(rank)
-      else throw new ViaductError('ERR_ASSERT', 'checkpoint', `ranks ${entry.ranks[0]} and ${rank} own different boxes of ${claim.name} at [${claim.start}]`)
+      else
+        throw new ViaductError(
+          'ERR_ASSERT',
+          'checkpoint',
+          `ranks ${entry.ranks[0]} and ${rank} own different boxes of ${claim.name} at [${claim.start}]`,
+        )
     }
   })
   const load = claims.map(() => 0)
@@ -104,11 +129,26 @@ function assign(claims: readonly (readonly Claim[])[]): Map<string, number> {
   return writers
 }
 
-async function writePieces(folder: string, tensors: readonly SavedTensor[], ranks: Ranks, signal: AbortSignal | undefined): Promise<Map<string, IndexedTensor>> {
+async function writePieces(
+  folder: string,
+  tensors: readonly SavedTensor[],
+  ranks: Ranks,
+  signal: AbortSignal | undefined,
+): Promise<Map<string, IndexedTensor>> {
   const owned = tensors.flatMap((tensor) =>
     tensor.shard.blocks
       .filter((block) => block.replica === 0)
-      .map((block) => ({ tensor, block, claim: { name: tensor.name, dtype: tensor.dtype, shape: tensor.shard.logicalShape, start: block.globalStart, size: block.size } })),
+      .map((block) => ({
+        tensor,
+        block,
+        claim: {
+          name: tensor.name,
+          dtype: tensor.dtype,
+          shape: tensor.shard.logicalShape,
+          start: block.globalStart,
+          size: block.size,
+        },
+      })),
   )
   const claims = await together(ranks, async () => owned.map((o) => o.claim))
   const writers = assign(claims)
@@ -117,7 +157,9 @@ async function writePieces(folder: string, tensors: readonly SavedTensor[], rank
   const file = `model-${String(ranks.rank).padStart(5, '0')}-of-${String(ranks.size).padStart(5, '0')}.safetensors`
   const hashes = await together(ranks, async () => {
     if (mine.length === 0) return {}
-    const header = encodeHeader(mine.map(({ claim }) => ({ name: pieceKey(claim), dtype: claim.dtype, shape: claim.size })))
+    const header = encodeHeader(
+      mine.map(({ claim }) => ({ name: pieceKey(claim), dtype: claim.dtype, shape: claim.size })),
+    )
     const path = join(folder, file)
     await createFile(path, header.fileBytes, header.bytes)
     const found: Record<string, string> = {}
@@ -144,16 +186,28 @@ async function writePieces(folder: string, tensors: readonly SavedTensor[], rank
       const entry = index.get(claim.name) ?? { dtype: claim.dtype, shape: claim.shape, pieces: [] }
       index.set(claim.name, entry)
       if (entry.dtype !== claim.dtype || entry.shape.join() !== claim.shape.join()) {
-        throw new ViaductError('ERR_ASSERT', 'checkpoint', `ranks disagree on ${claim.name}: ${entry.dtype} [${entry.shape}] and ${claim.dtype} [${claim.shape}]`)
+        throw new ViaductError(
+          'ERR_ASSERT',
+          'checkpoint',
+          `ranks disagree on ${claim.name}: ${entry.dtype} [${entry.shape}] and ${claim.dtype} [${claim.shape}]`,
+        )
       }
       const xxh3 = hashes[rank]?.[claimKey(claim)]
-      if (xxh3 === undefined) throw new ViaductError('ERR_ASSERT', 'checkpoint', `rank ${rank} has not written ${claim.name}`)
-      entry.pieces.push({ file: file.replace(/^model-\d+/, `model-${String(rank).padStart(5, '0')}`), key: pieceKey(claim), start: claim.start, size: claim.size, xxh3 })
+      if (xxh3 === undefined)
+        throw new ViaductError('ERR_ASSERT', 'checkpoint', `rank ${rank} has not written ${claim.name}`)
+      entry.pieces.push({
+        file: file.replace(/^model-\d+/, `model-${String(rank).padStart(5, '0')}`),
+        key: pieceKey(claim),
+        start: claim.start,
+        size: claim.size,
+        xxh3,
+      })
     }
   })
   for (const [name, { shape, pieces }] of index) {
     const fault = tilingFault(shape, pieces)
-    if (fault !== null) throw new ViaductError('ERR_ASSERT', 'checkpoint', `the ranks' shards of ${name} do not tile it: ${fault}`)
+    if (fault !== null)
+      throw new ViaductError('ERR_ASSERT', 'checkpoint', `the ranks' shards of ${name} do not tile it: ${fault}`)
   }
   return index
 }

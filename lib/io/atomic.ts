@@ -14,7 +14,13 @@ export function ioError(cause: unknown, what: string): ViaductError {
   const { code, message } = cause as NodeJS.ErrnoException
   const full = code === 'ENOSPC' || code === 'EDQUOT' || code === 'EFBIG'
   const kind = full ? 'ERR_NO_SPACE' : code === 'ENOENT' ? 'ERR_FILE_MISSING' : 'ERR_IO'
-  return new ViaductError(kind, 'file', `${what}: ${message}${full ? ': free space there, or choose another target' : ''}`, {}, { cause })
+  return new ViaductError(
+    kind,
+    'file',
+    `${what}: ${message}${full ? ': free space there, or choose another target' : ''}`,
+    {},
+    { cause },
+  )
 }
 
 /** Flushes a file or folder to disk. */
@@ -120,10 +126,17 @@ export async function asideOf(target: string): Promise<string | null> {
 export async function checkTarget(target: string, overwrite: boolean): Promise<void> {
   const entries = await readdir(target).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return []
-    throw new ViaductError('ERR_TARGET_EXISTS', 'target', `expected a folder or nothing at ${target}, got a file`, { target })
+    throw new ViaductError('ERR_TARGET_EXISTS', 'target', `expected a folder or nothing at ${target}, got a file`, {
+      target,
+    })
   })
   if (entries.length > 0 && !overwrite) {
-    throw new ViaductError('ERR_TARGET_EXISTS', 'target', `expected an empty or new folder, got ${target} with ${entries.length} entries: pass --overwrite to replace it`, { target })
+    throw new ViaductError(
+      'ERR_TARGET_EXISTS',
+      'target',
+      `expected an empty or new folder, got ${target} with ${entries.length} entries: pass --overwrite to replace it`,
+      { target },
+    )
   }
   try {
     await mkdir(dirname(target), { recursive: true })

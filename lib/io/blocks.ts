@@ -42,7 +42,16 @@ function code(dtype: DType): number {
 export async function readRegion(source: FileTensor, target: Tensor, region: Region): Promise<void> {
   if (volume(region.size) === 0) return
   await limited(() =>
-    native.readBlock(source.path, source.offset, code(source.dtype), source.shape, region.from, region.size, target.handle, region.to),
+    native.readBlock(
+      source.path,
+      source.offset,
+      code(source.dtype),
+      source.shape,
+      region.from,
+      region.size,
+      target.handle,
+      region.to,
+    ),
   )
 }
 
@@ -50,7 +59,16 @@ export async function readRegion(source: FileTensor, target: Tensor, region: Reg
 export async function writeRegion(source: Tensor, target: FileTensor, region: Region): Promise<void> {
   if (volume(region.size) === 0) return
   await limited(() =>
-    native.writeBlock(target.path, target.offset, code(target.dtype), target.shape, region.to, region.size, source.handle, region.from),
+    native.writeBlock(
+      target.path,
+      target.offset,
+      code(target.dtype),
+      target.shape,
+      region.to,
+      region.size,
+      source.handle,
+      region.from,
+    ),
   )
 }
 
@@ -58,7 +76,19 @@ export async function writeRegion(source: Tensor, target: FileTensor, region: Re
 export async function copyRegion(from: FileTensor, to: FileTensor, region: Region): Promise<void> {
   if (volume(region.size) === 0) return
   await limited(() =>
-    native.copyBlock(from.path, from.offset, code(from.dtype), from.shape, region.from, to.path, to.offset, code(to.dtype), to.shape, region.to, region.size),
+    native.copyBlock(
+      from.path,
+      from.offset,
+      code(from.dtype),
+      from.shape,
+      region.from,
+      to.path,
+      to.offset,
+      code(to.dtype),
+      to.shape,
+      region.to,
+      region.size,
+    ),
   )
 }
 

@@ -73,6 +73,10 @@ export function wholeNumbers(name: string, tensor: HostTensor): number[] {
     if (width === 4) return view.getInt32(4 * i, true)
     const value = Number(view.getBigInt64(8 * i, true))
     if (Number.isSafeInteger(value)) return value
-    throw new ViaductError('ERR_DATA', 'input', `expected ${name} to hold whole numbers below 2^53, got ${value} at ${i}`)
+    throw new ViaductError(
+      'ERR_DATA',
+      'input',
+      `expected ${name} to hold whole numbers below 2^53, got ${value} at ${i}`,
+    )
   })
 }

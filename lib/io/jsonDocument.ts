@@ -51,7 +51,13 @@ export class JsonDocument {
     try {
       bytes = await readFile(path)
     } catch (cause) {
-      throw new ViaductError('ERR_FILE_MISSING', 'json', `cannot read ${path}: ${(cause as Error).message}`, { file: path }, { cause })
+      throw new ViaductError(
+        'ERR_FILE_MISSING',
+        'json',
+        `cannot read ${path}: ${(cause as Error).message}`,
+        { file: path },
+        { cause },
+      )
     }
     return JsonDocument.parse(bytes, path, code)
   }
@@ -63,7 +69,8 @@ export class JsonDocument {
 
   /** The document with another value: members that are equal keep their text, others are replaced, added at the end, removed. */
   with(value: JsonValue): JsonDocument {
-    const text = this.text.slice(0, this.#root.start) + edit(this.text, this.#root, value, '') + this.text.slice(this.#root.end)
+    const text =
+      this.text.slice(0, this.#root.start) + edit(this.text, this.#root, value, '') + this.text.slice(this.#root.end)
     return new JsonDocument(text)
   }
 }
@@ -109,7 +116,10 @@ export function jsonEqual(a: JsonValue | undefined, b: JsonValue | undefined): b
   const left = a as Record<string, JsonValue>
   const right = b as Record<string, JsonValue>
   const keys = Object.keys(left)
-  return keys.length === Object.keys(right).length && keys.every((key) => Object.hasOwn(right, key) && jsonEqual(left[key], right[key]))
+  return (
+    keys.length === Object.keys(right).length &&
+    keys.every((key) => Object.hasOwn(right, key) && jsonEqual(left[key], right[key]))
+  )
 }
 
 function edit(text: string, node: Node, value: JsonValue, indent: string): string {
@@ -174,7 +184,8 @@ function format(value: JsonValue, indent: string, floating = false): string {
 /** As Python's repr: exponents from 1e16 and below 1e-4, two digits in the exponent at least. */
 function formatNumber(value: number, floating: boolean): string {
   if (!Number.isFinite(value)) return String(value)
-  if (Number.isInteger(value) && Math.abs(value) < 1e16) return floating || Object.is(value, -0) ? `${Object.is(value, -0) ? '-0' : value}.0` : String(value)
+  if (Number.isInteger(value) && Math.abs(value) < 1e16)
+    return floating || Object.is(value, -0) ? `${Object.is(value, -0) ? '-0' : value}.0` : String(value)
   const magnitude = Math.abs(value)
   if (magnitude >= 1e-4 && magnitude < 1e16) return String(value)
   const [digits, exponent] = value.toExponential().split('e') as [string, string]

@@ -22,7 +22,14 @@ const runsOn = new Set([...'0123456789.eE+'].map((c) => c.charCodeAt(0)))
 const literal = /true|false|null/y
 const nonFinite = /NaN|-?Infinity/y
 const escapes: Readonly<Record<string, string>> = {
-  '"': '"', '\\': '\\', '/': '/', b: '\b', f: '\f', n: '\n', r: '\r', t: '\t',
+  '"': '"',
+  '\\': '\\',
+  '/': '/',
+  b: '\b',
+  f: '\f',
+  n: '\n',
+  r: '\r',
+  t: '\t',
 }
 const special = /[\\\u0000-\u001f]/
 const deepest = 128
@@ -45,10 +52,15 @@ export function decodeUtf8(bytes: Uint8Array, source: JsonSource): string {
       }
     }
     const at = (source.offset ?? 0) + low
-    throw new ViaductError(source.code, source.where, `expected UTF-8, got byte 0x${(bytes[low] ?? 0).toString(16)} at byte ${at} of ${source.file}`, {
-      file: source.file,
-      byteOffset: at,
-    })
+    throw new ViaductError(
+      source.code,
+      source.where,
+      `expected UTF-8, got byte 0x${(bytes[low] ?? 0).toString(16)} at byte ${at} of ${source.file}`,
+      {
+        file: source.file,
+        byteOffset: at,
+      },
+    )
   }
 }
 
@@ -81,12 +93,17 @@ export class JsonReader {
     const { code, where, file, offset = 0 } = this.source
     const byteOffset = offset + Buffer.byteLength(this.text.slice(0, at))
     const line = this.text.slice(0, at).split('\n').length
-    throw new ViaductError(code, where, `${message} at byte ${byteOffset}${line > 1 ? ` (line ${line})` : ''} of ${file}`, {
-      file,
-      byteOffset,
-      line,
-      ...details,
-    })
+    throw new ViaductError(
+      code,
+      where,
+      `${message} at byte ${byteOffset}${line > 1 ? ` (line ${line})` : ''} of ${file}`,
+      {
+        file,
+        byteOffset,
+        line,
+        ...details,
+      },
+    )
   }
 
   /** What stands at the current position, in words. */
@@ -118,7 +135,8 @@ export class JsonReader {
 
   #expect(char: string): void {
     this.skipSpace()
-    if (this.text.charCodeAt(this.position) !== char.charCodeAt(0)) this.fail(`expected ${JSON.stringify(char)}, got ${this.found()}`)
+    if (this.text.charCodeAt(this.position) !== char.charCodeAt(0))
+      this.fail(`expected ${JSON.stringify(char)}, got ${this.found()}`)
     this.position++
   }
 
@@ -222,7 +240,8 @@ export class JsonReader {
     this.skipSpace()
     number.lastIndex = this.position
     const match = number.exec(this.text)
-    if (match === null || runsOn.has(this.text.charCodeAt(number.lastIndex))) this.fail(`expected a number, got ${this.found()}`)
+    if (match === null || runsOn.has(this.text.charCodeAt(number.lastIndex)))
+      this.fail(`expected a number, got ${this.found()}`)
     this.position = number.lastIndex
     return match[0]
   }
@@ -233,7 +252,8 @@ export class JsonReader {
     const start = this.position
     let at = start
     let value = 0
-    for (let c = this.text.charCodeAt(at); c >= 0x30 && c <= 0x39; c = this.text.charCodeAt(++at)) value = value * 10 + (c - 0x30)
+    for (let c = this.text.charCodeAt(at); c >= 0x30 && c <= 0x39; c = this.text.charCodeAt(++at))
+      value = value * 10 + (c - 0x30)
     const count = at - start
     const leadingZero = count > 1 && this.text.charCodeAt(start) === 0x30
     if (count === 0 || count > 15 || leadingZero || runsOn.has(this.text.charCodeAt(at))) return -1

@@ -4,7 +4,8 @@ import { dirname, join } from 'node:path'
 import { flush, ioError } from './atomic.js'
 import { fileInside } from './paths.js'
 
-const weights = /\.(safetensors|bin|pt|pth|ckpt|pkl|pickle|gguf|h5|msgpack|onnx|npz)(\.index\.json)?$|\.safetensors\.index\.json$/i
+const weights =
+  /\.(safetensors|bin|pt|pth|ckpt|pkl|pickle|gguf|h5|msgpack|onnx|npz)(\.index\.json)?$|\.safetensors\.index\.json$/i
 const skippedFolders = new Set(['.git', '.cache'])
 
 /** Files beside the weights, and weight files in other formats that nobody carries. Relative names, sorted. */

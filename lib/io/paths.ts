@@ -5,7 +5,12 @@ import { basename, dirname, join, sep } from 'node:path'
 import { type ErrorCode, ViaductError } from '../base/errors.js'
 
 function escape(name: string, folder: string, why: string): never {
-  throw new ViaductError('ERR_PATH_ESCAPE', 'path', `expected a file inside of ${folder}, got ${JSON.stringify(name)}: ${why}`, { name, folder })
+  throw new ViaductError(
+    'ERR_PATH_ESCAPE',
+    'path',
+    `expected a file inside of ${folder}, got ${JSON.stringify(name)}: ${why}`,
+    { name, folder },
+  )
 }
 
 /** Checks the spelling of a relative file name. @throws ERR_PATH_ESCAPE; nothing is opened. */
@@ -14,7 +19,8 @@ export function checkFileName(name: string, folder: string): void {
   if (name.includes('\0')) escape(name, folder, 'it holds a zero byte')
   if (name.includes('\\')) escape(name, folder, 'it holds a backslash')
   if (name.startsWith('/') || /^[A-Za-z]:/.test(name)) escape(name, folder, 'it is absolute')
-  if (name.split('/').some((part) => part === '..' || part === '.' || part === '')) escape(name, folder, 'it has empty, . or .. parts')
+  if (name.split('/').some((part) => part === '..' || part === '.' || part === ''))
+    escape(name, folder, 'it has empty, . or .. parts')
 }
 
 /**
@@ -22,14 +28,24 @@ export function checkFileName(name: string, folder: string): void {
  * @param missing - code to throw when it does not exist.
  * @throws ERR_PATH_ESCAPE when the name or a symlink leaves the folder, or when it is no regular file.
  */
-export async function fileInside(folder: string, name: string, missing: ErrorCode = 'ERR_FILE_MISSING'): Promise<string> {
+export async function fileInside(
+  folder: string,
+  name: string,
+  missing: ErrorCode = 'ERR_FILE_MISSING',
+): Promise<string> {
   checkFileName(name, folder)
   const home = await realpath(folder)
   let real: string
   try {
     real = await realpath(join(folder, name))
   } catch (cause) {
-    throw new ViaductError(missing, 'path', `expected the file ${name} in ${folder}, found none: download or copy it again`, { file: name, folder }, { cause })
+    throw new ViaductError(
+      missing,
+      'path',
+      `expected the file ${name} in ${folder}, found none: download or copy it again`,
+      { file: name, folder },
+      { cause },
+    )
   }
   if (!real.startsWith(home + sep)) {
     const cache = basename(dirname(home)) === 'snapshots' ? join(dirname(dirname(home)), 'blobs') + sep : null

@@ -36,14 +36,29 @@ function refuse(code: ErrorCode, file: string, message: string, details: Record<
  */
 export function headerLength(first: Uint8Array, fileBytes: number, file: string): number {
   if (fileBytes < 8 || first.length < 8) {
-    refuse('ERR_SAFETENSORS_HEADER', file, `expected at least 8 bytes of header length, got a file of ${fileBytes} bytes`, { byteOffset: 0 })
+    refuse(
+      'ERR_SAFETENSORS_HEADER',
+      file,
+      `expected at least 8 bytes of header length, got a file of ${fileBytes} bytes`,
+      { byteOffset: 0 },
+    )
   }
   const length = new DataView(first.buffer, first.byteOffset, 8).getBigUint64(0, true)
   if (length > BigInt(fileBytes - 8)) {
-    refuse('ERR_SAFETENSORS_HEADER', file, `expected a header inside of the file of ${fileBytes} bytes, got a header length of ${length}`, { byteOffset: 0 })
+    refuse(
+      'ERR_SAFETENSORS_HEADER',
+      file,
+      `expected a header inside of the file of ${fileBytes} bytes, got a header length of ${length}`,
+      { byteOffset: 0 },
+    )
   }
   if (length > BigInt(maxHeaderBytes)) {
-    refuse('ERR_SAFETENSORS_HEADER', file, `expected a header of at most ${maxHeaderBytes} bytes, got ${length}: too large`, { byteOffset: 0 })
+    refuse(
+      'ERR_SAFETENSORS_HEADER',
+      file,
+      `expected a header of at most ${maxHeaderBytes} bytes, got ${length}: too large`,
+      { byteOffset: 0 },
+    )
   }
   return Number(length)
 }
@@ -72,7 +87,8 @@ function readMetadata(reader: JsonReader): Map<string, string> {
   const metadata = new Map<string, string>()
   if (reader.peek() !== 'object') reader.fail(`expected __metadata__ to be an object of strings, got ${reader.found()}`)
   reader.object((key) => {
-    if (reader.peek() !== 'string') reader.fail(`expected __metadata__[${JSON.stringify(key)}] to be a string, got ${reader.found()}`)
+    if (reader.peek() !== 'string')
+      reader.fail(`expected __metadata__[${JSON.stringify(key)}] to be a string, got ${reader.found()}`)
     metadata.set(key, reader.string())
   })
   return metadata
@@ -87,7 +103,11 @@ function readCount(reader: JsonReader, tensor: string, what: string): number {
   const spelled = kind === 'number' ? reader.number() : ''
   const value = Number(spelled)
   if (kind !== 'number' || !/^(0|[1-9][0-9]*)$/.test(spelled)) {
-    reader.fail(`expected ${what} of tensor ${JSON.stringify(tensor)} to be whole and not negative, got ${reader.found(at)}`, at, { tensor })
+    reader.fail(
+      `expected ${what} of tensor ${JSON.stringify(tensor)} to be whole and not negative, got ${reader.found(at)}`,
+      at,
+      { tensor },
+    )
   }
   if (!Number.isSafeInteger(value)) {
     reader.fail(`expected ${what} of tensor ${JSON.stringify(tensor)} to be below 2^53, got ${spelled}`, at, { tensor })
@@ -101,37 +121,61 @@ function readEntry(reader: JsonReader, name: string, nameAt: number): TensorEntr
   let dtype: DType | undefined
   let shape: number[] | undefined
   let offsets: number[] | undefined
-  if (reader.peek() !== 'object') reader.fail(`expected tensor ${quoted} to be an object, got ${reader.found()}`, reader.position, { tensor: name })
+  if (reader.peek() !== 'object')
+    reader.fail(`expected tensor ${quoted} to be an object, got ${reader.found()}`, reader.position, { tensor: name })
   reader.object((field, at) => {
     if (field === 'dtype') {
-      if (reader.peek() !== 'string') reader.fail(`expected the dtype of tensor ${quoted} to be a string, got ${reader.found()}`, at, { tensor: name })
+      if (reader.peek() !== 'string')
+        reader.fail(`expected the dtype of tensor ${quoted} to be a string, got ${reader.found()}`, at, {
+          tensor: name,
+        })
       const spelled = reader.string()
       dtype = dtypeFromSafetensors(spelled)
       if (dtype === undefined) {
-        refuse('ERR_SAFETENSORS_DTYPE', file, `expected the dtype of tensor ${quoted} to be one of ${safetensorsDtypes.join(', ')}, got ${JSON.stringify(spelled)}`, { tensor: name })
+        refuse(
+          'ERR_SAFETENSORS_DTYPE',
+          file,
+          `expected the dtype of tensor ${quoted} to be one of ${safetensorsDtypes.join(', ')}, got ${JSON.stringify(spelled)}`,
+          { tensor: name },
+        )
       }
     } else if (field === 'shape' || field === 'data_offsets') {
-      if (reader.peek() !== 'array') reader.fail(`expected ${field} of tensor ${quoted} to be a list, got ${reader.found()}`, at, { tensor: name })
+      if (reader.peek() !== 'array')
+        reader.fail(`expected ${field} of tensor ${quoted} to be a list, got ${reader.found()}`, at, { tensor: name })
       const list: number[] = []
       reader.array(() => list.push(readCount(reader, name, field)))
       if (field === 'shape') shape = list
       else offsets = list
     } else {
-      reader.fail(`expected dtype, shape and data_offsets for tensor ${quoted}, got ${JSON.stringify(field)}`, at, { tensor: name })
+      reader.fail(`expected dtype, shape and data_offsets for tensor ${quoted}, got ${JSON.stringify(field)}`, at, {
+        tensor: name,
+      })
     }
   })
   if (dtype === undefined || shape === undefined || offsets === undefined || offsets.length !== 2) {
     reader.fail(`expected dtype, shape and two data_offsets for tensor ${quoted}`, nameAt, { tensor: name })
   }
   const [begin, end] = offsets as [number, number]
-  if (end < begin) reader.fail(`expected data_offsets of tensor ${quoted} in order, got [${begin}, ${end}]`, nameAt, { tensor: name })
+  if (end < begin)
+    reader.fail(`expected data_offsets of tensor ${quoted} in order, got [${begin}, ${end}]`, nameAt, { tensor: name })
   const bits = bitsOf(dtype, shape)
   if (typeof bits === 'bigint' || bits % 8 !== 0) {
     const odd = BigInt(bits) % 8n !== 0n
-    if (odd) refuse('ERR_SAFETENSORS_DTYPE', file, `expected whole bytes for tensor ${quoted}, got ${bits} bits of ${dtypes[dtype].safetensors} [${shape}]: misaligned`, { tensor: name })
+    if (odd)
+      refuse(
+        'ERR_SAFETENSORS_DTYPE',
+        file,
+        `expected whole bytes for tensor ${quoted}, got ${bits} bits of ${dtypes[dtype].safetensors} [${shape}]: misaligned`,
+        { tensor: name },
+      )
   }
   if (typeof bits === 'bigint' || bits / 8 !== end - begin) {
-    refuse('ERR_SAFETENSORS_LAYOUT', file, `expected ${BigInt(bits) / 8n} bytes for tensor ${quoted} of ${dtypes[dtype].safetensors} [${shape}], got data_offsets [${begin}, ${end}]: ${end - begin} bytes`, { tensor: name, byteOffset: begin })
+    refuse(
+      'ERR_SAFETENSORS_LAYOUT',
+      file,
+      `expected ${BigInt(bits) / 8n} bytes for tensor ${quoted} of ${dtypes[dtype].safetensors} [${shape}], got data_offsets [${begin}, ${end}]: ${end - begin} bytes`,
+      { tensor: name, byteOffset: begin },
+    )
   }
   return { name, dtype, shape, begin, end }
 }
@@ -155,7 +199,12 @@ function tiled(entries: TensorEntry[], dataBytes: number, fileBytes: number, fil
     const expected = fileBytes - dataBytes + position
     const what = dataBytes < position ? 'the file is cut' : 'bytes follow the last tensor'
     const named = previous ? `, last tensor ${shortName(previous.name)}` : ''
-    refuse('ERR_SAFETENSORS_SIZE', file, `expected ${expected} bytes, got ${fileBytes}: ${what}${named}`, { expected, actual: fileBytes, tensor: previous?.name ?? null, byteOffset: Math.min(expected, fileBytes) })
+    refuse('ERR_SAFETENSORS_SIZE', file, `expected ${expected} bytes, got ${fileBytes}: ${what}${named}`, {
+      expected,
+      actual: fileBytes,
+      tensor: previous?.name ?? null,
+      byteOffset: Math.min(expected, fileBytes),
+    })
   }
   return new Map(entries.map((entry) => [entry.name, entry]))
 }
@@ -165,9 +214,19 @@ function refuseGap(entry: TensorEntry, position: number, previous: TensorEntry |
   const quoted = shortName(entry.name)
   const details = { tensor: entry.name, other: previous?.name ?? null, byteOffset: Math.min(entry.begin, position) }
   if (entry.begin < position) {
-    refuse('ERR_SAFETENSORS_LAYOUT', file, `expected tensors apart, got ${quoted} at [${entry.begin}, ${entry.end}] overlapping ${shortName(previous?.name ?? '')} which ends at ${position}`, details)
+    refuse(
+      'ERR_SAFETENSORS_LAYOUT',
+      file,
+      `expected tensors apart, got ${quoted} at [${entry.begin}, ${entry.end}] overlapping ${shortName(previous?.name ?? '')} which ends at ${position}`,
+      details,
+    )
   }
-  refuse('ERR_SAFETENSORS_LAYOUT', file, `expected tensor ${quoted} to begin at ${position}, got ${entry.begin}: a hole of ${entry.begin - position} bytes`, details)
+  refuse(
+    'ERR_SAFETENSORS_LAYOUT',
+    file,
+    `expected tensor ${quoted} to begin at ${position}, got ${entry.begin}: a hole of ${entry.begin - position} bytes`,
+    details,
+  )
 }
 
 /** A name for messages: quoted, cut when it is long. */
@@ -185,7 +244,8 @@ export interface TensorPlan {
 /** Bytes of a tensor. @throws ERR_DTYPE when they are not whole. */
 export function tensorBytes(dtype: DType, shape: readonly number[]): number {
   const bits = dtypes[dtype].bits * shape.reduce((n, dim) => n * dim, 1)
-  if (bits % 8 !== 0) throw new ViaductError('ERR_DTYPE', 'safetensors', `expected whole bytes, got ${bits} bits of ${dtype} [${shape}]`)
+  if (bits % 8 !== 0)
+    throw new ViaductError('ERR_DTYPE', 'safetensors', `expected whole bytes, got ${bits} bits of ${dtype} [${shape}]`)
   return bits / 8
 }
 
@@ -193,29 +253,46 @@ export function tensorBytes(dtype: DType, shape: readonly number[]): number {
  * The header of a new file. Tensors lie in the given order, wider dtypes first, so that each is aligned to its own dtype.
  * The JSON is padded with spaces to 8 bytes, as the safetensors package does.
  */
-export function encodeHeader(plans: readonly TensorPlan[], metadata: ReadonlyMap<string, string> | null = null): SafetensorsHeader {
+export function encodeHeader(
+  plans: readonly TensorPlan[],
+  metadata: ReadonlyMap<string, string> | null = null,
+): SafetensorsHeader {
   const ordered = [...plans].sort((a, b) => dtypes[b.dtype].bits - dtypes[a.dtype].bits)
   return encodeInOrder(ordered, metadata)
 }
 
 /** As encodeHeader, with the bytes in exactly the given order: a source's order is kept. */
-export function encodeInOrder(plans: readonly TensorPlan[], metadata: ReadonlyMap<string, string> | null): SafetensorsHeader {
+export function encodeInOrder(
+  plans: readonly TensorPlan[],
+  metadata: ReadonlyMap<string, string> | null,
+): SafetensorsHeader {
   const parts: string[] = []
   if (metadata !== null) parts.push(`"__metadata__":${JSON.stringify(Object.fromEntries(metadata))}`)
   const entries = new Map<string, TensorEntry>()
   let position = 0
   for (const { name, dtype, shape } of plans) {
     if (name === '__metadata__' || entries.has(name)) {
-      throw new ViaductError('ERR_ASSERT', 'safetensors', `a file cannot hold the tensor ${shortName(name)} ${entries.has(name) ? 'twice' : 'by this name'}`)
+      throw new ViaductError(
+        'ERR_ASSERT',
+        'safetensors',
+        `a file cannot hold the tensor ${shortName(name)} ${entries.has(name) ? 'twice' : 'by this name'}`,
+      )
     }
     const end = position + tensorBytes(dtype, shape)
     entries.set(name, { name, dtype, shape: [...shape], begin: position, end })
-    parts.push(`${JSON.stringify(name)}:{"dtype":"${dtypes[dtype].safetensors}","shape":[${shape}],"data_offsets":[${position},${end}]}`)
+    parts.push(
+      `${JSON.stringify(name)}:{"dtype":"${dtypes[dtype].safetensors}","shape":[${shape}],"data_offsets":[${position},${end}]}`,
+    )
     position = end
   }
   let json = Buffer.from(`{${parts.join(',')}}`)
   if (json.length % 8 !== 0) json = Buffer.concat([json, Buffer.alloc(8 - (json.length % 8), ' ')])
-  if (json.length > maxHeaderBytes) throw new ViaductError('ERR_UNSUPPORTED', 'safetensors', `expected a header of at most ${maxHeaderBytes} bytes, got ${json.length}: use more files`)
+  if (json.length > maxHeaderBytes)
+    throw new ViaductError(
+      'ERR_UNSUPPORTED',
+      'safetensors',
+      `expected a header of at most ${maxHeaderBytes} bytes, got ${json.length}: use more files`,
+    )
   const length = Buffer.alloc(8)
   length.writeBigUInt64LE(BigInt(json.length))
   const bytes = Buffer.concat([length, json])

@@ -43,7 +43,13 @@ export async function readHeader(path: string, name = path): Promise<Safetensors
   try {
     file = await open(path, 'r')
   } catch (cause) {
-    throw new ViaductError('ERR_FILE_MISSING', 'safetensors', `cannot open ${name}: ${(cause as Error).message}`, { file: name }, { cause })
+    throw new ViaductError(
+      'ERR_FILE_MISSING',
+      'safetensors',
+      `cannot open ${name}: ${(cause as Error).message}`,
+      { file: name },
+      { cause },
+    )
   }
   try {
     const { size } = await file.stat()
@@ -54,7 +60,13 @@ export async function readHeader(path: string, name = path): Promise<Safetensors
     let got = 0
     while (got < bytes.length) {
       const { bytesRead: n } = await file.read(bytes, got, bytes.length - got, got)
-      if (n === 0) throw new ViaductError('ERR_SAFETENSORS_SIZE', 'safetensors', `expected ${bytes.length} bytes of header, got ${got} (${name})`, { file: name })
+      if (n === 0)
+        throw new ViaductError(
+          'ERR_SAFETENSORS_SIZE',
+          'safetensors',
+          `expected ${bytes.length} bytes of header, got ${got} (${name})`,
+          { file: name },
+        )
       got += n
     }
     return parseHeader(bytes, size, name)
@@ -66,7 +78,12 @@ export async function readHeader(path: string, name = path): Promise<Safetensors
 /** Tensors of one file by name. */
 export function tensorSources(file: WeightFile): Map<string, TensorSource> {
   const start = file.header.bytes.length
-  return new Map([...file.header.entries].map(([name, entry]) => [name, { path: file.path, offset: start + entry.begin, file: file.name, entry }]))
+  return new Map(
+    [...file.header.entries].map(([name, entry]) => [
+      name,
+      { path: file.path, offset: start + entry.begin, file: file.name, entry },
+    ]),
+  )
 }
 
 async function readIndex(folder: string): Promise<Map<string, string>> {
@@ -83,7 +100,8 @@ async function readIndex(folder: string): Promise<Map<string, string>> {
     seen = true
     if (reader.peek() !== 'object') reader.fail(`expected weight_map to be an object, got ${reader.found()}`)
     reader.object((tensor) => {
-      if (reader.peek() !== 'string') reader.fail(`expected the file name of tensor ${JSON.stringify(tensor)}, got ${reader.found()}`)
+      if (reader.peek() !== 'string')
+        reader.fail(`expected the file name of tensor ${JSON.stringify(tensor)}, got ${reader.found()}`)
       map.set(tensor, reader.string())
     })
   })
@@ -98,11 +116,19 @@ async function refuseOther(folder: string): Promise<never> {
   const names = await readdir(folder)
   const pickles = names.filter((name) => /\.(bin|pt|pth|ckpt|pkl|pickle)(\.index\.json)?$/.test(name))
   if (pickles.length > 0) {
-    throw new ViaductError('ERR_PICKLE', 'weights',
+    throw new ViaductError(
+      'ERR_PICKLE',
+      'weights',
       `expected ${singleFile} or ${indexFile} in ${folder}, got ${pickles[0]}: pickle files can run code and are never opened; save the model again with save_pretrained(safe_serialization=True), or take a revision with safetensors`,
-      { folder, files: pickles })
+      { folder, files: pickles },
+    )
   }
-  throw new ViaductError('ERR_FILE_MISSING', 'weights', `expected ${singleFile} or ${indexFile} in ${folder}, found neither`, { folder, file: singleFile })
+  throw new ViaductError(
+    'ERR_FILE_MISSING',
+    'weights',
+    `expected ${singleFile} or ${indexFile} in ${folder}, found neither`,
+    { folder, file: singleFile },
+  )
 }
 
 /**
@@ -111,14 +137,20 @@ async function refuseOther(folder: string): Promise<never> {
  *   files disagree; ERR_PATH_ESCAPE; the errors of parseHeader.
  */
 export async function openWeights(folder: string): Promise<WeightFolder> {
-  if (!(await isFolder(folder))) throw new ViaductError('ERR_FILE_MISSING', 'weights', `expected a folder, found none at ${folder}`, { folder })
+  if (!(await isFolder(folder)))
+    throw new ViaductError('ERR_FILE_MISSING', 'weights', `expected a folder, found none at ${folder}`, { folder })
   const hasIndex = await exists(join(folder, indexFile))
   const hasSingle = await exists(join(folder, singleFile))
   if (!hasIndex && !hasSingle) await refuseOther(folder)
   const map = hasIndex ? await readIndex(folder) : null
   const names = map ? [...new Set(map.values())].sort() : [singleFile]
   if (map && hasSingle && !names.includes(singleFile)) {
-    throw new ViaductError('ERR_INDEX', 'index', `expected either ${singleFile} or ${indexFile} in ${folder}, got both: remove the one that is stale`, { folder })
+    throw new ViaductError(
+      'ERR_INDEX',
+      'index',
+      `expected either ${singleFile} or ${indexFile} in ${folder}, got both: remove the one that is stale`,
+      { folder },
+    )
   }
   const missing: string[] = []
   const paths = new Map<string, string>()
@@ -127,7 +159,12 @@ export async function openWeights(folder: string): Promise<WeightFolder> {
     else missing.push(name)
   }
   if (missing.length > 0) {
-    throw new ViaductError('ERR_FILE_MISSING', 'weights', `expected ${names.length} files in ${folder}, ${missing.length === 1 ? 'one is' : `${missing.length} are`} missing: ${missing.join(', ')}`, { folder, file: missing[0], files: missing })
+    throw new ViaductError(
+      'ERR_FILE_MISSING',
+      'weights',
+      `expected ${names.length} files in ${folder}, ${missing.length === 1 ? 'one is' : `${missing.length} are`} missing: ${missing.join(', ')}`,
+      { folder, file: missing[0], files: missing },
+    )
   }
   const files: WeightFile[] = []
   const tensors = new Map<string, TensorSource>()
@@ -136,7 +173,13 @@ export async function openWeights(folder: string): Promise<WeightFolder> {
     files.push(file)
     for (const [tensor, source] of tensorSources(file)) {
       const other = tensors.get(tensor)
-      if (other) throw new ViaductError('ERR_INDEX', 'index', `expected tensor ${JSON.stringify(tensor)} in one file, got it in ${other.file} and ${name}`, { tensor, files: [other.file, name] })
+      if (other)
+        throw new ViaductError(
+          'ERR_INDEX',
+          'index',
+          `expected tensor ${JSON.stringify(tensor)} in one file, got it in ${other.file} and ${name}`,
+          { tensor, files: [other.file, name] },
+        )
       tensors.set(tensor, source)
     }
   }
@@ -151,8 +194,11 @@ function checkIndex(map: ReadonlyMap<string, string>, tensors: ReadonlyMap<strin
     if (source === undefined) problems.push(`${tensor} is not in ${file}`)
     else if (source.file !== file) problems.push(`${tensor} is in ${source.file}, not in ${file}`)
   }
-  for (const [tensor, source] of tensors) if (!map.has(tensor)) problems.push(`${tensor} of ${source.file} is not in the index`)
+  for (const [tensor, source] of tensors)
+    if (!map.has(tensor)) problems.push(`${tensor} of ${source.file} is not in the index`)
   if (problems.length === 0) return
   const shown = problems.slice(0, 20).join('; ') + (problems.length > 20 ? `; and ${problems.length - 20} more` : '')
-  throw new ViaductError('ERR_INDEX', 'index', `expected the index and the files to name the same tensors: ${shown}`, { problems })
+  throw new ViaductError('ERR_INDEX', 'index', `expected the index and the files to name the same tensors: ${shown}`, {
+    problems,
+  })
 }

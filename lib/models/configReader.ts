@@ -36,7 +36,8 @@ export class ConfigReader {
   nested(key: string): ConfigReader | null {
     const value = this.get(key)
     if (value === undefined) return null
-    if (typeof value === 'object' && !Array.isArray(value)) return new ConfigReader(value as HfConfig, this.family, `${this.prefix}${key}.`, this.#problems)
+    if (typeof value === 'object' && !Array.isArray(value))
+      return new ConfigReader(value as HfConfig, this.family, `${this.prefix}${key}.`, this.#problems)
     this.problem(`${this.prefix}${key} must be an object, got ${JSON.stringify(value)}`)
     return null
   }
@@ -46,8 +47,10 @@ export class ConfigReader {
     const { min = 1, max, fallback } = limits
     const value = this.get(key) ?? fallback
     if (value === undefined) this.problem(`${this.prefix}${key} is missing`)
-    else if (typeof value !== 'number' || !Number.isInteger(value)) this.problem(`${this.prefix}${key} must be a whole number, got ${JSON.stringify(value)}`)
-    else if (value < min || value > max) this.problem(`${this.prefix}${key} must be from ${min} to ${max}, got ${value}`)
+    else if (typeof value !== 'number' || !Number.isInteger(value))
+      this.problem(`${this.prefix}${key} must be a whole number, got ${JSON.stringify(value)}`)
+    else if (value < min || value > max)
+      this.problem(`${this.prefix}${key} must be from ${min} to ${max}, got ${value}`)
     else return value
     return min
   }
@@ -57,8 +60,12 @@ export class ConfigReader {
     const { min = -Number.MAX_VALUE, max = Number.MAX_VALUE, fallback } = limits
     const value = floatOf(this.get(key)) ?? fallback
     if (value === undefined) this.problem(`${this.prefix}${key} is missing`)
-    else if (typeof value !== 'number') this.problem(`${this.prefix}${key} must be a number, got ${JSON.stringify(value)}`)
-    else if (!(value >= min && value <= max)) this.problem(`${this.prefix}${key} must be a finite number${limits.min === undefined ? '' : ` of at least ${min}`}${limits.max === undefined ? '' : ` and at most ${max}`}, got ${value}`)
+    else if (typeof value !== 'number')
+      this.problem(`${this.prefix}${key} must be a number, got ${JSON.stringify(value)}`)
+    else if (!(value >= min && value <= max))
+      this.problem(
+        `${this.prefix}${key} must be a finite number${limits.min === undefined ? '' : ` of at least ${min}`}${limits.max === undefined ? '' : ` and at most ${max}`}, got ${value}`,
+      )
     else return value
     return fallback ?? 1
   }
@@ -85,7 +92,9 @@ export class ConfigReader {
   /** @throws ERR_HF_CONFIG when there are problems, listing all. */
   finish(): void {
     if (this.#problems.length === 0) return
-    throw new ViaductError('ERR_HF_CONFIG', `${this.family} config`, this.#problems.join('; '), { problems: [...this.#problems] })
+    throw new ViaductError('ERR_HF_CONFIG', `${this.family} config`, this.#problems.join('; '), {
+      problems: [...this.#problems],
+    })
   }
 }
 

@@ -118,7 +118,11 @@ export interface Mapping {
  * Resolves rules for a model's parameters.
  * @throws ERR_COVERAGE when a parameter has no rule or two, or a rule's regions do not tile: a fault of the family's table.
  */
-export function bindRules(rules: readonly Rule[], parameters: readonly ParameterRow[], config: TransformerConfig): Mapping {
+export function bindRules(
+  rules: readonly Rule[],
+  parameters: readonly ParameterRow[],
+  config: TransformerConfig,
+): Mapping {
   const bindings = new Map<string, Binding>()
   const byTheirs = new Map<string, { binding: Binding; part: Part }>()
   const ties = new Map<string, string>()
@@ -127,7 +131,8 @@ export function bindRules(rules: readonly Rule[], parameters: readonly Parameter
   const shapes = new Map(parameters.map((p) => [p.name, p.shape]))
   for (const rule of rules) {
     if (rule.kind === 'tied') ties.set(rule.copy, rule.of)
-    else if (rule.kind === 'derived') for (const [name] of expand([rule.theirs], config)) formulas.set(name as string, rule)
+    else if (rule.kind === 'derived')
+      for (const [name] of expand([rule.theirs], config)) formulas.set(name as string, rule)
     else {
       for (const [ours, ...theirs] of expand([rule.ours, ...rule.theirs], config)) {
         const shape = shapes.get(ours as string)
@@ -145,7 +150,13 @@ export function bindRules(rules: readonly Rule[], parameters: readonly Parameter
     }
   }
   for (const { name } of parameters) if (!bindings.has(name)) problems.push(`${name} has no rule`)
-  if (problems.length > 0) throw new ViaductError('ERR_COVERAGE', 'mapping', `the mapping table does not cover the model: ${problems.join('; ')}`, { problems })
+  if (problems.length > 0)
+    throw new ViaductError(
+      'ERR_COVERAGE',
+      'mapping',
+      `the mapping table does not cover the model: ${problems.join('; ')}`,
+      { problems },
+    )
   return { config, bindings, byTheirs, tied: ties, derived: formulas }
 }
 
@@ -156,7 +167,10 @@ function bindingProblems(binding: Binding): string[] {
   const fault = tilingFault(binding.shape, ours)
   if (fault) problems.push(`${binding.ours}: ${fault}`)
   for (const part of binding.parts) {
-    const theirs = tilingFault(part.shape, part.regions.map((r) => ({ start: r.from, size: r.size })))
+    const theirs = tilingFault(
+      part.shape,
+      part.regions.map((r) => ({ start: r.from, size: r.size })),
+    )
     if (theirs) problems.push(`${part.name}: ${theirs}`)
   }
   return problems
@@ -200,7 +214,10 @@ export interface Coverage {
 
 /** A name against a pattern with `*` (anything) and `?` (one character). */
 export function matchesPattern(name: string, pattern: string): boolean {
-  const expression = pattern.replace(/[.+^${}()|[\]\\]/g, '\\$&').replaceAll('*', '.*').replaceAll('?', '.')
+  const expression = pattern
+    .replace(/[.+^${}()|[\]\\]/g, '\\$&')
+    .replaceAll('*', '.*')
+    .replaceAll('?', '.')
   return new RegExp(`^${expression}$`, 's').test(name)
 }
 
@@ -209,9 +226,19 @@ export function matchesPattern(name: string, pattern: string): boolean {
  * all shapes agree, no dtype needs a scale that nobody applies.
  * @throws ERR_TENSOR_SHAPE if shapes are the only problem, ERR_TENSOR_DTYPE if dtypes are, else ERR_COVERAGE; all are listed.
  */
-export function proveCoverage(mapping: Mapping, source: ReadonlyMap<string, TensorFacts>, policy: CoveragePolicy = {}): Coverage {
+export function proveCoverage(
+  mapping: Mapping,
+  source: ReadonlyMap<string, TensorFacts>,
+  policy: CoveragePolicy = {},
+): Coverage {
   const allowed = (name: string, patterns: readonly string[] = []) => patterns.some((p) => matchesPattern(name, p))
-  const lists = { mapped: [] as string[], tied: [] as string[], derived: [] as string[], ignored: [] as string[], missing: [] as string[] }
+  const lists = {
+    mapped: [] as string[],
+    tied: [] as string[],
+    derived: [] as string[],
+    ignored: [] as string[],
+    missing: [] as string[],
+  }
   const absent: string[] = []
   const unexpected: string[] = []
   const shapes: string[] = []
@@ -246,9 +273,15 @@ export function proveCoverage(mapping: Mapping, source: ReadonlyMap<string, Tens
   }
   for (const { ours, parts } of mapping.bindings.values()) {
     const found = new Set(parts.flatMap((part) => source.get(part.name)?.dtype ?? []))
-    if (found.size > 1) kinds.push(`${parts.map((p) => p.name).join(', ')} become ${ours} but have the dtypes ${[...found].join(', ')}: save them in one dtype`)
+    if (found.size > 1)
+      kinds.push(
+        `${parts.map((p) => p.name).join(', ')} become ${ours} but have the dtypes ${[...found].join(', ')}: save them in one dtype`,
+      )
     const gone = parts.filter((part) => lists.missing.includes(part.name))
-    if (gone.length > 0 && gone.length < parts.length) absent.push(...gone.map((part) => `${part.name} (its siblings of ${ours} are there: allow all or none to be missing)`))
+    if (gone.length > 0 && gone.length < parts.length)
+      absent.push(
+        ...gone.map((part) => `${part.name} (its siblings of ${ours} are there: allow all or none to be missing)`),
+      )
   }
   const problems = [
     ...list('missing from the source', absent, 'allow with --allow-missing'),
@@ -257,9 +290,21 @@ export function proveCoverage(mapping: Mapping, source: ReadonlyMap<string, Tens
     ...list('of a dtype that is not handled', kinds),
   ]
   if (problems.length > 0) {
-    const code = absent.length + unexpected.length > 0 ? 'ERR_COVERAGE' : shapes.length > 0 ? 'ERR_TENSOR_SHAPE' : 'ERR_TENSOR_DTYPE'
-    const hint = absent.includes('lm_head.weight') ? '; lm_head.weight is needed because tie_word_embeddings is false' : ''
-    throw new ViaductError(code, 'coverage', problems.join('; ') + hint, { missing: absent, unexpected, shapes, dtypes: kinds })
+    const code =
+      absent.length + unexpected.length > 0
+        ? 'ERR_COVERAGE'
+        : shapes.length > 0
+          ? 'ERR_TENSOR_SHAPE'
+          : 'ERR_TENSOR_DTYPE'
+    const hint = absent.includes('lm_head.weight')
+      ? '; lm_head.weight is needed because tie_word_embeddings is false'
+      : ''
+    throw new ViaductError(code, 'coverage', problems.join('; ') + hint, {
+      missing: absent,
+      unexpected,
+      shapes,
+      dtypes: kinds,
+    })
   }
   return { ...lists, partial: lists.ignored.length + lists.missing.length > 0 }
 }
@@ -267,7 +312,9 @@ export function proveCoverage(mapping: Mapping, source: ReadonlyMap<string, Tens
 function list(what: string, items: readonly string[], hint?: string): string[] {
   if (items.length === 0) return []
   const shown = items.slice(0, 50).join(', ') + (items.length > 50 ? ` and ${items.length - 50} more` : '')
-  return [`${items.length} ${items.length === 1 ? 'tensor' : 'tensors'} ${what}: ${shown}${hint ? ` (${hint} PATTERN)` : ''}`]
+  return [
+    `${items.length} ${items.length === 1 ? 'tensor' : 'tensors'} ${what}: ${shown}${hint ? ` (${hint} PATTERN)` : ''}`,
+  ]
 }
 
 /** Integers, booleans and packed floats in a weight's place mean quantisation that nobody undoes. */

@@ -54,11 +54,15 @@ export function tensorParallelProblems(config: TransformerConfig, tp: number): s
   const problems: string[] = []
   const { numAttentionHeads: heads, numQueryGroups: groups, ffnHiddenSize } = config
   const divisors = (n: number) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0)
-  if (heads % tp !== 0) problems.push(`tensorModelParallelSize must divide numAttentionHeads=${heads}, got ${tp}: use ${divisors(heads).join(', ')}`)
+  if (heads % tp !== 0)
+    problems.push(
+      `tensorModelParallelSize must divide numAttentionHeads=${heads}, got ${tp}: use ${divisors(heads).join(', ')}`,
+    )
   if (groups % tp !== 0 && tp % groups !== 0) {
     problems.push(`tensorModelParallelSize must divide numQueryGroups=${groups} or be a multiple of it, got ${tp}`)
   }
-  if (ffnHiddenSize % tp !== 0) problems.push(`tensorModelParallelSize must divide ffnHiddenSize=${ffnHiddenSize}, got ${tp}`)
+  if (ffnHiddenSize % tp !== 0)
+    problems.push(`tensorModelParallelSize must divide ffnHiddenSize=${ffnHiddenSize}, got ${tp}`)
   return problems
 }
 
@@ -67,7 +71,13 @@ export function tensorParallelProblems(config: TransformerConfig, tp: number): s
  * @param paddedVocab - rows of the padded vocabulary in memory; default: the least multiple of tp.
  * @throws ERR_LAYOUT_INVALID when tp does not fit.
  */
-export function shardOf(row: ParameterRow, config: TransformerConfig, rank: number, tp: number, paddedVocab?: number): ShardSpec {
+export function shardOf(
+  row: ParameterRow,
+  config: TransformerConfig,
+  rank: number,
+  tp: number,
+  paddedVocab?: number,
+): ShardSpec {
   const { shape } = row
   switch (row.cut) {
     case 'vocab':
@@ -79,7 +89,10 @@ export function shardOf(row: ParameterRow, config: TransformerConfig, rank: numb
     case 'gated': {
       const half = (shape[0] as number) / 2
       const count = half / tp
-      return rowRuns(shape, [{ start: rank * count, count }, { start: half + rank * count, count }])
+      return rowRuns(shape, [
+        { start: rank * count, count },
+        { start: half + rank * count, count },
+      ])
     }
     case 'qkv':
       return qkvShard(shape, config, rank, tp)

@@ -1,7 +1,7 @@
 // The families that are built, and those that a program adds. A family is found by `architectures`, and `model_type` must agree.
 import { nearest, ViaductError } from '../base/errors.js'
-import type { FamilySpec, HfConfig } from './family.js'
 import { llama } from './families/llama.js'
+import type { FamilySpec, HfConfig } from './family.js'
 
 const families = new Map<string, FamilySpec>()
 
@@ -11,7 +11,8 @@ const families = new Map<string, FamilySpec>()
  */
 export function registerFamily(spec: FamilySpec): void {
   const taken = spec.architectures.filter((name) => families.has(name) && families.get(name) !== spec)
-  if (taken.length > 0) throw new ViaductError('ERR_CONFIG', 'registry', `expected new architectures, got ${taken.join(', ')} again`)
+  if (taken.length > 0)
+    throw new ViaductError('ERR_CONFIG', 'registry', `expected new architectures, got ${taken.join(', ')} again`)
   for (const name of spec.architectures) families.set(name, spec)
 }
 
@@ -44,8 +45,18 @@ export function familyOf(config: HfConfig): FamilySpec {
     const family = families.get(name)
     if (family === undefined) continue
     if (config['model_type'] === family.modelType) return family
-    throw new ViaductError('ERR_ARCHITECTURE', 'registry', `expected model_type ${JSON.stringify(family.modelType)} for ${name}, got ${JSON.stringify(config['model_type'] ?? null)}`, { architectures: names, modelType: config['model_type'] ?? null })
+    throw new ViaductError(
+      'ERR_ARCHITECTURE',
+      'registry',
+      `expected model_type ${JSON.stringify(family.modelType)} for ${name}, got ${JSON.stringify(config['model_type'] ?? null)}`,
+      { architectures: names, modelType: config['model_type'] ?? null },
+    )
   }
   const near = names.map((name) => nearest(name, families.keys())).find((name) => name !== undefined)
-  throw new ViaductError('ERR_ARCHITECTURE', 'registry', `expected architectures to hold one of ${known}, got ${JSON.stringify(config['architectures'] ?? null)}${near ? `: did you mean ${near}?` : ''}`, { architectures: names, supported: listArchitectures() })
+  throw new ViaductError(
+    'ERR_ARCHITECTURE',
+    'registry',
+    `expected architectures to hold one of ${known}, got ${JSON.stringify(config['architectures'] ?? null)}${near ? `: did you mean ${near}?` : ''}`,
+    { architectures: names, supported: listArchitectures() },
+  )
 }

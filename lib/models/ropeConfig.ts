@@ -40,7 +40,8 @@ export function readRope(read: ConfigReader, maxPositions: number): { base: numb
     return { base, scaling: { type: 'default' } }
   }
   const percent = rope.optionalReal('partial_rotary_factor') ?? read.optionalReal('partial_rotary_factor')
-  if (percent !== undefined && percent !== 1) read.problem(`partial_rotary_factor must be 1 for this family, got ${percent}`)
+  if (percent !== undefined && percent !== 1)
+    read.problem(`partial_rotary_factor must be 1 for this family, got ${percent}`)
   if (type === 'default') return { base, scaling: { type } }
   const scaling: Record<string, number | string | boolean> = { type }
   for (const [ours, theirs] of numbers) {

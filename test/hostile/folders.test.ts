@@ -1,6 +1,15 @@
 // Broken model folders (F13 to F21): each is refused with its code, naming file, tensor or field; nothing is written, nothing runs.
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, unlinkSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  unlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { AutoBridge } from '../../lib/bridge/autoBridge.js'
@@ -22,7 +31,9 @@ async function refusal(folder: string, options: Parameters<typeof AutoBridge.imp
   return error
 }
 
-const tensor = (name: string, shape: number[], dtype: 'bfloat16' | 'int8' = 'bfloat16') => ({ [name]: { name, dtype, shape } })
+const tensor = (name: string, shape: number[], dtype: 'bfloat16' | 'int8' = 'bfloat16') => ({
+  [name]: { name, dtype, shape },
+})
 
 describe('F13 to F16, F19: weights against config', () => {
   it('F13: a missing shard is named before others are read', async () => {
@@ -57,14 +68,28 @@ describe('F13 to F16, F19: weights against config', () => {
     expect(error.message).toContain('model.embed_tokens.weight: expected [200,32] from the config, got [37,32]')
   })
   it('all problems stand in one error', async () => {
-    const error = await refusal(make({ change: { ...tensor('extra.weight', [1]), 'model.norm.weight': null, ...tensor('model.layers.0.mlp.up_proj.weight', [3, 3]) } }))
-    expect(error.details).toMatchObject({ missing: ['model.norm.weight'], unexpected: ['extra.weight'], shapes: [expect.stringContaining('up_proj')] })
+    const error = await refusal(
+      make({
+        change: {
+          ...tensor('extra.weight', [1]),
+          'model.norm.weight': null,
+          ...tensor('model.layers.0.mlp.up_proj.weight', [3, 3]),
+        },
+      }),
+    )
+    expect(error.details).toMatchObject({
+      missing: ['model.norm.weight'],
+      unexpected: ['extra.weight'],
+      shapes: [expect.stringContaining('up_proj')],
+    })
   })
   it('integers in place of a weight are a quantised model', async () => {
     const error = await refusal(make({ change: tensor('model.layers.0.mlp.down_proj.weight', [32, 48], 'int8') }))
     expect(error.code).toBe('ERR_TENSOR_DTYPE')
     expect(error.message).toContain('model.layers.0.mlp.down_proj.weight')
-    expect(await refusal(make({ config: { quantization_config: { quant_method: 'gptq' } } }))).toMatchObject({ code: 'ERR_HF_CONFIG' })
+    expect(await refusal(make({ config: { quantization_config: { quant_method: 'gptq' } } }))).toMatchObject({
+      code: 'ERR_HF_CONFIG',
+    })
   })
   it('F19: lm_head absent', async () => {
     expect((await openHfModel(make({ tied: true }))).coverage.partial).toBe(false)
@@ -80,7 +105,10 @@ describe('F13 to F16, F19: weights against config', () => {
     const other = Uint8Array.from(bytes)
     other[100] = 8
     const error = await refusal(make({ tied: true, change, bytes: { ...both, 'lm_head.weight': other } }))
-    expect(error).toMatchObject({ code: 'ERR_TIED', details: { tensor: 'lm_head.weight', original: 'model.embed_tokens.weight' } })
+    expect(error).toMatchObject({
+      code: 'ERR_TIED',
+      details: { tensor: 'lm_head.weight', original: 'model.embed_tokens.weight' },
+    })
     expect(error.message).toContain('1 differing bytes, the first at 100')
   })
 })
@@ -114,7 +142,9 @@ describe('F17, F18: the config', () => {
     expect(error.code).toBe('ERR_ARCHITECTURE')
     expect(error.message).toMatch(/LlamaForCausalLM.*did you mean LlamaForCausalLM/)
     expect(await refusal(make({ config: { model_type: 'mistral' } }))).toMatchObject({ code: 'ERR_ARCHITECTURE' })
-    expect(await refusal(make({ config: { architectures: 'LlamaForCausalLM' } }))).toMatchObject({ code: 'ERR_ARCHITECTURE' })
+    expect(await refusal(make({ config: { architectures: 'LlamaForCausalLM' } }))).toMatchObject({
+      code: 'ERR_ARCHITECTURE',
+    })
   })
   it('F18: config.json that is no JSON, with its place', async () => {
     const folder = make()
@@ -145,8 +175,22 @@ describe('F20, F21: code and paths', () => {
     expect(existsSync(join(folder, 'ran')) || existsSync('ran')).toBe(false)
   })
   const index = (folder: string, file: unknown) =>
-    writeFileSync(join(folder, 'model.safetensors.index.json'), JSON.stringify({ weight_map: { 'model.norm.weight': file } }))
-  it.each(['../model.safetensors', '/etc/passwd', 'a/../../model.safetensors', '..\\model.safetensors', 'a\\b.safetensors', './x', 'a//b', '', 'C:/x', 'a\u0000b'])('F21: %j', async (name) => {
+    writeFileSync(
+      join(folder, 'model.safetensors.index.json'),
+      JSON.stringify({ weight_map: { 'model.norm.weight': file } }),
+    )
+  it.each([
+    '../model.safetensors',
+    '/etc/passwd',
+    'a/../../model.safetensors',
+    '..\\model.safetensors',
+    'a\\b.safetensors',
+    './x',
+    'a//b',
+    '',
+    'C:/x',
+    'a\u0000b',
+  ])('F21: %j', async (name) => {
     const folder = make()
     unlinkSync(join(folder, 'model.safetensors'))
     index(folder, name)
@@ -173,7 +217,8 @@ describe('F20, F21: code and paths', () => {
     await AutoBridge.importCkpt(revision, target)
     const out = join(home, `o${count++}`)
     await AutoBridge.exportCkpt(target, out)
-    for (const name of readdirSync(source)) expect(readFileSync(join(out, name))).toEqual(readFileSync(join(source, name)))
+    for (const name of readdirSync(source))
+      expect(readFileSync(join(out, name))).toEqual(readFileSync(join(source, name)))
   })
   it('F21: a pipe in place of a file', async () => {
     const folder = make()
@@ -187,7 +232,14 @@ describe('F20, F21: code and paths', () => {
     const error = await refusal(folder)
     expect(error.code).toBe('ERR_INDEX')
     expect(error.message).toContain('lm_head.weight of model.safetensors is not in the index')
-    for (const text of ['{}', '[]', '{"weight_map":{}}', '{"weight_map":{"a":1}}', '{"weight_map":{"a":"x","a":"y"}}', '{']) {
+    for (const text of [
+      '{}',
+      '[]',
+      '{"weight_map":{}}',
+      '{"weight_map":{"a":1}}',
+      '{"weight_map":{"a":"x","a":"y"}}',
+      '{',
+    ]) {
       writeFileSync(join(folder, 'model.safetensors.index.json'), text)
       expect(await refusal(folder)).toMatchObject({ code: 'ERR_INDEX' })
     }

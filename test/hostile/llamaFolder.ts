@@ -56,7 +56,11 @@ export function llamaTensors(o: FolderOptions = {}): TensorPlan[] {
     add(`${p}.mlp.gate_proj.weight`, ffn, hidden)
     add(`${p}.mlp.up_proj.weight`, ffn, hidden)
     add(`${p}.post_attention_layernorm.weight`, hidden)
-    for (const [which, count] of [['k', kvHeads], ['q', heads], ['v', kvHeads]] as const) {
+    for (const [which, count] of [
+      ['k', kvHeads],
+      ['q', heads],
+      ['v', kvHeads],
+    ] as const) {
       add(`${p}.self_attn.${which}_proj.weight`, count * headDim, hidden)
       if (o.attentionBias) add(`${p}.self_attn.${which}_proj.bias`, count * headDim)
     }
@@ -74,7 +78,12 @@ export function llamaTensors(o: FolderOptions = {}): TensorPlan[] {
 }
 
 /** Writes one safetensors file with random bytes, or those given. */
-export function writeSafetensors(path: string, plans: readonly TensorPlan[], seed = 1, bytes: Record<string, Uint8Array> = {}): void {
+export function writeSafetensors(
+  path: string,
+  plans: readonly TensorPlan[],
+  seed = 1,
+  bytes: Record<string, Uint8Array> = {},
+): void {
   const header = encodeHeader(plans, new Map([['format', 'pt']]))
   const data = randomBytes(header.fileBytes - header.bytes.length, seed)
   for (const [name, value] of Object.entries(bytes)) {
@@ -131,6 +140,9 @@ export function writeLlama(folder: string, o: FolderOptions = {}): string {
     writeSafetensors(join(folder, file), part, seed + i, o.bytes)
     for (const { name } of part) map[name] = file
   }
-  writeFileSync(join(folder, 'model.safetensors.index.json'), JSON.stringify({ metadata: { total_size: 0 }, weight_map: map }, null, 2))
+  writeFileSync(
+    join(folder, 'model.safetensors.index.json'),
+    JSON.stringify({ metadata: { total_size: 0 }, weight_map: map }, null, 2),
+  )
   return folder
 }

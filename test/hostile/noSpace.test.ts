@@ -36,7 +36,9 @@ describe('F27: a full disk', () => {
     const error = await errorOf(() => AutoBridge.exportCkpt(ckptLarge, target, { overwrite: true }))
     expect(error.code).toBe('ERR_NO_SPACE')
     expect(filesOf(disk)).toEqual(before)
-    expect(await errorOf(() => AutoBridge.importCkpt(large, join(disk, 'ckpt')))).toMatchObject({ code: 'ERR_NO_SPACE' })
+    expect(await errorOf(() => AutoBridge.importCkpt(large, join(disk, 'ckpt')))).toMatchObject({
+      code: 'ERR_NO_SPACE',
+    })
     expect(readdirSync(disk)).toEqual(['export'])
   })
 
@@ -54,7 +56,9 @@ console.log(error.code)
     )
     const tsx = resolve(import.meta.dirname, '../../node_modules/tsx/dist/cli.mjs')
     // 512 blocks of 1 KiB
-    const result = spawnSync('bash', ['-c', `ulimit -f 512; exec "${process.execPath}" "${tsx}" "${script}"`], { encoding: 'utf8' })
+    const result = spawnSync('bash', ['-c', `ulimit -f 512; exec "${process.execPath}" "${tsx}" "${script}"`], {
+      encoding: 'utf8',
+    })
     expect(result.stdout.trim()).toBe('ERR_NO_SPACE')
     expect(existsSync(out)).toBe(false)
   })

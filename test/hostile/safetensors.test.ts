@@ -1,5 +1,5 @@
 // Broken safetensors files (F01 to F11): each is refused with its code, naming file, tensor and byte, before memory is taken.
-import { openSync, ftruncateSync, writeFileSync, closeSync } from 'node:fs'
+import { closeSync, ftruncateSync, openSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { readHeader } from '../../lib/io/weightFolder.js'
@@ -67,8 +67,12 @@ describe('F01 to F04: the header', () => {
   it('a key twice, which parsers let the last win', async () => {
     const error = await failure(file(`{"a":{${good}},"a":{${good}}}`, 8))
     expect(error.message).toContain('each key once')
-    expect(await failure(file('{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 8))).toMatchObject({ code: 'ERR_SAFETENSORS_HEADER' })
-    expect(await failure(file('{"__metadata__":{"a":"1","a":"2"}}', 0))).toMatchObject({ code: 'ERR_SAFETENSORS_HEADER' })
+    expect(
+      await failure(file('{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 8)),
+    ).toMatchObject({ code: 'ERR_SAFETENSORS_HEADER' })
+    expect(await failure(file('{"__metadata__":{"a":"1","a":"2"}}', 0))).toMatchObject({
+      code: 'ERR_SAFETENSORS_HEADER',
+    })
   })
   it.each(['{"__metadata__":{"a":1}}', '{"__metadata__":[]}', '{"__metadata__":null}'])('metadata %s', async (text) => {
     expect(await failure(file(text, 0))).toMatchObject({ code: 'ERR_SAFETENSORS_HEADER' })
@@ -80,18 +84,30 @@ describe('F01 to F04: the header', () => {
 
 describe('F05 to F09: where tensors lie', () => {
   it('F05: two that overlap, both named', async () => {
-    const error = await failure(file('{"left":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"right":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}', 12))
+    const error = await failure(
+      file(
+        '{"left":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"right":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}',
+        12,
+      ),
+    )
     expect(error.code).toBe('ERR_SAFETENSORS_LAYOUT')
     expect(error.message).toMatch(/"right".*"left"/)
     expect(error.details).toMatchObject({ tensor: 'right', other: 'left', byteOffset: 4 })
   })
   it('F06: a hole, and trailing bytes', async () => {
-    const hole = await failure(file('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}', 12))
+    const hole = await failure(
+      file(
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}',
+        12,
+      ),
+    )
     expect(hole).toMatchObject({ code: 'ERR_SAFETENSORS_LAYOUT', details: { tensor: 'b', byteOffset: 4 } })
     const tail = await failure(file(one(good), 8 + 36))
     expect(tail.code).toBe('ERR_SAFETENSORS_SIZE')
     expect(tail.message).toContain('bytes follow the last tensor')
-    expect(await failure(file('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', 8))).toMatchObject({ code: 'ERR_SAFETENSORS_LAYOUT' })
+    expect(await failure(file('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', 8))).toMatchObject({
+      code: 'ERR_SAFETENSORS_LAYOUT',
+    })
   })
   it('F07: 4 bytes short, expected and actual size', async () => {
     const path = file(one(good), 4)
@@ -100,11 +116,14 @@ describe('F05 to F09: where tensors lie', () => {
     const full = 8 + one(good).length + 8
     expect(error.details).toMatchObject({ expected: full, actual: full - 4 })
   })
-  it.each(['[8,0]', '[-8,0]', '[0.0,8]', '["0",8]', '[0,8,9]', '[0]', '[0,8e0]', '[00,8]', '[true,8]', '{}'])('F08: offsets %s', async (offsets) => {
-    const error = await failure(file(one(`"dtype":"F32","shape":[2],"data_offsets":${offsets}`), 8))
-    expect(error.code).toBe('ERR_SAFETENSORS_HEADER')
-    expect(error.details['byteOffset']).toBeGreaterThanOrEqual(8)
-  })
+  it.each(['[8,0]', '[-8,0]', '[0.0,8]', '["0",8]', '[0,8,9]', '[0]', '[0,8e0]', '[00,8]', '[true,8]', '{}'])(
+    'F08: offsets %s',
+    async (offsets) => {
+      const error = await failure(file(one(`"dtype":"F32","shape":[2],"data_offsets":${offsets}`), 8))
+      expect(error.code).toBe('ERR_SAFETENSORS_HEADER')
+      expect(error.details['byteOffset']).toBeGreaterThanOrEqual(8)
+    },
+  )
   it.each([
     ['[3]', 'ERR_SAFETENSORS_LAYOUT'],
     ['[4294967296,4294967296]', 'ERR_SAFETENSORS_LAYOUT'],
@@ -128,16 +147,22 @@ describe('F10 and F11: dtypes and names', () => {
     const error = await failure(file(one('"dtype":"F4","shape":[3],"data_offsets":[0,2]'), 2))
     expect(error).toMatchObject({ code: 'ERR_SAFETENSORS_DTYPE', details: { tensor: 'a' } })
     expect(error.message).toContain('misaligned')
-    expect((await readHeader(file(one('"dtype":"F4","shape":[4],"data_offsets":[0,2]'), 2))).entries.get('a')).toMatchObject({ begin: 0, end: 2 })
+    expect(
+      (await readHeader(file(one('"dtype":"F4","shape":[4],"data_offsets":[0,2]'), 2))).entries.get('a'),
+    ).toMatchObject({ begin: 0, end: 2 })
   })
-  it.each(['', '__proto__', 'constructor', 'a\u0000b', 'x'.repeat(10_000), 'ü', '😀', '"\\\n'])('F11: the name %j', async (name) => {
-    const header = await readHeader(file(one(good, name), 8))
-    expect([...header.entries.keys()]).toEqual([name])
-    expect(Object.keys(Object.prototype)).toEqual([])
-    expect(({} as Record<string, unknown>)['dtype']).toBeUndefined()
-  })
+  it.each(['', '__proto__', 'constructor', 'a\u0000b', 'x'.repeat(10_000), 'ü', '😀', '"\\\n'])(
+    'F11: the name %j',
+    async (name) => {
+      const header = await readHeader(file(one(good, name), 8))
+      expect([...header.entries.keys()]).toEqual([name])
+      expect(Object.keys(Object.prototype)).toEqual([])
+      expect(({} as Record<string, unknown>)['dtype']).toBeUndefined()
+    },
+  )
   it('F11: tensors of no dimension and of no element', async () => {
-    const text = '{"s":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"e":{"dtype":"F32","shape":[0,3],"data_offsets":[4,4]},"f":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
+    const text =
+      '{"s":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"e":{"dtype":"F32","shape":[0,3],"data_offsets":[4,4]},"f":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
     const { entries } = await readHeader(file(text, 8))
     expect([...entries.keys()]).toEqual(['s', 'e', 'f'])
     expect((await readHeader(file('{}', 0))).entries.size).toBe(0)
@@ -146,7 +171,10 @@ describe('F10 and F11: dtypes and names', () => {
     expect(await failure(file(`{"\\ud800":{${good}}}`, 8))).toMatchObject({ code: 'ERR_SAFETENSORS_HEADER' })
   })
   it('100,000 tensors in less than a second', async () => {
-    const rows = Array.from({ length: 100_000 }, (_, i) => `"model.layers.${i}.weight":{"dtype":"BF16","shape":[1,2],"data_offsets":[${i * 4},${i * 4 + 4}]}`)
+    const rows = Array.from(
+      { length: 100_000 },
+      (_, i) => `"model.layers.${i}.weight":{"dtype":"BF16","shape":[1,2],"data_offsets":[${i * 4},${i * 4 + 4}]}`,
+    )
     const path = file(`{${rows.join(',')}}`, 400_000)
     const started = performance.now()
     const { entries } = await readHeader(path)

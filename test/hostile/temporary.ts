@@ -37,5 +37,7 @@ export function filesOf(folder: string, relative = ''): Map<string, Buffer> {
 
 /** Relative names and SHA-256 of all files below a folder, sorted: quick to compare. */
 export function digestsOf(folder: string): string[] {
-  return [...filesOf(folder)].map(([name, bytes]) => `${name} ${createHash('sha256').update(bytes).digest('hex')}`).sort()
+  return [...filesOf(folder)]
+    .map(([name, bytes]) => `${name} ${createHash('sha256').update(bytes).digest('hex')}`)
+    .sort()
 }

@@ -24,8 +24,20 @@ function freePort(): Promise<number> {
 async function runRanks(size: number, args: readonly string[]): Promise<void> {
   const port = await freePort()
   const ranks = Array.from({ length: size }, (_, rank) => {
-    const env = { ...process.env, RANK: `${rank}`, LOCAL_RANK: `${rank}`, WORLD_SIZE: `${size}`, LOCAL_WORLD_SIZE: `${size}`, MASTER_ADDR: '127.0.0.1', MASTER_PORT: `${port}`, OMP_NUM_THREADS: '1' }
-    const child = spawn(process.execPath, ['--import', 'tsx', resolve(import.meta.dirname, 'bridgeRank.ts'), ...args], { env, stdio: ['ignore', 'pipe', 'pipe'] })
+    const env = {
+      ...process.env,
+      RANK: `${rank}`,
+      LOCAL_RANK: `${rank}`,
+      WORLD_SIZE: `${size}`,
+      LOCAL_WORLD_SIZE: `${size}`,
+      MASTER_ADDR: '127.0.0.1',
+      MASTER_PORT: `${port}`,
+      OMP_NUM_THREADS: '1',
+    }
+    const child = spawn(process.execPath, ['--import', 'tsx', resolve(import.meta.dirname, 'bridgeRank.ts'), ...args], {
+      env,
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
     let said = ''
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (said += String(chunk)))
     return new Promise<void>((done, fail) => {
@@ -49,7 +61,9 @@ describe.each([
     for (const name of ['exported', 'saved', 'resaved']) expect(digestsOf(join(out, name))).toEqual(expected)
     expect(readFileSync(join(out, 'checkpoint', 'latest_checkpointed_iteration.txt'), 'utf8')).toBe('5\n')
     // Every rank wrote a part of the import.
-    expect(readdirSync(join(out, 'imported', 'iter_0000000')).filter((f) => f.endsWith('.safetensors'))).toHaveLength(size)
+    expect(readdirSync(join(out, 'imported', 'iter_0000000')).filter((f) => f.endsWith('.safetensors'))).toHaveLength(
+      size,
+    )
 
     const tensors: Record<string, string> = {}
     for (const [name, { path, offset, entry }] of (await openWeights(folder)).tensors) {
@@ -59,7 +73,9 @@ describe.each([
     for (let rank = 0; rank < size; rank++) {
       const seen = JSON.parse(readFileSync(join(out, `rank${rank}.json`), 'utf8')) as Record<string, unknown>
       expect(seen['tensors']).toEqual(tensors)
-      expect((seen['some'] as string[]).filter((_, i) => i % 2 === 1)).toEqual(Array(4).fill(rank === 0 ? 'float32' : null))
+      expect((seen['some'] as string[]).filter((_, i) => i % 2 === 1)).toEqual(
+        Array(4).fill(rank === 0 ? 'float32' : null),
+      )
       expect(seen['early']).toBe(rank === size - 1 ? 'finished' : 'ERR_ABORTED')
       expect(seen).toMatchObject({ leaked: 0, left: 0 })
     }

@@ -3,8 +3,8 @@
 import { createHash } from 'node:crypto'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import type { ViaductError } from '../../lib/base/errors.js'
 import { AutoBridge } from '../../lib/bridge/autoBridge.js'
-import { ViaductError } from '../../lib/base/errors.js'
 import { initDistributed } from '../../lib/parallel/world.js'
 
 const [folder, out, tp] = process.argv.slice(2) as [string, string, string]
@@ -18,11 +18,17 @@ const model = await bridge.toMegatronModel({ tensorModelParallelSize, wrapWithDd
 const tensors: Record<string, string> = {}
 for await (const [name, weight] of bridge.exportHfWeights(model)) {
   if (weight === null) throw new Error('expected a tensor on every rank')
-  tensors[name] = `${weight.dtype} [${weight.shape}] ${createHash('sha256').update(await weight.bytes()).digest('hex')}`
+  tensors[name] = `${weight.dtype} [${weight.shape}] ${createHash('sha256')
+    .update(await weight.bytes())
+    .digest('hex')}`
 }
 const some: (string | null)[] = []
-for await (const [name, weight] of bridge.exportHfWeights(model, { to: 'rank0', filter: (n) => n.includes('layernorm'), weightDtype: 'float32' })) {
-  some.push(name, weight && weight.dtype)
+for await (const [name, weight] of bridge.exportHfWeights(model, {
+  to: 'rank0',
+  filter: (n) => n.includes('layernorm'),
+  weightDtype: 'float32',
+})) {
+  some.push(name, weight?.dtype ?? null)
 }
 await bridge.saveHfPretrained(model, join(out, 'saved'))
 await bridge.saveMegatronModel(model, join(out, 'checkpoint'), { iteration: 5 })
@@ -41,5 +47,8 @@ const leaked = model.device.liveSlots() - slots
 await loaded.dispose()
 await model.dispose()
 const left = model.device.liveSlots()
-writeFileSync(join(out, `rank${world.rank}.json`), JSON.stringify({ tensors, some, early, leaked, left, imported: imported.tensors }))
+writeFileSync(
+  join(out, `rank${world.rank}.json`),
+  JSON.stringify({ tensors, some, early, leaked, left, imported: imported.tensors }),
+)
 await world.dispose()

@@ -29,22 +29,28 @@ function fromHf(hf: HfConfig): TransformerConfig {
   const numQueryGroups = read.count('num_key_value_heads', { max: 2 ** 20, fallback: numAttentionHeads })
   const headDim = read.has('head_dim') ? read.count('head_dim', { max: 2 ** 20 }) : null
   if (headDim === null && hiddenSize % numAttentionHeads !== 0) {
-    read.problem(`num_attention_heads=${numAttentionHeads} must divide hidden_size=${hiddenSize} where head_dim is not given`)
+    read.problem(
+      `num_attention_heads=${numAttentionHeads} must divide hidden_size=${hiddenSize} where head_dim is not given`,
+    )
   }
   if (numAttentionHeads % numQueryGroups !== 0) {
     read.problem(`num_key_value_heads=${numQueryGroups} must divide num_attention_heads=${numAttentionHeads}`)
   }
   const kvChannels = headDim ?? Math.floor(hiddenSize / numAttentionHeads)
-  if (kvChannels % 2 !== 0 && hiddenSize % numAttentionHeads === 0) read.problem(`head_dim=${kvChannels} must be even: rotary embeddings turn pairs`)
+  if (kvChannels % 2 !== 0 && hiddenSize % numAttentionHeads === 0)
+    read.problem(`head_dim=${kvChannels} must be even: rotary embeddings turn pairs`)
   const maxPositionEmbeddings = read.count('max_position_embeddings', { max: 2 ** 31 - 1, fallback: 2048 })
   const act = read.text('hidden_act', 'silu')
   const activation = Object.hasOwn(activations, act) ? (activations[act] as ActivationName) : 'silu'
-  if (!Object.hasOwn(activations, act)) read.problem(`hidden_act must be one of ${Object.keys(activations).join(', ')}, got ${JSON.stringify(act)}`)
+  if (!Object.hasOwn(activations, act))
+    read.problem(`hidden_act must be one of ${Object.keys(activations).join(', ')}, got ${JSON.stringify(act)}`)
   const attentionBias = read.flag('attention_bias', false)
   const mlpBias = read.flag('mlp_bias', false)
   const rope = readRope(read, maxPositionEmbeddings)
   if (read.has('quantization_config')) {
-    read.problem('quantization_config is set: this family has no rule that dequantises, save the model unquantised first')
+    read.problem(
+      'quantization_config is set: this family has no rule that dequantises, save the model unquantised first',
+    )
   }
   const config: TransformerConfig = {
     numLayers,
@@ -110,18 +116,26 @@ function toHf(config: TransformerConfig, source: HfConfig | null): HfConfig {
   if (config.normalization !== 'RMSNorm') problems.push(`normalization must be RMSNorm, got ${config.normalization}`)
   if (!config.gatedLinearUnit) problems.push('gatedLinearUnit must be true')
   if (config.addProjBias !== config.addQkvBias) problems.push('addProjBias must equal addQkvBias')
-  if (config.rotaryInterleaved || config.rotaryPercent !== 1) problems.push('rotary embeddings must turn whole heads in halves')
+  if (config.rotaryInterleaved || config.rotaryPercent !== 1)
+    problems.push('rotary embeddings must turn whole heads in halves')
   const act = Object.keys(activations).find((name) => activations[name] === config.activation)
   if (act === undefined) problems.push(`activation ${config.activation} has no name there`)
-  if (problems.length > 0) throw new ViaductError('ERR_CONFIG', 'llama', `cannot be written as LlamaForCausalLM: ${problems.join('; ')}`, { problems })
+  if (problems.length > 0)
+    throw new ViaductError('ERR_CONFIG', 'llama', `cannot be written as LlamaForCausalLM: ${problems.join('; ')}`, {
+      problems,
+    })
 
-  const hf: Record<string, HfValue> = Object.assign(Object.create(null), source ?? { architectures: ['LlamaForCausalLM'], model_type: 'llama' })
+  const hf: Record<string, HfValue> = Object.assign(
+    Object.create(null),
+    source ?? { architectures: ['LlamaForCausalLM'], model_type: 'llama' },
+  )
   const before = source === null ? null : fromHf(source)
   for (const [ours, theirs] of fields) {
     if (before === null || before[ours] !== config[ours]) hf[theirs] = config[ours] as HfValue
   }
   if (before === null || before.activation !== config.activation) hf['hidden_act'] = act as string
-  if (before === null || before.paramsDtype !== config.paramsDtype) hf['dtype' in hf ? 'dtype' : 'torch_dtype'] = config.paramsDtype
+  if (before === null || before.paramsDtype !== config.paramsDtype)
+    hf['dtype' in hf ? 'dtype' : 'torch_dtype'] = config.paramsDtype
   if (before === null || before.rotaryBase !== config.rotaryBase || !sameRope(before.ropeScaling, config.ropeScaling)) {
     writeRope(hf, config.rotaryBase, config.ropeScaling)
   }
@@ -130,7 +144,10 @@ function toHf(config: TransformerConfig, source: HfConfig | null): HfConfig {
 
 /** Inverse frequencies without scaling, which checkpoints of 2023 carry per layer: base^(-2i/d). */
 function inverseFrequencies(config: TransformerConfig): Float64Array {
-  return Float64Array.from({ length: config.kvChannels / 2 }, (_, i) => config.rotaryBase ** (-(2 * i) / config.kvChannels))
+  return Float64Array.from(
+    { length: config.kvChannels / 2 },
+    (_, i) => config.rotaryBase ** (-(2 * i) / config.kvChannels),
+  )
 }
 
 function rules(config: TransformerConfig): Rule[] {
@@ -138,9 +155,16 @@ function rules(config: TransformerConfig): Rule[] {
   const theirs = 'model.layers.*'
   const heads = { q: `${theirs}.self_attn.q_proj`, k: `${theirs}.self_attn.k_proj`, v: `${theirs}.self_attn.v_proj` }
   const both = (kind: 'weight' | 'bias'): Rule[] => [
-    qkv(`${ours}.self_attention.linear_qkv.${kind}`, { q: `${heads.q}.${kind}`, k: `${heads.k}.${kind}`, v: `${heads.v}.${kind}` }),
+    qkv(`${ours}.self_attention.linear_qkv.${kind}`, {
+      q: `${heads.q}.${kind}`,
+      k: `${heads.k}.${kind}`,
+      v: `${heads.v}.${kind}`,
+    }),
     rename(`${ours}.self_attention.linear_proj.${kind}`, `${theirs}.self_attn.o_proj.${kind}`),
-    gated(`${ours}.mlp.linear_fc1.${kind}`, { gate: `${theirs}.mlp.gate_proj.${kind}`, up: `${theirs}.mlp.up_proj.${kind}` }),
+    gated(`${ours}.mlp.linear_fc1.${kind}`, {
+      gate: `${theirs}.mlp.gate_proj.${kind}`,
+      up: `${theirs}.mlp.up_proj.${kind}`,
+    }),
     rename(`${ours}.mlp.linear_fc2.${kind}`, `${theirs}.mlp.down_proj.${kind}`),
   ]
   return [

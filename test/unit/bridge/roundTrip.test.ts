@@ -29,7 +29,14 @@ describe('import and export', () => {
     { shards: 3, tied: true },
     { attentionBias: true, mlpBias: true, dtype: 'float32' },
     { headDim: 6, heads: 5, kvHeads: 1, hidden: 22, dtype: 'float16' },
-    { config: { rope_theta: undefined, rope_parameters: { rope_theta: 1e6, rope_type: 'yarn', factor: 4 }, torch_dtype: undefined, dtype: 'bfloat16' } },
+    {
+      config: {
+        rope_theta: undefined,
+        rope_parameters: { rope_theta: 1e6, rope_type: 'yarn', factor: 4 },
+        torch_dtype: undefined,
+        dtype: 'bfloat16',
+      },
+    },
   ])('gives the same folder: %j', async (options) => {
     await roundTrip(options)
   })
@@ -50,13 +57,23 @@ describe('import and export', () => {
     const name = 'model.layers.0.self_attn.rotary_emb.inv_freq'
     const options: FolderOptions = {
       tied: true,
-      bytes: { 'lm_head.weight': bytes, 'model.embed_tokens.weight': bytes, [name]: new Uint8Array(frequencies.buffer) },
-      change: { 'lm_head.weight': { name: 'lm_head.weight', dtype: 'bfloat16', shape: [37, 32] }, [name]: { name, dtype: 'float32', shape: [4] } },
+      bytes: {
+        'lm_head.weight': bytes,
+        'model.embed_tokens.weight': bytes,
+        [name]: new Uint8Array(frequencies.buffer),
+      },
+      change: {
+        'lm_head.weight': { name: 'lm_head.weight', dtype: 'bfloat16', shape: [37, 32] },
+        [name]: { name, dtype: 'float32', shape: [4] },
+      },
     }
     const { source, ckpt } = await roundTrip(options)
     expect(await verify(source, { ckpt })).toMatchObject({ ok: true, partial: false })
     const wrong = writeLlama(fresh('hf'), { ...options, config: { rope_theta: 10_000 } })
-    expect(await errorOf(() => importCkpt(wrong, fresh('ckpt')))).toMatchObject({ code: 'ERR_COVERAGE', details: { tensor: name, index: 1 } })
+    expect(await errorOf(() => importCkpt(wrong, fresh('ckpt')))).toMatchObject({
+      code: 'ERR_COVERAGE',
+      details: { tensor: name, index: 1 },
+    })
   })
 
   it('mixed dtypes stay; within one parameter they are refused', async () => {
@@ -68,8 +85,23 @@ describe('import and export', () => {
   })
 
   it('casts when asked, to the nearest even, and says so in the config', async () => {
-    const values = new Float32Array([1, 1 + 2 ** -8, 1 + 3 * 2 ** -8, -0, Number.POSITIVE_INFINITY, Number.NaN, 3e38, 1e-40])
-    const source = writeLlama(fresh('hf'), { dtype: 'float32', hidden: 8, heads: 2, kvHeads: 1, bytes: { 'model.norm.weight': new Uint8Array(values.buffer) } })
+    const values = new Float32Array([
+      1,
+      1 + 2 ** -8,
+      1 + 3 * 2 ** -8,
+      -0,
+      Number.POSITIVE_INFINITY,
+      Number.NaN,
+      3e38,
+      1e-40,
+    ])
+    const source = writeLlama(fresh('hf'), {
+      dtype: 'float32',
+      hidden: 8,
+      heads: 2,
+      kvHeads: 1,
+      bytes: { 'model.norm.weight': new Uint8Array(values.buffer) },
+    })
     const [ckpt, out] = [fresh('ckpt'), fresh('out')]
     await importCkpt(source, ckpt)
     await exportCkpt(ckpt, out, { weightDtype: 'bfloat16' })
@@ -110,7 +142,16 @@ describe('import and export', () => {
     await fc.assert(
       fc.asyncProperty(shapes, async ({ tp, groups, headsPerGroup, headDim, ffn, bias, ...rest }) => {
         fc.pre((groups % tp === 0 || tp % groups === 0) && (groups * headsPerGroup) % tp === 0)
-        const folder = writeLlama(fresh('p'), { ...rest, layers: 1, kvHeads: groups, heads: groups * headsPerGroup, headDim, ffn: ffn * tp, attentionBias: bias, mlpBias: bias })
+        const folder = writeLlama(fresh('p'), {
+          ...rest,
+          layers: 1,
+          kvHeads: groups,
+          heads: groups * headsPerGroup,
+          headDim,
+          ffn: ffn * tp,
+          attentionBias: bias,
+          mlpBias: bias,
+        })
         const result = await verify(folder, { tensorModelParallelSize: tp })
         expect(result).toMatchObject({ ok: true, differingBytes: 0, configKept: true, partial: false })
         expect(result.tensors.every((t) => t.sha256Before === t.sha256After)).toBe(true)
@@ -138,7 +179,9 @@ describe('verify', () => {
     writeFileSync(victim?.path as string, bytes)
     const result = await verify(source, { ckpt })
     expect(result.ok).toBe(false)
-    expect(result.tensors.filter((t) => t.differingBytes > 0)).toMatchObject([{ name: 'model.layers.1.mlp.up_proj.weight', differingBytes: 1, firstDifference: 5 }])
+    expect(result.tensors.filter((t) => t.differingBytes > 0)).toMatchObject([
+      { name: 'model.layers.1.mlp.up_proj.weight', differingBytes: 1, firstDifference: 5 },
+    ])
 
     const second = await roundTrip({ shards: 2 })
     const file = join(second.ckpt, 'iter_0000000', 'model-00000-of-00001.safetensors')
@@ -162,16 +205,22 @@ describe('verify', () => {
   it('finds a wrong shape and a missing or extra tensor between checkpoint and folder', async () => {
     const { ckpt } = await roundTrip({})
     const other = writeLlama(fresh('hf'), { vocab: 36 })
-    expect((await verify(other, { ckpt })).problems.join()).toContain('embedding.word_embeddings.weight is [37,32] in the checkpoint, [36,32]')
+    expect((await verify(other, { ckpt })).problems.join()).toContain(
+      'embedding.word_embeddings.weight is [37,32] in the checkpoint, [36,32]',
+    )
     const more = writeLlama(fresh('hf'), { attentionBias: true })
     expect((await verify(more, { ckpt })).problems.join()).toContain('linear_qkv.bias is missing from the checkpoint')
     const less = writeLlama(fresh('hf'), { layers: 1 })
-    expect((await verify(less, { ckpt })).problems.join()).toContain('decoder.layers.1.mlp.linear_fc2.weight is in the checkpoint')
+    expect((await verify(less, { ckpt })).problems.join()).toContain(
+      'decoder.layers.1.mlp.linear_fc2.weight is in the checkpoint',
+    )
   })
 
   it('refuses a layout that does not fit', async () => {
     const folder = writeLlama(fresh('hf'), {})
-    expect(await errorOf(() => verify(folder, { tensorModelParallelSize: 3 }))).toMatchObject({ code: 'ERR_LAYOUT_INVALID' })
+    expect(await errorOf(() => verify(folder, { tensorModelParallelSize: 3 }))).toMatchObject({
+      code: 'ERR_LAYOUT_INVALID',
+    })
   })
 })
 

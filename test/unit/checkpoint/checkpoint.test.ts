@@ -25,7 +25,11 @@ function teams(size: number): Ranks[] {
     size,
     gather: <T>(value: T) =>
       new Promise<T[]>((done) => {
-        waiting.push({ value: JSON.parse(JSON.stringify({ value })).value, done: done as (all: unknown[]) => void, rank })
+        waiting.push({
+          value: JSON.parse(JSON.stringify({ value })).value,
+          done: done as (all: unknown[]) => void,
+          rank,
+        })
         if (waiting.length < size) return
         const all = waiting
         waiting = []
@@ -45,7 +49,8 @@ function shardTensor(spec: ShardSpec): Tensor {
   for (const { globalStart, localStart, size } of spec.blocks) {
     for (let r = 0; r < (size[0] as number); r++) {
       for (let c = 0; c < (size[1] as number); c++) {
-        local[((localStart[0] as number) + r) * width + (localStart[1] as number) + c] = ((globalStart[0] as number) + r) * columns + (globalStart[1] as number) + c
+        local[((localStart[0] as number) + r) * width + (localStart[1] as number) + c] =
+          ((globalStart[0] as number) + r) * columns + (globalStart[1] as number) + c
       }
     }
   }
@@ -56,18 +61,31 @@ async function save(dir: string, name: string, specs: readonly ShardSpec[]): Pro
   const ranks = teams(specs.length)
   const tensors = specs.map((shard) => ({ name, dtype: 'float32' as const, shard, data: shardTensor(shard) }))
   await ctx.stream.sync()
-  await Promise.all(specs.map((_, r) => saveCheckpoint(dir, 3, [tensors[r] as (typeof tensors)[number]], { ranks: ranks[r] as Ranks })))
+  await Promise.all(
+    specs.map((_, r) => saveCheckpoint(dir, 3, [tensors[r] as (typeof tensors)[number]], { ranks: ranks[r] as Ranks })),
+  )
 }
 
 describe('any layout loads any', () => {
-  const layout = fc.record({ kind: fc.constantFrom('rows', 'columns', 'halves', 'copies'), parts: fc.constantFrom(1, 2, 4) })
+  const layout = fc.record({
+    kind: fc.constantFrom('rows', 'columns', 'halves', 'copies'),
+    parts: fc.constantFrom(1, 2, 4),
+  })
   const specsOf = ({ kind, parts }: { kind: string; parts: number }): ShardSpec[] =>
     Array.from({ length: parts }, (_, r) => {
       if (kind === 'rows') return splitDim([6, 8], 0, r, parts, 8)
       if (kind === 'columns') return splitDim([6, 8], 1, r, parts)
       if (kind === 'copies') return replicated([6, 8], { replica: r })
       const n = 6 / 2 / (parts === 4 ? 1 : parts)
-      return Number.isInteger(n) && parts < 4 ? rowRuns([6, 8], [{ start: r * n, count: n }, { start: 3 + r * n, count: n }]) : splitDim([6, 8], 1, r, parts)
+      return Number.isInteger(n) && parts < 4
+        ? rowRuns(
+            [6, 8],
+            [
+              { start: r * n, count: n },
+              { start: 3 + r * n, count: n },
+            ],
+          )
+        : splitDim([6, 8], 1, r, parts)
     })
   it('random pairs of layouts', async () => {
     await fc.assert(
@@ -86,7 +104,11 @@ describe('any layout loads any', () => {
           // Padding keeps what was there: -1.
           const inside = new Set<number>()
           for (const b of spec.blocks) {
-            for (let r = 0; r < (b.size[0] as number); r++) for (let c = 0; c < (b.size[1] as number); c++) inside.add(((b.localStart[0] as number) + r) * (spec.localShape[1] as number) + (b.localStart[1] as number) + c)
+            for (let r = 0; r < (b.size[0] as number); r++)
+              for (let c = 0; c < (b.size[1] as number); c++)
+                inside.add(
+                  ((b.localStart[0] as number) + r) * (spec.localShape[1] as number) + (b.localStart[1] as number) + c,
+                )
           }
           got.forEach((value, i) => {
             expect(value).toBe(inside.has(i) ? expected[i] : -1)
@@ -115,9 +137,17 @@ describe('damage', () => {
     writeFileSync(file, bytes)
     const tensor = Tensor.empty(ctx, [6, 8], 'float32')
     const shard = replicated([6, 8])
-    expect(await errorOf(() => loadCheckpoint(dir, [{ name: 'w', tensor, shard }]))).toMatchObject({ code: 'ERR_CHECKPOINT_HASH', details: { tensor: 'w' } })
-    expect(await errorOf(() => loadCheckpoint(dir, [{ name: 'x', tensor, shard }]))).toMatchObject({ code: 'ERR_CHECKPOINT', details: { problems: ['x is missing'] } })
-    expect((await errorOf(() => loadCheckpoint(dir, [{ name: 'w', tensor, shard: replicated([6, 9]) }]))).message).toContain('expected [6,9], got [6,8]')
+    expect(await errorOf(() => loadCheckpoint(dir, [{ name: 'w', tensor, shard }]))).toMatchObject({
+      code: 'ERR_CHECKPOINT_HASH',
+      details: { tensor: 'w' },
+    })
+    expect(await errorOf(() => loadCheckpoint(dir, [{ name: 'x', tensor, shard }]))).toMatchObject({
+      code: 'ERR_CHECKPOINT',
+      details: { problems: ['x is missing'] },
+    })
+    expect(
+      (await errorOf(() => loadCheckpoint(dir, [{ name: 'w', tensor, shard: replicated([6, 9]) }]))).message,
+    ).toContain('expected [6,9], got [6,8]')
   })
   it.each([
     ['version', (t: string) => t.replace('"version": 1', '"version": 2'), 'version'],
@@ -142,50 +172,81 @@ describe('damage', () => {
     const ranks = teams(2)
     const results = await Promise.allSettled(
       ranks.map((r) =>
-        saveCheckpoint(dir, 1, [{ name: 'w', dtype: 'float32' as const, shard: splitDim([6, 8], 0, r.rank, 2), data: async () => { if (r.rank === 1) throw new Error('lost') } }], { ranks: r }),
+        saveCheckpoint(
+          dir,
+          1,
+          [
+            {
+              name: 'w',
+              dtype: 'float32' as const,
+              shard: splitDim([6, 8], 0, r.rank, 2),
+              data: async () => {
+                if (r.rank === 1) throw new Error('lost')
+              },
+            },
+          ],
+          { ranks: r },
+        ),
       ),
     )
-    expect(results.map((r) => (r.status === 'rejected' ? (r.reason as { code?: string }).code : 'fine'))).toEqual(['ERR_RANK_FAILED', undefined])
+    expect(results.map((r) => (r.status === 'rejected' ? (r.reason as { code?: string }).code : 'fine'))).toEqual([
+      'ERR_RANK_FAILED',
+      undefined,
+    ])
     expect(readdirSync(home)).not.toContain(dir)
   })
 })
 
 describe('F28: SIGKILL while saving', () => {
-  it.each(['new', 'same'])('10 kills leave a complete checkpoint (%s iterations)', async (kind) => {
-    const dir = join(home, `kill-${kind}`)
-    let state = 12345
-    const random = () => ((state = (Math.imul(state, 1103515245) + 12345) >>> 1) % 1000) / 1000
-    let next = 1
-    for (let kill = 0; kill < 10; kill++) {
-      let last = next - 1
-      const child = spawn(process.execPath, ['--import', 'tsx', resolve(import.meta.dirname, 'saver.ts'), dir, String(next), kind], { stdio: ['ignore', 'pipe', 'inherit'] })
-      const ended = new Promise((done) => child.once('exit', done))
-      const delay = random() * 150
-      await new Promise<void>((done) => {
-        let timer: NodeJS.Timeout | undefined
-        child.stdout.on('data', (data: Buffer) => {
-          last = Number(data.toString().trim().split('\n').at(-1))
-          timer ??= setTimeout(() => {
-            child.kill('SIGKILL')
-            done()
-          }, delay)
+  it.each(['new', 'same'])(
+    '10 kills leave a complete checkpoint (%s iterations)',
+    async (kind) => {
+      const dir = join(home, `kill-${kind}`)
+      let state = 12345
+      const random = () => ((state = (Math.imul(state, 1103515245) + 12345) >>> 1) % 1000) / 1000
+      let next = 1
+      for (let kill = 0; kill < 10; kill++) {
+        let last = next - 1
+        const child = spawn(
+          process.execPath,
+          ['--import', 'tsx', resolve(import.meta.dirname, 'saver.ts'), dir, String(next), kind],
+          { stdio: ['ignore', 'pipe', 'inherit'] },
+        )
+        const ended = new Promise((done) => child.once('exit', done))
+        const delay = random() * 150
+        await new Promise<void>((done) => {
+          let armed = false
+          child.stdout.on('data', (data: Buffer) => {
+            last = Number(data.toString().trim().split('\n').at(-1))
+            if (armed) return
+            armed = true
+            setTimeout(() => {
+              child.kill('SIGKILL')
+              done()
+            }, delay)
+          })
+          child.once('exit', () => done())
         })
-        child.once('exit', () => done())
-      })
-      await ended
-      const tensors = ['a', 'b', 'c'].map((name) => ({ name, tensor: Tensor.empty(ctx, [64, 256], 'float32'), shard: replicated([64, 256]) }))
-      const checkpoint = await loadCheckpoint(dir, tensors)
-      const { n } = JSON.parse((await readCheckpointFile(checkpoint, 'train_state.json')) as string) as { n: number }
-      expect(n).toBeGreaterThanOrEqual(last) // what was reported is there, or the one after it
-      expect(n).toBeLessThanOrEqual(last + 1)
-      for (const { tensor } of tensors) {
-        const values = await tensor.toFloat32Array()
-        expect(values.every((v) => v === n)).toBe(true)
-        tensor.dispose()
+        await ended
+        const tensors = ['a', 'b', 'c'].map((name) => ({
+          name,
+          tensor: Tensor.empty(ctx, [64, 256], 'float32'),
+          shard: replicated([64, 256]),
+        }))
+        const checkpoint = await loadCheckpoint(dir, tensors)
+        const { n } = JSON.parse((await readCheckpointFile(checkpoint, 'train_state.json')) as string) as { n: number }
+        expect(n).toBeGreaterThanOrEqual(last) // what was reported is there, or the one after it
+        expect(n).toBeLessThanOrEqual(last + 1)
+        for (const { tensor } of tensors) {
+          const values = await tensor.toFloat32Array()
+          expect(values.every((v) => v === n)).toBe(true)
+          tensor.dispose()
+        }
+        next = n + 1
       }
-      next = n + 1
-    }
-    // The last kill's leftovers go with the next save, and nothing else is hidden there.
-    expect(readdirSync(dir).filter((name) => name.startsWith('.')).length).toBeLessThanOrEqual(2)
-  }, 120_000)
+      // The last kill's leftovers go with the next save, and nothing else is hidden there.
+      expect(readdirSync(dir).filter((name) => name.startsWith('.')).length).toBeLessThanOrEqual(2)
+    },
+    120_000,
+  )
 })

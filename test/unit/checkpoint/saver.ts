@@ -9,7 +9,12 @@ const [dir, first, same] = process.argv.slice(2) as [string, string, string]
 const ctx = Ctx.create({ device: 'cpu' })
 for (let n = Number(first); ; n++) {
   const names = ['a', 'b', 'c']
-  const tensors = names.map((name) => ({ name, dtype: 'float32' as const, shard: splitDim([64, 256], 0, 0, 1), data: Tensor.full(ctx, [64, 256], 'float32', n) }))
+  const tensors = names.map((name) => ({
+    name,
+    dtype: 'float32' as const,
+    shard: splitDim([64, 256], 0, 0, 1),
+    data: Tensor.full(ctx, [64, 256], 'float32', n),
+  }))
   await ctx.stream.sync()
   // With `same`, one iteration is replaced again and again.
   await saveCheckpoint(dir, same === 'same' ? 7 : n, tensors, { files: { 'train_state.json': JSON.stringify({ n }) } })

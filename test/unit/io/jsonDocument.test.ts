@@ -19,7 +19,8 @@ const text = `{
 }\r\n`
 const document = JsonDocument.parse(text, 'config.json')
 const record = (d: JsonDocument) => d.value as Record<string, JsonValue>
-const change = (changes: Record<string, JsonValue>) => document.with(Object.assign(Object.create(null), record(document), changes))
+const change = (changes: Record<string, JsonValue>) =>
+  document.with(Object.assign(Object.create(null), record(document), changes))
 
 describe('JsonDocument', () => {
   it('gives the same text when nothing changed', () => {
@@ -60,7 +61,24 @@ describe('JsonDocument', () => {
       { seed: 3, numRuns: 300 },
     )
   })
-  it.each(['{"a":1,"a":2}', '{"a":01}', '{"a":+1}', '{a:1}', "{'a':1}", '[1,]', '"\\x"', '"\n"', '1 2', '', 'nul', '\ufeff{}', '-', '1.', '.5', '1e'])('refuses %j', (bad) => {
+  it.each([
+    '{"a":1,"a":2}',
+    '{"a":01}',
+    '{"a":+1}',
+    '{a:1}',
+    "{'a':1}",
+    '[1,]',
+    '"\\x"',
+    '"\n"',
+    '1 2',
+    '',
+    'nul',
+    '\ufeff{}',
+    '-',
+    '1.',
+    '.5',
+    '1e',
+  ])('refuses %j', (bad) => {
     expect(() => JsonDocument.parse(bad, 'x')).toThrow(/x/)
   })
 })
