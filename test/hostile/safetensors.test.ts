@@ -41,10 +41,10 @@ describe('F01 to F04: the header', () => {
     const handle = openSync(path, 'r+')
     ftruncateSync(handle, 100_000_100)
     closeSync(handle)
-    const started = performance.now()
+    const before = process.memoryUsage().rss
     const error = await failure(path)
     expect(error.message).toContain('too large')
-    expect(performance.now() - started).toBeLessThan(200) // reading 100 MB and parsing takes longer
+    expect(process.memoryUsage().rss - before).toBeLessThan(50e6) // it was not read
   })
   it('F04: invalid UTF-8, with its offset', async () => {
     const error = await failure(file(Buffer.concat([Buffer.from('{"a'), Buffer.from([0xff]), Buffer.from('":1}')]), 0))
@@ -176,9 +176,14 @@ describe('F10 and F11: dtypes and names', () => {
       (_, i) => `"model.layers.${i}.weight":{"dtype":"BF16","shape":[1,2],"data_offsets":[${i * 4},${i * 4 + 4}]}`,
     )
     const path = file(`{${rows.join(',')}}`, 400_000)
-    const started = performance.now()
-    const { entries } = await readHeader(path)
-    expect(entries.size).toBe(100_000)
-    expect(performance.now() - started).toBeLessThan(1000)
+    // Processor time, the best of three: other work on the machine does not count.
+    const times: number[] = []
+    for (let i = 0; i < 3; i++) {
+      const before = process.cpuUsage()
+      expect((await readHeader(path)).entries.size).toBe(100_000)
+      const { user, system } = process.cpuUsage(before)
+      times.push((user + system) / 1000)
+    }
+    expect(Math.min(...times)).toBeLessThan(1000)
   })
 })
