@@ -118,6 +118,7 @@ void forwardFewRows(const AttentionArgs& a) {
     float* scores = pieces.take(rows * kChunk);
     float* correction = pieces.take(rows);
     gatherRows(q, a, a.q, b, g, 0, a.S, a.D, a.scale);
+    for (int64_t row = 0; row < rows; ++row) orderForWeights(q + row * a.D, a.D, a.k.dtype);
     multiplyFewRows(scores, kChunk, q, a.D, {a.k.at(b, from, g), a.k.dtype, 1, a.k.position}, rows, to - from, a.D,
                     false, nullptr);
     softmaxBlock(scores, kChunk, rows, to - from, see.data(), a.softcap, m, l, correction);

@@ -106,7 +106,8 @@ HWY_NOINLINE void PackAcross(float* HWY_RESTRICT dst, const T* HWY_RESTRICT src,
   }
 }
 
-// Rows src[p * lds + 0..n) go to strips of `width` columns: dst[(j / width) * width * k + p * width + j % width].
+// Rows src[p * lds + 0..n) go to strips of `width` columns: dst[(j / width) * width * k + p * width + j % width]. Wide strips
+// take row by row; narrow ones (width < lanes) eight rows at a time, so that a strip is written in longer runs.
 template <typename T>
 HWY_NOINLINE void PackAlong(float* HWY_RESTRICT dst, const T* HWY_RESTRICT src, int64_t lds, int64_t n, int64_t width,
                             int64_t k) {
@@ -114,18 +115,39 @@ HWY_NOINLINE void PackAlong(float* HWY_RESTRICT dst, const T* HWY_RESTRICT src, 
   const DF4 d4;
   const hn::FixedTag<float, 2> d2;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  for (int64_t p = 0; p < k; ++p) {
-    const T* s = src + p * lds;
-    float* o = dst + p * width;
+  const int64_t atOnce = width < lanes ? 8 : 1;
+  constexpr int64_t kAhead = 8;  // rows: their addresses are too far apart for the hardware to foresee
+  for (int64_t p0 = 0; p0 < k; p0 += atOnce) {
+    const int64_t p1 = HWY_MIN(p0 + atOnce, k);
+    if (atOnce == 1 && p0 + kAhead < k) {
+      const T* next = src + (p0 + kAhead) * lds;
+      for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(T))) hwy::Prefetch(next + j);
+    }
     int64_t j = 0;
-    for (; j + width <= n; j += width, o += width * k) {
-      int64_t w = 0;
-      for (; w + lanes <= width; w += lanes) hn::StoreU(LoadFloat(d, s + j + w), d, o + w);
-      for (; w + 4 <= width; w += 4) hn::StoreU(LoadFloat(d4, s + j + w), d4, o + w);
-      for (; w + 2 <= width; w += 2) hn::StoreU(LoadFloat(d2, s + j + w), d2, o + w);
+    for (; j + width <= n; j += width) {
+      const T* s = src + p0 * lds + j;
+      float* o = dst + j * k + p0 * width;
+      if (width == 2 * lanes) {
+        hn::StoreU(LoadFloat(d, s), d, o);
+        hn::StoreU(LoadFloat(d, s + lanes), d, o + lanes);
+        continue;
+      }
+      int64_t p = p0;
+      if (width < lanes && j + lanes <= n) {
+        // A whole vector; the next row overwrites what is too much. Not for the last row: the next strip follows it.
+        for (; p < HWY_MIN(p1, k - 1); ++p, s += lds, o += width) hn::StoreU(LoadFloat(d, s), d, o);
+      }
+      for (; p < p1; ++p, s += lds, o += width) {
+        int64_t w = 0;
+        for (; w + 4 <= width; w += 4) hn::StoreU(LoadFloat(d4, s + w), d4, o + w);
+        for (; w + 2 <= width; w += 2) hn::StoreU(LoadFloat(d2, s + w), d2, o + w);
+      }
     }
     if (j < n) {
-      for (int64_t w = 0; w < width; ++w) o[w] = j + w < n ? ScalarFloat(s + j + w) : 0.0f;
+      for (int64_t p = p0; p < p1; ++p) {
+        float* o = dst + j * k + p * width;
+        for (int64_t w = 0; w < width; ++w) o[w] = j + w < n ? ScalarFloat(src + p * lds + j + w) : 0.0f;
+      }
     }
   }
 }
@@ -290,132 +312,6 @@ void MultiplyTile(float* c, int64_t ldc, const MatrixView& a, const MatrixView& 
   }
 }
 
-// ---- few rows against weights that are contiguous along k: c[m, 4] per step, sums in lanes along k.
-
-template <int kRows, typename T>
-HWY_INLINE void RowsTimesFour(float* HWY_RESTRICT sums, const float* HWY_RESTRICT x, int64_t ldx,
-                              const T* HWY_RESTRICT w, int64_t ldw, int64_t k) {
-  const DF d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const T* w0 = w;
-  const T* w1 = w + ldw;
-  const T* w2 = w + 2 * ldw;
-  const T* w3 = w + 3 * ldw;
-  const float* x1 = x + (kRows > 1 ? ldx : 0);
-  const float* x2 = x + (kRows > 2 ? 2 * ldx : 0);
-  auto s00 = hn::Zero(d), s01 = s00, s02 = s00, s03 = s00;
-  auto s10 = s00, s11 = s00, s12 = s00, s13 = s00;
-  auto s20 = s00, s21 = s00, s22 = s00, s23 = s00;
-  int64_t p = 0;
-  if (kRows == 1) {  // two steps in flight: one row alone would wait for its own sums
-    for (; p + 2 * lanes <= k; p += 2 * lanes) {
-      const auto v0 = hn::LoadU(d, x + p);
-      const auto v1 = hn::LoadU(d, x + p + lanes);
-      s00 = hn::MulAdd(v0, LoadFloat(d, w0 + p), s00);
-      s01 = hn::MulAdd(v0, LoadFloat(d, w1 + p), s01);
-      s02 = hn::MulAdd(v0, LoadFloat(d, w2 + p), s02);
-      s03 = hn::MulAdd(v0, LoadFloat(d, w3 + p), s03);
-      s10 = hn::MulAdd(v1, LoadFloat(d, w0 + p + lanes), s10);
-      s11 = hn::MulAdd(v1, LoadFloat(d, w1 + p + lanes), s11);
-      s12 = hn::MulAdd(v1, LoadFloat(d, w2 + p + lanes), s12);
-      s13 = hn::MulAdd(v1, LoadFloat(d, w3 + p + lanes), s13);
-    }
-    s00 = hn::Add(s00, s10);
-    s01 = hn::Add(s01, s11);
-    s02 = hn::Add(s02, s12);
-    s03 = hn::Add(s03, s13);
-  }
-  for (; p + lanes <= k; p += lanes) {
-    const auto f0 = LoadFloat(d, w0 + p);
-    const auto f1 = LoadFloat(d, w1 + p);
-    const auto f2 = LoadFloat(d, w2 + p);
-    const auto f3 = LoadFloat(d, w3 + p);
-    const auto v0 = hn::LoadU(d, x + p);
-    s00 = hn::MulAdd(v0, f0, s00);
-    s01 = hn::MulAdd(v0, f1, s01);
-    s02 = hn::MulAdd(v0, f2, s02);
-    s03 = hn::MulAdd(v0, f3, s03);
-    if (kRows > 1) {
-      const auto v1 = hn::LoadU(d, x1 + p);
-      s10 = hn::MulAdd(v1, f0, s10);
-      s11 = hn::MulAdd(v1, f1, s11);
-      s12 = hn::MulAdd(v1, f2, s12);
-      s13 = hn::MulAdd(v1, f3, s13);
-    }
-    if (kRows > 2) {
-      const auto v2 = hn::LoadU(d, x2 + p);
-      s20 = hn::MulAdd(v2, f0, s20);
-      s21 = hn::MulAdd(v2, f1, s21);
-      s22 = hn::MulAdd(v2, f2, s22);
-      s23 = hn::MulAdd(v2, f3, s23);
-    }
-  }
-  const auto total = [&](hn::Vec<DF> v) { return hn::GetLane(hn::SumOfLanes(d, v)); };
-  sums[0] = total(s00);
-  sums[1] = total(s01);
-  sums[2] = total(s02);
-  sums[3] = total(s03);
-  if (kRows > 1) {
-    sums[4] = total(s10);
-    sums[5] = total(s11);
-    sums[6] = total(s12);
-    sums[7] = total(s13);
-  }
-  if (kRows > 2) {
-    sums[8] = total(s20);
-    sums[9] = total(s21);
-    sums[10] = total(s22);
-    sums[11] = total(s23);
-  }
-  for (; p < k; ++p) {
-    const float f[4] = {ScalarFloat(w0 + p), ScalarFloat(w1 + p), ScalarFloat(w2 + p), ScalarFloat(w3 + p)};
-    for (int r = 0; r < kRows; ++r) {
-      for (int j = 0; j < 4; ++j) sums[4 * r + j] += x[r * ldx + p] * f[j];
-    }
-  }
-}
-
-template <typename T>
-HWY_NOINLINE void FewRows(float* c, int64_t ldc, const float* x, int64_t ldx, const T* w, int64_t ldw, int64_t m,
-                          int64_t n, int64_t k, bool add, const float* bias) {
-  float sums[12];
-  for (int64_t j = 0; j < n; j += 4) {
-    const int64_t cols = HWY_MIN(int64_t{4}, n - j);
-    const T* wj = w + j * ldw;
-    const int64_t step = cols == 4 ? ldw : 0;  // the last columns: one at a time, the other three repeat it
-    for (int64_t i = 0; i < m; i += 3) {
-      const int64_t rows = HWY_MIN(int64_t{3}, m - i);
-      for (int64_t e = 0; e < (step == 0 ? cols : 1); ++e) {
-        const T* we = wj + e * ldw;
-        if (rows == 3) {
-          RowsTimesFour<3>(sums, x + i * ldx, ldx, we, step, k);
-        } else if (rows == 2) {
-          RowsTimesFour<2>(sums, x + i * ldx, ldx, we, step, k);
-        } else {
-          RowsTimesFour<1>(sums, x + i * ldx, ldx, we, step, k);
-        }
-        for (int64_t r = 0; r < rows; ++r) {
-          float* o = c + (i + r) * ldc + j + e;
-          for (int64_t q = 0; q < (step == 0 ? 1 : 4); ++q) {
-            o[q] = (add ? o[q] : 0.0f) + sums[4 * r + q] + (bias != nullptr ? bias[j + e + q] : 0.0f);
-          }
-        }
-      }
-    }
-  }
-}
-
-void MultiplyFewRows(float* c, int64_t ldc, const float* x, int64_t ldx, const MatrixView& b, int64_t m, int64_t n,
-                     int64_t k, bool add, const float* bias) {
-  if (b.dtype == DType::F32) {
-    FewRows(c, ldc, x, ldx, static_cast<const float*>(b.data), b.colStride, m, n, k, add, bias);
-  } else if (b.dtype == DType::BF16) {
-    FewRows(c, ldc, x, ldx, static_cast<const hwy::bfloat16_t*>(b.data), b.colStride, m, n, k, add, bias);
-  } else {
-    FewRows(c, ldc, x, ldx, static_cast<const hwy::float16_t*>(b.data), b.colStride, m, n, k, add, bias);
-  }
-}
-
 TileShape RegisterTileShape() { return {kMr, Nr()}; }
 const char* SimdTarget() { return hwy::TargetName(HWY_TARGET); }
 
@@ -435,7 +331,6 @@ HWY_EXPORT(PackRows);
 HWY_EXPORT(PackCols);
 HWY_EXPORT(MultiplyPacked);
 HWY_EXPORT(MultiplyTile);
-HWY_EXPORT(MultiplyFewRows);
 
 TileShape registerTile() { return HWY_DYNAMIC_DISPATCH(RegisterTileShape)(); }
 const char* simdTarget() { return HWY_DYNAMIC_DISPATCH(SimdTarget)(); }
@@ -448,10 +343,6 @@ void multiplyPacked(float* c, int64_t ldc, const float* a, const float* b, int64
 void multiplyTile(float* c, int64_t ldc, const MatrixView& a, const MatrixView& b, int64_t m, int64_t n, int64_t k,
                   bool add, const float* bias) {
   HWY_DYNAMIC_DISPATCH(MultiplyTile)(c, ldc, a, b, m, n, k, add, bias);
-}
-void multiplyFewRows(float* c, int64_t ldc, const float* x, int64_t ldx, const MatrixView& b, int64_t m, int64_t n,
-                     int64_t k, bool add, const float* bias) {
-  HWY_DYNAMIC_DISPATCH(MultiplyFewRows)(c, ldc, x, ldx, b, m, n, k, add, bias);
 }
 
 namespace {

@@ -49,7 +49,9 @@ void multiplyPacked(float* c, int64_t ldc, const float* a, const float* b, int64
 void multiplyTile(float* c, int64_t ldc, const MatrixView& a, const MatrixView& b, int64_t m, int64_t n, int64_t k,
                   bool add, const float* bias);
 
-/// c[m, n] = (add ? c : 0) + x b (+ bias[n]) for few rows x[m, k] (F32, ldx between rows) against weights b[k, n] that are
+/// Brings a row x[k] into the order in which multiplyFewRows meets weights of this dtype. F32: as it is.
+void orderForWeights(float* x, int64_t k, DType weights);
+/// c[m, n] = (add ? c : 0) + x b (+ bias[n]) for few rows x[m, k] (F32, ldx between rows, orderForWeights) against weights b[k, n] that are
 /// contiguous along k: nothing is packed, each weight is read once. Sums run in lanes along k.
 void multiplyFewRows(float* c, int64_t ldc, const float* x, int64_t ldx, const MatrixView& b, int64_t m, int64_t n,
                      int64_t k, bool add, const float* bias);

@@ -1,0 +1,187 @@
+// Few rows against weights that are contiguous along k, for decoding: nothing is packed, each weight is read once in its
+// own dtype. Four columns a step, up to three rows; sums run in lanes along k.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "native/cpu/matmul_rows.cc"
+#include "matmul_kernel.h"
+#include "vectors.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace viaduct::cpu {
+namespace HWY_NAMESPACE {
+HWY_INLINE V Load(const F16* p) {
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  return hn::PromoteTo(DF(), hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(p)));
+}
+
+namespace {
+
+// Two vectors of weights. BF16 ones come apart cheapest as even and odd: x lies in that order too, see OrderForWeights.
+template <typename T>
+HWY_INLINE void LoadPair(const T* w, V* first, V* second) {
+  *first = Load(w);
+  *second = Load(w + kLanes);
+}
+HWY_INLINE void LoadPair(const BF16* w, V* even, V* odd) {
+  const hn::RebindToUnsigned<DF> du;
+  const hn::Repartition<uint16_t, DF> dh;
+  const auto both = hn::BitCast(du, hn::LoadU(dh, reinterpret_cast<const uint16_t*>(w)));
+  *even = hn::BitCast(DF(), hn::ShiftLeft<16>(both));
+  *odd = hn::BitCast(DF(), hn::And(both, hn::Set(du, 0xFFFF0000u)));
+}
+
+void OrderForWeights(float* x, int64_t k, DType weights) {
+  if (weights != DType::BF16) return;
+  float odd[kLanes];
+  for (; k >= 2 * kLanes; k -= 2 * kLanes, x += 2 * kLanes) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      odd[i] = x[2 * i + 1];
+      x[i] = x[2 * i];
+    }
+    for (int64_t i = 0; i < kLanes; ++i) x[kLanes + i] = odd[i];
+  }
+}
+
+#define VIADUCT_TIMES_FOUR(row, x, f)         \
+  s##row##0 = hn::MulAdd(x, f##0, s##row##0); \
+  s##row##1 = hn::MulAdd(x, f##1, s##row##1); \
+  s##row##2 = hn::MulAdd(x, f##2, s##row##2); \
+  s##row##3 = hn::MulAdd(x, f##3, s##row##3);
+
+template <int kRows, typename T>
+HWY_INLINE void RowsTimesFour(float* HWY_RESTRICT sums, const float* HWY_RESTRICT x, int64_t ldx,
+                              const T* HWY_RESTRICT w, int64_t ldw, int64_t k) {
+  const DF d;
+  const T* w0 = w;
+  const T* w1 = w + ldw;
+  const T* w2 = w + 2 * ldw;
+  const T* w3 = w + 3 * ldw;
+  const float* x1 = x + (kRows > 1 ? ldx : 0);
+  const float* x2 = x + (kRows > 2 ? 2 * ldx : 0);
+  auto s00 = Zero(), s01 = s00, s02 = s00, s03 = s00;
+  auto s10 = s00, s11 = s00, s12 = s00, s13 = s00;
+  auto s20 = s00, s21 = s00, s22 = s00, s23 = s00;
+  auto f0 = s00, f1 = s00, f2 = s00, f3 = s00, g0 = s00, g1 = s00, g2 = s00, g3 = s00;
+  int64_t p = 0;
+  for (; p + 2 * kLanes <= k; p += 2 * kLanes) {
+    LoadPair(w0 + p, &f0, &g0);
+    LoadPair(w1 + p, &f1, &g1);
+    LoadPair(w2 + p, &f2, &g2);
+    LoadPair(w3 + p, &f3, &g3);
+    const auto v0 = Load(x + p);
+    const auto u0 = Load(x + p + kLanes);
+    VIADUCT_TIMES_FOUR(0, v0, f)
+    if (kRows == 1) {  // sums of their own: one row alone would wait for its additions
+      VIADUCT_TIMES_FOUR(1, u0, g)
+    } else {
+      VIADUCT_TIMES_FOUR(0, u0, g)
+      const auto v1 = Load(x1 + p);
+      const auto u1 = Load(x1 + p + kLanes);
+      VIADUCT_TIMES_FOUR(1, v1, f)
+      VIADUCT_TIMES_FOUR(1, u1, g)
+    }
+    if (kRows > 2) {
+      const auto v2 = Load(x2 + p);
+      const auto u2 = Load(x2 + p + kLanes);
+      VIADUCT_TIMES_FOUR(2, v2, f)
+      VIADUCT_TIMES_FOUR(2, u2, g)
+    }
+  }
+  if (kRows == 1) {
+    s00 = hn::Add(s00, s10);
+    s01 = hn::Add(s01, s11);
+    s02 = hn::Add(s02, s12);
+    s03 = hn::Add(s03, s13);
+  }
+  if (p + kLanes <= k) {
+    f0 = Load(w0 + p);
+    f1 = Load(w1 + p);
+    f2 = Load(w2 + p);
+    f3 = Load(w3 + p);
+    const auto v0 = Load(x + p);
+    VIADUCT_TIMES_FOUR(0, v0, f)
+    if (kRows > 1) {
+      const auto v1 = Load(x1 + p);
+      VIADUCT_TIMES_FOUR(1, v1, f)
+    }
+    if (kRows > 2) {
+      const auto v2 = Load(x2 + p);
+      VIADUCT_TIMES_FOUR(2, v2, f)
+    }
+    p += kLanes;
+  }
+#define X(i, s) sums[i] = hn::GetLane(hn::SumOfLanes(d, s));
+  X(0, s00) X(1, s01) X(2, s02) X(3, s03) if (kRows > 1) { X(4, s10) X(5, s11) X(6, s12) X(7, s13) }
+  if (kRows > 2) {
+    X(8, s20) X(9, s21) X(10, s22) X(11, s23)
+  }
+#undef X
+  for (; p < k; ++p) {
+    const float f[4] = {toFloat(w0[p]), toFloat(w1[p]), toFloat(w2[p]), toFloat(w3[p])};
+    for (int r = 0; r < kRows; ++r) {
+      for (int j = 0; j < 4; ++j) sums[4 * r + j] += x[r * ldx + p] * f[j];
+    }
+  }
+}
+#undef VIADUCT_TIMES_FOUR
+
+template <typename T>
+HWY_NOINLINE void FewRows(float* c, int64_t ldc, const float* x, int64_t ldx, const T* w, int64_t ldw, int64_t m,
+                          int64_t n, int64_t k, bool add, const float* bias) {
+  float sums[12];
+  for (int64_t j = 0; j < n; j += 4) {
+    const int64_t cols = HWY_MIN(int64_t{4}, n - j);
+    const T* wj = w + j * ldw;
+    const int64_t step = cols == 4 ? ldw : 0;  // the last columns: one at a time, the other three repeat it
+    for (int64_t i = 0; i < m; i += 3) {
+      const int64_t rows = HWY_MIN(int64_t{3}, m - i);
+      for (int64_t e = 0; e < (step == 0 ? cols : 1); ++e) {
+        const T* we = wj + e * ldw;
+        if (rows == 3) {
+          RowsTimesFour<3>(sums, x + i * ldx, ldx, we, step, k);
+        } else if (rows == 2) {
+          RowsTimesFour<2>(sums, x + i * ldx, ldx, we, step, k);
+        } else {
+          RowsTimesFour<1>(sums, x + i * ldx, ldx, we, step, k);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+          float* o = c + (i + r) * ldc + j + e;
+          for (int64_t q = 0; q < (step == 0 ? 1 : 4); ++q) {
+            o[q] = (add ? o[q] : 0.0f) + sums[4 * r + q] + (bias != nullptr ? bias[j + e + q] : 0.0f);
+          }
+        }
+      }
+    }
+  }
+}
+
+void MultiplyFewRows(float* c, int64_t ldc, const float* x, int64_t ldx, const MatrixView& b, int64_t m, int64_t n,
+                     int64_t k, bool add, const float* bias) {
+  if (b.dtype == DType::F32) {
+    FewRows(c, ldc, x, ldx, static_cast<const float*>(b.data), b.colStride, m, n, k, add, bias);
+  } else if (b.dtype == DType::BF16) {
+    FewRows(c, ldc, x, ldx, static_cast<const BF16*>(b.data), b.colStride, m, n, k, add, bias);
+  } else {
+    FewRows(c, ldc, x, ldx, static_cast<const F16*>(b.data), b.colStride, m, n, k, add, bias);
+  }
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace viaduct::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+
+namespace viaduct::cpu {
+
+HWY_EXPORT(MultiplyFewRows);
+HWY_EXPORT(OrderForWeights);
+
+void orderForWeights(float* x, int64_t k, DType weights) { HWY_DYNAMIC_DISPATCH(OrderForWeights)(x, k, weights); }
+void multiplyFewRows(float* c, int64_t ldc, const float* x, int64_t ldx, const MatrixView& b, int64_t m, int64_t n,
+                     int64_t k, bool add, const float* bias) {
+  HWY_DYNAMIC_DISPATCH(MultiplyFewRows)(c, ldc, x, ldx, b, m, n, k, add, bias);
+}
+
+}  // namespace viaduct::cpu
+#endif  // HWY_ONCE
