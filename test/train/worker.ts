@@ -1,0 +1,57 @@
+// A rank of a training run for tests: the fixture's model on the fixture's data, as the JSON argument says. Rank 0 appends every
+// step to `metrics` and prints it.
+import { forwardStep, pretrain } from '../../lib/train/index.js'
+import { initDistributed } from '../../lib/parallel/world.js'
+import { fixtureConfig, fixtureData } from './fixtureRun.js'
+
+/** What the test asks for. */
+export interface Work {
+  readonly tp?: number
+  readonly trainIters: number
+  readonly microBatchSize?: number
+  readonly hiddenDropout?: number
+  readonly save?: string
+  readonly saveInterval?: number
+  readonly mostRecentK?: number
+  readonly mixedPrecision?: 'bf16_mixed' | 'fp32'
+  readonly metrics?: string
+  /** Puts a NaN into a gradient on one rank at one step. */
+  readonly poison?: { readonly step: number; readonly rank: number; readonly parameter: string }
+}
+
+/** Runs it in this process, as one of the launcher's ranks or alone. */
+export async function work(task: Work, log?: (line: string) => void) {
+  const config = await fixtureConfig(task)
+  config.model.hiddenDropout = task.hiddenDropout ?? 0
+  config.mixedPrecision = task.mixedPrecision ?? 'fp32'
+  config.optimizer.lr = 3e-3
+  config.scheduler.lrDecayStyle = 'cosine'
+  config.scheduler.lrWarmupIters = 3
+  config.scheduler.lrDecayIters = 40
+  config.checkpoint.save = task.save ?? null
+  config.checkpoint.load = task.save ?? null
+  config.checkpoint.saveInterval = task.save ? (task.saveInterval ?? null) : null
+  config.checkpoint.mostRecentK = task.mostRecentK ?? null
+  config.logger.metricsFile = task.metrics ?? null
+  const { poison } = task
+  return await pretrain(
+    config,
+    async (ctx, model, batch) => {
+      const result = await forwardStep(ctx, model, batch)
+      if (poison?.step === ctx.rng.step && ctx.groups.get('world').rank === poison.rank) {
+        const { native } = await import('../../lib/addon/load.js')
+        const parameter = [...model.namedParameters()].find(([name]) => name === poison.parameter)?.[1]
+        if (parameter?.mainGrad) native.fill(ctx.stream.id, parameter.mainGrad.slice(ctx, 0, 0, 1).handle, Number.NaN)
+      }
+      return result
+    },
+    { data: fixtureData, ...(log ? { log } : {}) },
+  )
+}
+
+const argument = process.argv[2]
+if (process.argv[1]?.endsWith('worker.ts') && argument !== undefined) {
+  const result = await work(JSON.parse(argument) as Work)
+  await (await initDistributed()).dispose()
+  if (result.exitCode !== 0) process.exitCode = result.exitCode
+}
