@@ -123,11 +123,13 @@ export class Tape {
     assert(outputs.length === dOutputs.length, `${outputs.length} outputs and ${dOutputs.length} gradients`)
     const schedule = options.weights ?? 'now'
     const gradients = new Map<Tensor, Tensor>()
-    const seeding = new Scope()
+    const scope = new Scope()
+    const inner = ctx.with({ scope, tape: null })
     try {
-      const seeder = ctx.with({ scope: seeding, tape: null })
-      for (let i = 0; i < outputs.length; i++)
-        accumulate(seeder, gradients, outputs[i] as Tensor, dOutputs[i] as Tensor)
+      for (let i = 0; i < outputs.length; i++) {
+        accumulate(inner, gradients, outputs[i] as Tensor, dOutputs[i] as Tensor)
+      }
+      scope.drain()
       for (let entry = this.#entries.pop(); entry !== undefined; entry = this.#entries.pop()) {
         const { record } = entry
         // A watched output keeps its gradient for the caller too.
@@ -137,8 +139,6 @@ export class Tape {
           continue
         }
         let deferred = false
-        const scope = new Scope()
-        const inner = ctx.with({ scope, tape: null })
         try {
           checkVersions(entry)
           const result = record.backwardInput(inner, dOuts, entry.wanted, schedule)
@@ -160,7 +160,7 @@ export class Tape {
           }
         } finally {
           if (!deferred) drop(entry, dOuts)
-          scope.close()
+          scope.drain()
         }
       }
       const found = new Map<Tensor, Tensor>()
@@ -171,7 +171,7 @@ export class Tape {
       }
       return found
     } finally {
-      seeding.close()
+      scope.close()
       for (const d of gradients.values()) d.release()
       this.#active.clear()
       this.#watched.clear()

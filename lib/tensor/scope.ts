@@ -24,6 +24,12 @@ export class Scope {
   /** Drops what the scope owns. Idempotent; a tensor tracked later is dropped at once. */
   close(): void {
     this.#closed = true
+    this.drain()
+  }
+
+  /** Drops what the scope owns now; it stays open. */
+  drain(): void {
+    if (this.#tensors.length === 0) return
     const tensors = this.#tensors
     this.#tensors = []
     for (const tensor of tensors) if (tensor.scope === this) tensor.dispose()

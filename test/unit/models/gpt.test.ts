@@ -1,5 +1,6 @@
 // The assembled model beyond parity: names, cache, dropout, bfloat16, memory.
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
+import { native } from '../../../lib/addon/load.js'
 import { type TokenBatch, uploadBatch } from '../../../lib/models/batch.js'
 import { GPTModel } from '../../../lib/models/gpt.js'
 import { allocateParameter, initializeParameter } from '../../../lib/models/initialize.js'
@@ -221,6 +222,29 @@ describe('GPTModel', () => {
     await step(model)
     await logitsOf(model, host)
     expect(root.device.liveSlots()).toBe(slots)
+  })
+
+  test('the backward pass writes over what nobody needs any more', async () => {
+    const inPlace: Record<string, boolean[]> = {}
+    // Where each op's gradient goes (first argument after the stream) and what it may overwrite.
+    const watched = { gatedActivationBackward: 3, rmsNormBackwardInput: 6, crossEntropyBackward: 2 } as const
+    const spies = Object.entries(watched).map(([op, argument]) => {
+      const name = op as keyof typeof watched
+      const run = native[name] as (...args: unknown[]) => void
+      inPlace[name] = []
+      return vi.spyOn(native, name).mockImplementation((...args: unknown[]) => {
+        if (args[argument] !== 0) inPlace[name]!.push(args[1] === args[argument])
+        run.apply(native, args)
+      })
+    })
+    await step(model)
+    for (const spy of spies) spy.mockRestore()
+    expect(inPlace).toEqual({
+      gatedActivationBackward: [true, true],
+      crossEntropyBackward: [true],
+      // Every norm but the first of the model, which has no gradient passing by.
+      rmsNormBackwardInput: [true, true, true],
+    })
   })
 
   test('a batch without labels has no loss', async () => {
