@@ -44,8 +44,14 @@ export function ratioOf(pairs: readonly Pair[]): Ratio {
   return {
     median: quantile(ratios, 0.5),
     lowerQuartile: quantile(ratios, 0.25),
-    peerSeconds: quantile(kept.map((p) => p.peer), 0.5),
-    oursSeconds: quantile(kept.map((p) => p.ours), 0.5),
+    peerSeconds: quantile(
+      kept.map((p) => p.peer),
+      0.5,
+    ),
+    oursSeconds: quantile(
+      kept.map((p) => p.ours),
+      0.5,
+    ),
     pairs: kept.length,
     dropped: pairs.length - kept.length,
   }
@@ -61,7 +67,9 @@ const ticksPerSecond = 100
 
 function processTicks(pid: number): number {
   try {
-    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\) /, '').split(' ')
+    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
+      .replace(/^.*\) /, '')
+      .split(' ')
     return Number(fields[11]) + Number(fields[12])
   } catch {
     return 0

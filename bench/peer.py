@@ -19,6 +19,13 @@ SIZES = {
 }
 
 
+def flush_folder(folder):
+    """Waits until every file is on disk, as a tool that promises to survive a power cut does."""
+    for name in os.listdir(folder):
+        with open(os.path.join(folder, name), "rb") as f:
+            os.fsync(f.fileno())
+
+
 class Peer:
     def __init__(self):
         self.model = None
@@ -54,7 +61,14 @@ class Peer:
         self.model.train(train)
         self.step_model = torch.compile(self.model) if compile else self.model
         if train:
-            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+            # As ours: matrices decay, norms do not.
+            groups = [
+                {"params": [p for p in self.model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+                {"params": [p for p in self.model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+            ]
+            self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+        else:
+            self.model.generation_config.eos_token_id = None  # both sides give as many tokens as they are asked for
         return {}
 
     def train(self, tokens, steps):
@@ -78,34 +92,23 @@ class Peer:
         start = time.perf_counter()
         with torch.inference_mode():
             out = self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
-                do_sample=False, pad_token_id=0,
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False,
+                pad_token_id=0,
             )
         return {"seconds": time.perf_counter() - start, "tokens": out[0, ids.shape[1]:].tolist()}
 
-    def load_folder(self, folder):
-        """Every tensor of a folder into private memory."""
-        from safetensors import safe_open
-        start = time.perf_counter()
-        held = []
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(".safetensors"):
-                with safe_open(os.path.join(folder, name), "pt") as f:
-                    held += [f.get_tensor(key).clone() for key in f.keys()]
-        seconds = time.perf_counter() - start
-        del held
-        return {"seconds": seconds}
-
-    def save_folder(self, folder, target):
+    def save_folder(self, folder, target, flush):
         """Loads with Transformers and saves again: what a user does to copy a model."""
         start = time.perf_counter()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         loaded = time.perf_counter() - start
         start = time.perf_counter()
         model.save_pretrained(target)
+        if flush:
+            flush_folder(target)
         return {"load_seconds": loaded, "save_seconds": time.perf_counter() - start}
 
-    def split_folder(self, folder, target, parts):
+    def split_folder(self, folder, target, parts, flush):
         """The same import in a script: every matrix cut for tensor parallelism, one safetensors file a rank."""
         from safetensors import safe_open
         from safetensors.torch import save_file
@@ -124,6 +127,8 @@ class Peer:
                         rank[key] = piece.contiguous()
         for i, rank in enumerate(ranks):
             save_file(rank, os.path.join(target, f"rank{i}.safetensors"))
+        if flush:
+            flush_folder(target)
         return {"seconds": time.perf_counter() - start}
 
     def versions(self):

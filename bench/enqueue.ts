@@ -1,0 +1,81 @@
+// The cost of JavaScript and binding for each op: a whole training step is enqueued while the stream is held up, so that no kernel
+// runs beside it, and divided by the number of native ops in it.
+import type { Addon } from '../lib/addon/functions.js'
+import { native } from '../lib/addon/load.js'
+import { type TokenBatch, uploadBatch } from '../lib/models/batch.js'
+import { Tape } from '../lib/ops/tape.js'
+import { Scope } from '../lib/tensor/scope.js'
+import { Tensor } from '../lib/tensor/tensor.js'
+import type { TrainState } from '../lib/train/state.js'
+
+/** The stream is held up for so long: more than enqueueing takes. */
+const heldMicroseconds = 150_000
+
+export interface EnqueueCost {
+  /** Native ops of one step: forward, backward, optimizer. */
+  readonly ops: number
+  /** Of each round: microseconds an op. */
+  readonly microseconds: number[]
+}
+
+/** Names of the rows that enqueue a kernel. */
+function opNames(): string[] {
+  const other = /Stream|download|upload|setPlace|Event|Profile|debug|empty/
+  return native
+    .table()
+    .filter((row) => row.args[0] === 'Stream' && !other.test(row.name))
+    .map((row) => row.name)
+}
+
+/** Forward, loss, backward and update of one micro-batch, without waiting for a value. */
+async function enqueueStep(state: TrainState, host: TokenBatch): Promise<void> {
+  const { model, optimizer } = state
+  const scope = new Scope()
+  const tape = new Tape()
+  const ctx = model.ctx({ scope, tape, rng: { seed: 1, step: 1, rngSlot: state.rngSlot } })
+  const one = Tensor.full(ctx, [1], 'float32', 1)
+  optimizer.gradients.zero(ctx)
+  const batch = uploadBatch(ctx, host, model.config)
+  for (const chunk of model.chunks) {
+    const { lossSum } = await chunk.loss(ctx, batch)
+    await tape.backward(ctx, [lossSum], [one])
+  }
+  optimizer.step(ctx, { lr: 0, factor: 1 })
+  tape.dispose()
+  scope.close()
+}
+
+async function countOps(state: TrainState, batch: TokenBatch): Promise<number> {
+  const functions = native as unknown as Record<string, (...args: unknown[]) => unknown>
+  let count = 0
+  const plain = opNames().map((name) => [name, functions[name] as (typeof functions)[string]] as const)
+  for (const [name, f] of plain) {
+    functions[name] = (...args) => {
+      count++
+      return f.apply(native as Addon, args)
+    }
+  }
+  await enqueueStep(state, batch)
+  for (const [name, f] of plain) functions[name] = f
+  return count
+}
+
+/** Measures `rounds` steps one by one. The weights stay as they are: the learning rate is 0. */
+export async function measureEnqueue(state: TrainState, batch: TokenBatch, rounds: number): Promise<EnqueueCost> {
+  const { stream } = state.model.device
+  await enqueueStep(state, batch)
+  const ops = await countOps(state, batch)
+  const microseconds: number[] = []
+  for (let i = 0; i < rounds; i++) {
+    await stream.sync()
+    native.debugDelay(stream.id, heldMicroseconds)
+    const from = performance.now()
+    await enqueueStep(state, batch)
+    const took = (performance.now() - from) * 1000
+    if (took > heldMicroseconds)
+      throw new Error(`expected the enqueueing to end within ${heldMicroseconds} µs, got ${took.toFixed(0)}`)
+    microseconds.push(took / ops)
+  }
+  await stream.sync()
+  return { ops, microseconds }
+}

@@ -1,0 +1,136 @@
+// Our side of the benchmarks, driven line by line with the protocol of peer.py: one JSON command a line on standard input, one JSON
+// line back. It uses the library as a user's script does: AutoBridge, setup, trainStep, generate.
+import { createInterface } from 'node:readline'
+import { native } from '../lib/addon/load.js'
+import { AutoBridge } from '../lib/bridge/autoBridge.js'
+import { runConfig } from '../lib/config/runConfig.js'
+import { generate } from '../lib/inference/generate.js'
+import type { TokenBatch } from '../lib/models/batch.js'
+import type { DistributedModel } from '../lib/models/distributedModel.js'
+import { forwardStep } from '../lib/train/forwardStep.js'
+import { setup, type TrainState } from '../lib/train/state.js'
+import { trainStep } from '../lib/train/step.js'
+import { measureEnqueue } from './enqueue.js'
+
+interface LoadArgs {
+  readonly folder: string
+  /** float32, bfloat16 (pure, for inference) or mixed (bfloat16 with float32 masters, for training). */
+  readonly mode: 'float32' | 'bfloat16' | 'mixed'
+  readonly train: boolean
+  readonly batch?: readonly [number, number]
+  readonly lr?: number
+}
+
+let state: TrainState | null = null
+let model: DistributedModel | null = null
+
+async function load({ folder, mode, train, batch = [1, 128], lr = 1e-4 }: LoadArgs) {
+  await state?.dispose()
+  await model?.dispose()
+  state = null
+  model = null
+  const provider = (await AutoBridge.fromHfPretrained(folder)).toMegatronProvider()
+  provider.paramsDtype = mode === 'float32' ? 'float32' : 'bfloat16'
+  if (!train) {
+    model = await provider.provideDistributedModel()
+    return {}
+  }
+  provider.seqLength = batch[1]
+  const config = runConfig({
+    model: provider,
+    mixedPrecision: mode === 'float32' ? 'fp32' : 'bf16_mixed',
+    train: { trainIters: 1000, globalBatchSize: batch[0], microBatchSize: batch[0] },
+    validation: { evalInterval: null, evalIters: 0 },
+    // torch.optim.AdamW's defaults, but for the betas and the decay that both sides set.
+    optimizer: { lr, minLr: lr, adamBeta1: 0.9, adamBeta2: 0.95, adamEps: 1e-8, weightDecay: 0.1, clipGrad: 1 },
+    scheduler: { lrDecayStyle: 'constant', lrWarmupIters: 0 },
+    dataset: { kind: 'mock' },
+    checkpoint: { pretrainedCheckpoint: folder },
+  })
+  state = await setup(config, { log: () => {} })
+  return {}
+}
+
+/** Labels are the next tokens; the last position has none. */
+function batchOf(tokens: readonly (readonly number[])[]): TokenBatch {
+  const seqLength = tokens[0]?.length ?? 0
+  return {
+    batchSize: tokens.length,
+    seqLength,
+    tokens: Int32Array.from(tokens.flat()),
+    labels: Int32Array.from(tokens.flatMap((row) => [...row.slice(1), -100])),
+  }
+}
+
+function trained(): TrainState {
+  if (state === null) throw new Error('expected load with train before')
+  return state
+}
+
+async function train({ tokens, steps, profile = false }: { tokens: number[][]; steps: number; profile?: boolean }) {
+  const run = trained()
+  const batch = batchOf(tokens)
+  const seconds: number[] = []
+  const losses: number[] = []
+  const stream = run.model.device.stream.id
+  if (profile) native.startProfile(stream)
+  for (let i = 0; i < steps; i++) {
+    const from = performance.now()
+    const { loss } = await trainStep(run, [batch], forwardStep)
+    seconds.push((performance.now() - from) / 1000)
+    losses.push(loss)
+  }
+  return { seconds, losses, ...(profile ? { profile: native.endProfile(stream) } : {}) }
+}
+
+async function generateTokens({
+  tokens,
+  new_tokens,
+  profile = false,
+}: {
+  tokens: number[][]
+  new_tokens: number
+  profile?: boolean
+}) {
+  if (model === null) throw new Error('expected load without train before')
+  const stream = model.device.stream.id
+  if (profile) native.startProfile(stream)
+  const from = performance.now()
+  const [added] = await generate(model, tokens, { maxNewTokens: new_tokens })
+  const seconds = (performance.now() - from) / 1000
+  return { seconds, tokens: added, ...(profile ? { profile: native.endProfile(stream) } : {}) }
+}
+
+async function timed(work: () => Promise<unknown>) {
+  const from = performance.now()
+  await work()
+  return { seconds: (performance.now() - from) / 1000 }
+}
+
+const commands: Record<string, (args: never) => Promise<object>> = {
+  load,
+  train,
+  generate: generateTokens,
+  enqueue: async ({ tokens, rounds }: { tokens: number[][]; rounds: number }) =>
+    measureEnqueue(trained(), batchOf(tokens), rounds),
+  import_folder: async ({ folder, target }: { folder: string; target: string }) =>
+    timed(() => AutoBridge.importCkpt(folder, target, { overwrite: true })),
+  export_folder: async ({ folder, target }: { folder: string; target: string }) =>
+    timed(() => AutoBridge.exportCkpt(folder, target, { overwrite: true })),
+}
+
+async function answer(line: string): Promise<object> {
+  try {
+    const { command, ...args } = JSON.parse(line) as { command: string }
+    const run = commands[command]
+    if (run === undefined) throw new Error(`expected one of ${Object.keys(commands).join(', ')}, got ${command}`)
+    return await run(args as never)
+  } catch (error) {
+    return { error: error instanceof Error ? `${error.name}: ${error.message}` : String(error) }
+  }
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  process.stdout.write(`${JSON.stringify(await answer(line))}\n`)
+}
+process.exit(0)

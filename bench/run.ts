@@ -1,0 +1,103 @@
+// `npm run bench`: alternates ours and PyTorch with Transformers, prints the table of ratios and keeps JSON in bench/results.
+import { mkdirSync } from 'node:fs'
+import { availableParallelism, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
+import { findPython } from './peers.js'
+import { keep, type Row, table, writeTable } from './results.js'
+import {
+  type BenchOptions,
+  convertSuite,
+  type DtypeName,
+  decodeSuite,
+  opsSuite,
+  type SizeName,
+  trainSuite,
+} from './suites.js'
+
+const suites = { train: trainSuite, decode: decodeSuite, convert: convertSuite, ops: opsSuite }
+type SuiteName = keyof typeof suites
+
+const usage = `npm run bench -- [options]
+  --suite train|decode|convert|ops   default: all
+  --size a|b                         default: both (decode: b)
+  --dtype float32|bfloat16           default: both
+  --pairs N                          default 9
+  --quick                            3 pairs, a small folder
+  --limit SECONDS                    no further pair of a row begins after this, once 3 are there; default 600
+  --threads N                        default: all cores
+  --python PATH                      default: VIADUCT_BENCH_PYTHON, else .viaduct/bench/bin/python
+  --work FOLDER                      models and conversions; default: a folder in the system's temporary one
+  --table                            only write the newest results into docs/benchmarks.md`
+
+function oneOf<T extends string>(
+  name: string,
+  value: string | undefined,
+  all: readonly T[],
+  unset: readonly T[] = all,
+): readonly T[] {
+  if (value === undefined) return unset
+  const found = all.find((item) => item === value)
+  if (found === undefined) throw new Error(`expected --${name} ${all.join('|')}, got ${value}`)
+  return [found]
+}
+
+function count(name: string, value: string | undefined, unset: number): number {
+  const n = Number(value ?? unset)
+  if (!(Number.isInteger(n) && n >= 1))
+    throw new Error(`expected --${name} with a whole number of at least 1, got ${value}`)
+  return n
+}
+
+async function main(): Promise<void> {
+  const text = { type: 'string' } as const
+  const flag = { type: 'boolean' } as const
+  const { values } = parseArgs({
+    options: {
+      suite: text,
+      size: text,
+      dtype: text,
+      pairs: text,
+      limit: text,
+      threads: text,
+      python: text,
+      work: text,
+      quick: flag,
+      table: flag,
+      help: flag,
+    },
+  })
+  if (values.help) {
+    console.log(usage)
+    return
+  }
+  if (values.table) {
+    console.log(writeTable())
+    return
+  }
+  const names = oneOf('suite', values.suite, Object.keys(suites) as SuiteName[])
+  const base: Omit<BenchOptions, 'sizes'> = {
+    dtypes: oneOf<DtypeName>('dtype', values.dtype, ['float32', 'bfloat16']),
+    pairs: count('pairs', values.pairs, values.quick ? 3 : 9),
+    limitSeconds: count('limit', values.limit, 600),
+    threads: count('threads', values.threads, availableParallelism()),
+    python: findPython(values.python),
+    work: values.work ?? join(tmpdir(), 'viaduct-bench'),
+    gigabytes: values.quick ? 0.5 : 2,
+    newTokens: values.quick ? 32 : 64,
+  }
+  mkdirSync(base.work, { recursive: true })
+  const rows: Row[] = []
+  for (const name of names) {
+    const sizes = oneOf<SizeName>('size', values.size, ['a', 'b'], name === 'decode' ? ['b'] : ['a', 'b'])
+    const found = await suites[name]({ ...base, sizes })
+    process.stderr.write(`kept ${keep(name, found)}\n`)
+    rows.push(...found)
+  }
+  console.log(table(rows))
+}
+
+main().catch((error: unknown) => {
+  console.error(error instanceof Error ? error.message : error)
+  process.exitCode = 1
+})
