@@ -182,9 +182,9 @@ void CpuBackend::dropout(Stream& s, Out y, In x, In rng, In sampleIds, In positi
   checkContiguous(op, "rng", rng);
   checkContiguous(op, "sampleIds", sampleIds);
   checkContiguous(op, "positions", positions);
-  VIADUCT_CHECK(p >= 0 && p < 1, "ERR_SHAPE", op, "expected 0 <= p < 1, got " + std::to_string(p));
-  VIADUCT_CHECK(site >= 0 && site < 65536, "ERR_SHAPE", op, "expected a site of 16 bits, got " + std::to_string(site));
-  VIADUCT_CHECK(channelStart >= 0 && channelStart + x.dim(1) <= int64_t{1} << 34, "ERR_SHAPE", op,
+  VIADUCT_CHECK(p >= 0 && p < 1, "ERR_USAGE", op, "expected 0 <= p < 1, got " + std::to_string(p));
+  VIADUCT_CHECK(site >= 0 && site < 65536, "ERR_USAGE", op, "expected a site of 16 bits, got " + std::to_string(site));
+  VIADUCT_CHECK(channelStart >= 0 && channelStart + x.dim(1) <= int64_t{1} << 34, "ERR_USAGE", op,
                 "expected channels below 2^34, got channelStart " + std::to_string(channelStart));
   s.enqueue("dropout", [=] {
     const int64_t* seedAndStep = rng.as<int64_t>();
