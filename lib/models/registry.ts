@@ -2,6 +2,7 @@
 import { nearest, ViaductError } from '../base/errors.js'
 import { llama } from './families/llama.js'
 import type { FamilySpec, HfConfig } from './family.js'
+import type { TransformerConfig } from './transformerConfig.js'
 
 const families = new Map<string, FamilySpec>()
 
@@ -59,4 +60,17 @@ export function familyOf(config: HfConfig): FamilySpec {
     `expected architectures to hold one of ${known}, got ${JSON.stringify(config['architectures'] ?? null)}${near ? `: did you mean ${near}?` : ''}`,
     { architectures: names, supported: listArchitectures() },
   )
+}
+
+/** The first family that can write this model as its own, with the config it would have; null when none can. */
+export function expressAsHf(config: TransformerConfig): { readonly family: FamilySpec; readonly config: HfConfig } | null {
+  for (const family of new Set(families.values())) {
+    try {
+      return { family, config: family.toHf(config, null) }
+    } catch (error) {
+      // This family has another shape; the next one may fit.
+      if (!(error instanceof ViaductError)) throw error
+    }
+  }
+  return null
 }

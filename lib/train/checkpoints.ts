@@ -1,6 +1,6 @@
 // A run's checkpoints: which tensors and numbers make a run go on bit for bit, and where a run starts from. The files' form is
 // lib/checkpoint's. `train_state.json` holds the counters, `run_config.yaml` the configuration.
-import { readdir, rm } from 'node:fs/promises'
+import { mkdir, readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ViaductError } from '../base/errors.js'
 import { AutoBridge } from '../bridge/autoBridge.js'
@@ -11,6 +11,10 @@ import type { Ranks } from '../checkpoint/ranks.js'
 import { saveCheckpoint as saveTensors, type SavedTensor } from '../checkpoint/saveCheckpoint.js'
 import { toYaml } from '../config/overrides.js'
 import type { RunConfig } from '../config/runConfig.js'
+import { copyFiles } from '../io/otherFiles.js'
+import { exists } from '../io/paths.js'
+import { expressAsHf } from '../models/registry.js'
+import type { DistributedModel } from '../models/distributedModel.js'
 import { allGatherObject } from '../parallel/collectives.js'
 import type { TrainState } from './state.js'
 
@@ -58,7 +62,7 @@ export async function saveCheckpoint(state: TrainState, dir: string | null = sta
   const folder = await saveTensors(dir, state.step, tensors, {
     ranks: ranksOf(state),
     files: { [stateFile]: `${JSON.stringify(counters, null, 2)}\n`, 'run_config.yaml': toYaml(config) },
-    extras: async (target) => await state.source?.writeTo(target),
+    extras: (target) => writeHfFiles(state, target),
     ...(state.signal === undefined ? {} : { signal: state.signal }),
   })
   if (state.world.rank === 0) {
@@ -67,6 +71,30 @@ export async function saveCheckpoint(state: TrainState, dir: string | null = sta
     await prune(dir, config.checkpoint.mostRecentK)
   }
   return folder
+}
+
+const tokenizerFiles = ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'generation_config.json']
+
+/** The Hugging Face files of the run; the tokenizer's come from where the run reads it when the model brought none. */
+async function writeHfFiles(state: TrainState, target: string): Promise<void> {
+  const { source } = state
+  if (source === null) return
+  await source.writeTo(target)
+  const folder = state.data.tokenizer?.folder
+  if (folder === undefined || source.others.includes('tokenizer.json')) return
+  const names: string[] = []
+  for (const name of tokenizerFiles) if (!source.others.includes(name) && (await exists(join(folder, name)))) names.push(name)
+  for (const place of ['hf', 'tokenizer']) {
+    await mkdir(join(target, place), { recursive: true })
+    await copyFiles(folder, names, join(target, place))
+  }
+}
+
+/** What checkpoints of a model carry that comes from no folder: a config in the first family that can express it. */
+export function sourceOfNewModel(model: DistributedModel): HfParcel | null {
+  const [chunk] = model.chunks
+  const found = chunk === undefined ? null : expressAsHf(chunk.config)
+  return found === null ? null : AutoBridge.fromHfConfig(found.config).parcelFor(model)
 }
 
 /** Removes all but the newest checkpoints, after a newer one is complete. */
@@ -108,7 +136,10 @@ async function loadOpened(state: TrainState, checkpoint: OpenCheckpoint, resume:
       state.log(`note        the checkpoint was made with rng.seed=${counters.seed}, this run has ${state.resolved.config.rng.seed}: the order of data changes`)
     }
   }
-  if (state.world.rank === 0) state.source = await HfParcel.fromCheckpoint(checkpoint.folder)
+  if (state.world.rank === 0) {
+    const parcel = await HfParcel.fromCheckpoint(checkpoint.folder)
+    state.source = parcel === null ? sourceOfNewModel(model) : (await AutoBridge.fromCheckpoint(checkpoint.folder)).parcelFor(model)
+  }
   state.log(`loaded      ${checkpoint.folder}${counters === null ? ' (weights only)' : `, step ${counters.step}`}`)
 }
 
@@ -154,7 +185,7 @@ export async function startingPoint(config: RunConfig): Promise<StartingPoint | 
     async load(state) {
       await bridge.loadHfWeights(state.model)
       state.optimizer.masterFromModel(state.model.ctx())
-      if (state.world.rank === 0) state.source = await HfParcel.fromFolder(pretrainedCheckpoint, null)
+      if (state.world.rank === 0) state.source = bridge.parcelFor(state.model)
       state.log(`loaded      ${pretrainedCheckpoint} (Hugging Face folder, weights only)`)
     },
   }

@@ -15,7 +15,7 @@ import { initDistributed, type World } from '../parallel/world.js'
 import { availableMemory, checkFits, describePrice, measurePeakFlops, type Price, priceOf } from '../plan/price.js'
 import { type DeviceKind, Device } from '../tensor/device.js'
 import { Tensor } from '../tensor/tensor.js'
-import { startingPoint } from './checkpoints.js'
+import { sourceOfNewModel, startingPoint } from './checkpoints.js'
 
 /** What a script gives to `setup` and `pretrain` besides the configuration. */
 export interface SetupOptions {
@@ -142,6 +142,7 @@ export async function setup(config: RunConfig, options: SetupOptions = {}): Prom
     }
     log(`device      ${device.kind}: ${device.info.description}`)
     if (start !== null) await start.load(state)
+    else if (world.rank === 0) state.source = sourceOfNewModel(model)
     for (const line of describePrice(resolved, price, Math.max(0, config.train.trainIters - state.step))) log(line)
     await ctx.stream.sync()
     ctx.scope.close()
