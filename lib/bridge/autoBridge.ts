@@ -155,6 +155,11 @@ export class AutoBridge {
   /** Whole HF tensors by name, the same on every rank; see exportWeights for what a step promises. */
   exportHfWeights(
     model: DistributedModel,
+    options?: ExportWeightsOptions & { readonly to?: 'all' },
+  ): AsyncGenerator<[string, Tensor]>
+  exportHfWeights(model: DistributedModel, options: ExportWeightsOptions): AsyncGenerator<[string, Tensor | null]>
+  exportHfWeights(
+    model: DistributedModel,
     options: ExportWeightsOptions = {},
   ): AsyncGenerator<[string, Tensor | null]> {
     const mapping = this.mappingFor(model)
