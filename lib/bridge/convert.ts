@@ -6,7 +6,7 @@ import { ViaductError } from '../base/errors.js'
 import { type OpenCheckpoint, openCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { checkPiece, pieceRegion, readCheckpointFile } from '../checkpoint/loadCheckpoint.js'
-import { onFirst, type Ranks, solo } from '../checkpoint/ranks.js'
+import { onFirst, type Ranks, solo, stopIfAborted } from '../checkpoint/ranks.js'
 import { type SavedTensor, saveCheckpoint } from '../checkpoint/saveCheckpoint.js'
 import { checkTarget } from '../io/atomic.js'
 import { copyRegion, type FileTensor, settleAll } from '../io/blocks.js'
@@ -114,6 +114,7 @@ export interface ExportOptions extends PlanOptions {
   readonly overwrite?: boolean
   /** Checks the XXH3 of every piece. Default true. */
   readonly verify?: boolean
+  readonly signal?: AbortSignal
 }
 
 /** A checkpoint with the HF folder's description that it keeps. @throws ERR_CHECKPOINT when it keeps none. */
@@ -185,6 +186,7 @@ export async function exportCkpt(dir: string, hf: string, options: ExportOptions
     }
     await settleAll(
       tensors.map(async ({ origin, place }) => {
+        stopIfAborted(options.signal, 'export')
         if ('binding' in origin && mine.has(origin.binding.ours))
           await exportPart(checkpoint, origin.binding, origin.part, place)
       }),

@@ -9,6 +9,7 @@ import { composeRegions, type Region } from '../tensor/region.js'
 import { loadRegions, type ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type IndexedTensor, type OpenCheckpoint, openCheckpoint, type Piece } from './checkpointIndex.js'
+import { stopIfAborted } from './ranks.js'
 
 /** A local shard to fill. Padding outside of its blocks is not touched. */
 export interface WantedTensor {
@@ -81,7 +82,7 @@ export async function loadCheckpoint(
       for (const piece of found.pieces) {
         const regions = composeRegions([pieceRegion(piece)], local)
         if (regions.length === 0) continue
-        options.signal?.throwIfAborted()
+        stopIfAborted(options.signal, 'checkpoint')
         if (options.verify !== false) await checkPiece(checkpoint, name, found, piece)
         const place = checkpoint.locate(piece, found)
         await settleAll(regions.map((region) => readRegion(place, tensor, region)))

@@ -26,7 +26,7 @@ import {
   type Piece,
   trackerName,
 } from './checkpointIndex.js'
-import { onFirst, type Ranks, solo, together } from './ranks.js'
+import { onFirst, type Ranks, solo, stopIfAborted, together } from './ranks.js'
 
 /** A logical tensor of which this rank holds a shard. */
 export interface SavedTensor {
@@ -80,7 +80,7 @@ export async function saveCheckpoint(
       for (const [name, text] of Object.entries(options.files ?? {})) await writeFlushed(join(temporary, name), text)
       await options.extras?.(temporary)
       await writeFlushed(join(temporary, indexName), formatIndex(iteration, index))
-      options.signal?.throwIfAborted()
+      stopIfAborted(options.signal, 'checkpoint')
       await commitFolder(temporary, target)
       await writeFileAtomic(join(dir, trackerName), `${iteration}\n`)
     })
@@ -166,7 +166,7 @@ async function writePieces(
     const start = header.bytes.length
     await settleAll(
       mine.map(async ({ tensor, block, claim }) => {
-        signal?.throwIfAborted()
+        stopIfAborted(signal, 'checkpoint')
         const entry = header.entries.get(pieceKey(claim)) as { begin: number; end: number }
         const place: FileTensor = { path, offset: start + entry.begin, dtype: claim.dtype, shape: claim.size }
         const { data } = tensor
