@@ -14,7 +14,7 @@ namespace {
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 constexpr int64_t kRows = 192;    // rows of a block of queries: packed, they stay in the second-level cache
 constexpr int64_t kFewRows = 16;  // up to here keys are read as they lie
-constexpr int64_t kChunk = 512;   // keys of a task when there are few rows
+constexpr int64_t kChunk = 128;   // keys of a task when there are few rows
 
 // Cuts pieces of F32 from one block of the thread's memory.
 class Pieces {
@@ -99,10 +99,11 @@ void forwardFewRows(const AttentionArgs& a) {
   const int64_t record = rows * (a.Dv + 2);
   float* records = threadScratch(kOperation, a.B * a.G * chunks * record);
   parallelFor(a.B * a.G * chunks, [&](int64_t task) {
-    const int64_t chunk = task % chunks;
-    const int64_t g = task / chunks % a.G;
-    const int64_t b = task / chunks / a.G;
-    float* m = records + task * record;
+    // Groups first: the heads of a token lie together, and what is fetched beside one group serves the next.
+    const int64_t g = task % a.G;
+    const int64_t chunk = task / a.G % chunks;
+    const int64_t b = task / a.G / chunks;
+    float* m = records + ((b * a.G + g) * chunks + chunk) * record;
     float* l = m + rows;
     float* o = l + rows;
     std::fill(m, m + rows, kNothing);

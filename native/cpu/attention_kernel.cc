@@ -4,6 +4,8 @@
 #define HWY_TARGET_INCLUDE "native/cpu/attention_kernel.cc"
 #include "attention_kernel.h"
 #include "vector_math.h"
+// vector_math.h comes before other parts of Highway
+#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace viaduct::cpu {
@@ -136,6 +138,7 @@ float DotRow(const float* a, const float* b, int64_t n) {
 template <typename T>
 HWY_NOINLINE void SumRows(float* out, int64_t ldo, const float* p, int64_t ldp, const T* v, int64_t ldv, int64_t rows,
                           int64_t keys, int64_t n, bool add) {
+  constexpr int64_t kAhead = 16;  // rows: those of one head lie too far apart for the hardware to foresee
   for (int64_t r = 0; r < rows; r += 2) {
     const float* p0 = p + r * ldp;
     const float* p1 = r + 1 < rows ? p0 + ldp : p0;
@@ -146,6 +149,8 @@ HWY_NOINLINE void SumRows(float* out, int64_t ldo, const float* p, int64_t ldp, 
       V a0 = Zero(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
       const T* x = v + j;
       for (int64_t i = 0; i < keys; ++i, x += ldv) {
+        for (int64_t e = 0; e < 4 * kLanes; e += 64 / static_cast<int64_t>(sizeof(T)))
+          hwy::Prefetch(x + kAhead * ldv + e);  // past the end at worst: a prefetch of no memory does nothing
         const V w0 = Set(p0[i]), w1 = Set(p1[i]);
         const V x0 = Load(x), x1 = Load(x + kLanes), x2 = Load(x + 2 * kLanes), x3 = Load(x + 3 * kLanes);
         a0 = hn::MulAdd(w0, x0, a0);

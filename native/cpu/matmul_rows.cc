@@ -4,6 +4,8 @@
 #define HWY_TARGET_INCLUDE "native/cpu/matmul_rows.cc"
 #include "matmul_kernel.h"
 #include "vectors.h"
+// vectors.h comes before other parts of Highway
+#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace viaduct::cpu {
@@ -41,6 +43,23 @@ void OrderForWeights(float* x, int64_t k, DType weights) {
   }
 }
 
+using DF4 = hn::FixedTag<float, 4>;
+HWY_INLINE hn::Vec<DF4> AddHalves(DF4, hn::Vec<DF4> v) { return v; }
+template <class D>
+HWY_INLINE hn::Vec<DF4> AddHalves(D, hn::Vec<D> v) {
+  const hn::Half<D> dh;
+  return AddHalves(dh, hn::Add(hn::LowerHalf(dh, v), hn::UpperHalf(dh, v)));
+}
+
+// sums[0..4) = the sums of the lanes of a, b, c and e.
+HWY_INLINE void StoreSums(V a, V b, V c, V e, float* sums) {
+  const DF4 d;
+  const auto a4 = AddHalves(DF(), a), b4 = AddHalves(DF(), b), c4 = AddHalves(DF(), c), e4 = AddHalves(DF(), e);
+  const auto ab = hn::Add(hn::InterleaveLower(d, a4, b4), hn::InterleaveUpper(d, a4, b4));
+  const auto ce = hn::Add(hn::InterleaveLower(d, c4, e4), hn::InterleaveUpper(d, c4, e4));
+  hn::StoreU(hn::Add(hn::ConcatLowerLower(d, ce, ab), hn::ConcatUpperUpper(d, ce, ab)), d, sums);
+}
+
 #define VIADUCT_TIMES_FOUR(row, x, f)         \
   s##row##0 = hn::MulAdd(x, f##0, s##row##0); \
   s##row##1 = hn::MulAdd(x, f##1, s##row##1); \
@@ -50,7 +69,6 @@ void OrderForWeights(float* x, int64_t k, DType weights) {
 template <int kRows, typename T>
 HWY_INLINE void RowsTimesFour(float* HWY_RESTRICT sums, const float* HWY_RESTRICT x, int64_t ldx,
                               const T* HWY_RESTRICT w, int64_t ldw, int64_t k) {
-  const DF d;
   const T* w0 = w;
   const T* w1 = w + ldw;
   const T* w2 = w + 2 * ldw;
@@ -109,12 +127,9 @@ HWY_INLINE void RowsTimesFour(float* HWY_RESTRICT sums, const float* HWY_RESTRIC
     }
     p += kLanes;
   }
-#define X(i, s) sums[i] = hn::GetLane(hn::SumOfLanes(d, s));
-  X(0, s00) X(1, s01) X(2, s02) X(3, s03) if (kRows > 1) { X(4, s10) X(5, s11) X(6, s12) X(7, s13) }
-  if (kRows > 2) {
-    X(8, s20) X(9, s21) X(10, s22) X(11, s23)
-  }
-#undef X
+  StoreSums(s00, s01, s02, s03, sums);
+  if (kRows > 1) StoreSums(s10, s11, s12, s13, sums + 4);
+  if (kRows > 2) StoreSums(s20, s21, s22, s23, sums + 8);
   for (; p < k; ++p) {
     const float f[4] = {toFloat(w0[p]), toFloat(w1[p]), toFloat(w2[p]), toFloat(w3[p])};
     for (int r = 0; r < kRows; ++r) {
@@ -128,9 +143,18 @@ template <typename T>
 HWY_NOINLINE void FewRows(float* c, int64_t ldc, const float* x, int64_t ldx, const T* w, int64_t ldw, int64_t m,
                           int64_t n, int64_t k, bool add, const float* bias) {
   float sums[12];
+  // Short rows far apart, the keys of one head: the hardware does not foresee their addresses.
+  constexpr int64_t kAhead = 16;
+  const bool apart = ldw != k && k * static_cast<int64_t>(sizeof(T)) <= 1024;
   for (int64_t j = 0; j < n; j += 4) {
     const int64_t cols = HWY_MIN(int64_t{4}, n - j);
     const T* wj = w + j * ldw;
+    if (apart) {
+      for (int64_t e = 0; e < HWY_MIN(int64_t{4}, n - j - kAhead); ++e) {
+        const T* next = wj + (kAhead + e) * ldw;
+        for (int64_t p = 0; p < k; p += 64 / static_cast<int64_t>(sizeof(T))) hwy::Prefetch(next + p);
+      }
+    }
     const int64_t step = cols == 4 ? ldw : 0;  // the last columns: one at a time, the other three repeat it
     for (int64_t i = 0; i < m; i += 3) {
       const int64_t rows = HWY_MIN(int64_t{3}, m - i);
@@ -145,9 +169,15 @@ HWY_NOINLINE void FewRows(float* c, int64_t ldc, const float* x, int64_t ldx, co
         }
         for (int64_t r = 0; r < rows; ++r) {
           float* o = c + (i + r) * ldc + j + e;
-          for (int64_t q = 0; q < (step == 0 ? 1 : 4); ++q) {
-            o[q] = (add ? o[q] : 0.0f) + sums[4 * r + q] + (bias != nullptr ? bias[j + e + q] : 0.0f);
+          if (step != 0) {
+            const DF4 d;
+            auto v = hn::LoadU(d, sums + 4 * r);
+            if (add) v = hn::Add(hn::LoadU(d, o), v);
+            if (bias != nullptr) v = hn::Add(v, hn::LoadU(d, bias + j));
+            hn::StoreU(v, d, o);
+            continue;
           }
+          *o = (add ? *o : 0.0f) + sums[4 * r] + (bias != nullptr ? bias[j + e] : 0.0f);
         }
       }
     }
