@@ -16,7 +16,7 @@ import type { Binding, Coverage, CoveragePolicy } from '../models/mapping.js'
 import { parameterTable, shardOf, tensorParallelProblems } from '../models/parameterTable.js'
 import { composeRegions, invertRegions } from '../tensor/region.js'
 import type { ShardBlock } from '../tensor/shardSpec.js'
-import { type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
+import { type PlannedTensor, type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
 import { type HfModel, openHfModel, placeOf, readHfConfig } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
 
@@ -28,7 +28,11 @@ export interface ImportOptions extends CoveragePolicy {
   readonly dtype?: DType
   readonly overwrite?: boolean
   readonly signal?: AbortSignal
+  readonly onProgress?: OnProgress
 }
+
+/** Told after each tensor that this rank has carried: bytes so far, and in all at most. */
+export type OnProgress = (done: number, total: number) => void
 
 /** What a conversion did. */
 export interface ConversionReport {
@@ -74,6 +78,8 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
 
   const tensors: SavedTensor[] = []
   let bytes = 0
+  let own = 0
+  let carried = 0
   for (const row of parameterTable(config)) {
     const binding = mapping.bindings.get(row.name) as Binding
     const stored = binding.parts
@@ -81,11 +87,18 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
       .find((d) => d !== undefined)
     if (stored === undefined) continue // permitted to be missing
     const dtype = options.dtype && dtypes[stored].isFloat ? options.dtype : stored
+    const shard = shardOf(row, config, ranks.rank % tp, tp)
+    const size = (block: ShardBlock) => block.size.reduce((n, d) => n * d, dtypes[dtype].bits / 8)
+    for (const block of shard.blocks) if (block.replica === 0) own += size(block)
     tensors.push({
       name: row.name,
       dtype,
-      shard: shardOf(row, config, ranks.rank % tp, tp),
-      data: (block, target) => importBlock(model, binding, block, target),
+      shard,
+      data: async (block, target) => {
+        await importBlock(model, binding, block, target)
+        carried += size(block)
+        options.onProgress?.(carried, own)
+      },
     })
     bytes += row.shape.reduce((n, d) => n * d, dtypes[dtype].bits / 8)
   }
@@ -115,6 +128,7 @@ export interface ExportOptions extends PlanOptions {
   /** Checks the XXH3 of every piece. Default true. */
   readonly verify?: boolean
   readonly signal?: AbortSignal
+  readonly onProgress?: OnProgress
 }
 
 /** A checkpoint with the HF folder's description that it keeps. @throws ERR_CHECKPOINT when it keeps none. */
@@ -176,6 +190,9 @@ export async function exportCkpt(dir: string, hf: string, options: ExportOptions
   await writeHfFolder(hf, plan, described, { ranks, overwrite: options.overwrite ?? false }, async (tensors) => {
     const names = [...new Set(tensors.map(({ origin }) => ('binding' in origin ? origin.binding.ours : '')))]
     const mine = new Set(names.filter((_, i) => i % ranks.size === ranks.rank))
+    const isMine = ({ origin }: PlannedTensor) => 'binding' in origin && mine.has(origin.binding.ours)
+    const total = tensors.filter(isMine).reduce((n, tensor) => n + tensor.bytes, 0)
+    let done = 0
     if (options.verify !== false) {
       await settleAll(
         [...mine].flatMap((name) => {
@@ -185,10 +202,12 @@ export async function exportCkpt(dir: string, hf: string, options: ExportOptions
       )
     }
     await settleAll(
-      tensors.map(async ({ origin, place }) => {
+      tensors.map(async ({ origin, place, bytes }) => {
         stopIfAborted(options.signal, 'export')
-        if ('binding' in origin && mine.has(origin.binding.ours))
-          await exportPart(checkpoint, origin.binding, origin.part, place)
+        if (!('binding' in origin) || !mine.has(origin.binding.ours)) return
+        await exportPart(checkpoint, origin.binding, origin.part, place)
+        done += bytes
+        options.onProgress?.(done, total)
       }),
     )
   })

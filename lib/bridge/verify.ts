@@ -22,7 +22,7 @@ import { composeRegions, invertRegions } from '../tensor/region.js'
 import { withScope } from '../tensor/scope.js'
 import { loadRegions, ownedRegions } from '../tensor/shardSpec.js'
 import { Tensor } from '../tensor/tensor.js'
-import { exportPart } from './convert.js'
+import { exportPart, type OnProgress } from './convert.js'
 import { type HfModel, openHfModel, placeOf } from './hfModel.js'
 
 export interface VerifyOptions extends CoveragePolicy {
@@ -31,6 +31,7 @@ export interface VerifyOptions extends CoveragePolicy {
   /** Simulated tensor-parallel size. Default 1. */
   readonly tensorModelParallelSize?: number
   readonly ranks?: Ranks
+  readonly onProgress?: OnProgress
 }
 
 /** One row of the table. */
@@ -84,11 +85,16 @@ export async function verify(folder: string, options: VerifyOptions = {}): Promi
   const all = await together(ranks, async () => {
     try {
       const rows = parameterTable(model.config).filter((_, i) => i % ranks.size === ranks.rank)
+      const total = [...model.weights.tensors.values()].reduce((n, { entry }) => n + entry.end - entry.begin, 0)
       for (const row of rows) {
         const binding = model.mapping.bindings.get(row.name) as Binding
         const result = await verifyBinding(model, checkpoint, row, binding, tp, join(scratch, 'tensor'))
         own.tensors.push(...result.tensors)
         own.problems.push(...result.problems)
+        options.onProgress?.(
+          own.tensors.reduce((n, t) => n + t.bytes, 0),
+          Math.ceil(total / ranks.size),
+        )
       }
       return own
     } finally {

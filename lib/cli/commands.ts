@@ -7,10 +7,14 @@ const json = () => new Option('--json', 'print the result as JSON on stdout')
 const device = () => new Option('--device <name>', 'where to compute').choices(['auto', 'cpu', 'cuda']).default('auto')
 const dtype = (what: string) => new Option('--dtype <name>', what)
 const overwrite = () => new Option('--overwrite', 'replace a target that is not empty')
-const ignore = () => new Option('--ignore <pattern...>', 'let source tensors of these names pass unread; recorded, the result is then partial')
-const allowMissing = () => new Option('--allow-missing <pattern...>', 'let parameters of these names stay initialised; recorded as partial')
+const ignore = () =>
+  new Option(
+    '--ignore <pattern...>',
+    'let source tensors of these names pass unread; recorded, the result is then partial',
+  )
+const allowMissing = () =>
+  new Option('--allow-missing <pattern...>', 'let parameters of these names stay initialised; recorded as partial')
 const revision = () => new Option('--revision <name>', 'branch, tag or commit of a hub id')
-
 
 /** Adds every command to the program. */
 export function addCommands(program: Command): void {
@@ -21,7 +25,9 @@ export function addCommands(program: Command): void {
 }
 
 function addConversion(program: Command): void {
-  addLayoutFlags(program.command('import').argument('<hf>', 'Hugging Face folder').argument('<ckpt>', 'target checkpoint folder'))
+  addLayoutFlags(
+    program.command('import').argument('<hf>', 'Hugging Face folder').argument('<ckpt>', 'target checkpoint folder'),
+  )
     .description('Hugging Face folder to Viaduct checkpoint; every rank reads only its own bytes')
     .addOption(dtype('cast floating tensors (default: as stored)'))
     .addOption(ignore())
@@ -36,35 +42,45 @@ function addConversion(program: Command): void {
     .command('export')
     .argument('<ckpt>', 'checkpoint root or iter_* folder')
     .argument('<hf>', 'target Hugging Face folder')
-    .description('Viaduct checkpoint to Hugging Face folder, with the source\'s shard files and every other file of it')
+    .description("Viaduct checkpoint to Hugging Face folder: the source's shard files and all its other files")
     .addOption(dtype('cast floating tensors (default: as stored)'))
-    .addOption(new Option('--max-shard-size <bytes>', 'largest file, e.g. 5GB (default: the source\'s files)'))
+    .addOption(new Option('--max-shard-size <bytes>', "largest file, e.g. 5GB (default: the source's files)"))
     .addOption(overwrite())
     .addOption(json())
     .addHelpText('after', example('viaduct export ./ckpt ./out'))
     .action(async (ckpt, hf, flags) => (await import('./commands/convert.js')).exportCommand(ckpt, hf, flags))
 
   addLayoutFlags(program.command('verify').argument('<hf>', 'Hugging Face folder'))
-    .description('Proves the round trip: every tensor byte, coverage in both directions, config fields')
+    .description('Proves the round trip: tensor bytes, coverage both ways, config fields, logits across layouts')
     .option('--ckpt <dir>', 'compare this checkpoint with the folder')
+    .option('--no-logits', "leave out the logits (the layout's ranks against one rank, float32)")
     .option('--certificate <file>', 'write the full proof as JSON')
     .addOption(ignore())
     .addOption(allowMissing())
     .addOption(json())
-    .addHelpText('after', example('viaduct verify ./Llama-3.2-1B --tp 2', 'viaduct verify ./Llama-3.2-1B --ckpt ./ckpt --json'))
+    .addHelpText(
+      'after',
+      example('viaduct verify ./Llama-3.2-1B --tp 2', 'viaduct verify ./Llama-3.2-1B --ckpt ./ckpt --json'),
+    )
     .action(async (hf, flags) => (await import('./commands/verify.js')).verifyCommand(hf, flags))
 }
 
 function addModelRuns(program: Command): void {
   addLayoutFlags(program.command('logits').argument('<dir>', 'Hugging Face folder or checkpoint'))
     .description('Logits, loss and gradients of given tokens, as safetensors')
-    .requiredOption('--input <file>', 'safetensors: input_ids int64 [B,T]; optional attention_mask, position_ids, labels')
+    .requiredOption(
+      '--input <file>',
+      'safetensors: input_ids int64 [B,T]; optional attention_mask, position_ids, labels',
+    )
     .requiredOption('--output <file>', 'safetensors: logits f32 [B,T,V], loss f32 [1], with --grads grad.<parameter>')
     .option('--grads', 'gradients of the mean loss, by Hugging Face parameter name')
-    .addOption(dtype('compute in this dtype (default: the checkpoint\'s)'))
+    .addOption(dtype("compute in this dtype (default: the checkpoint's)"))
     .addOption(device())
     .addOption(json())
-    .addHelpText('after', example('viaduct logits ./Llama-3.2-1B --input in.safetensors --output out.safetensors --dtype float32 --tp 2'))
+    .addHelpText(
+      'after',
+      example('viaduct logits ./Llama-3.2-1B --input in.safetensors --output out.safetensors --dtype float32 --tp 2'),
+    )
     .action(async (dir, flags) => (await import('./commands/logits.js')).logitsCommand(dir, flags))
 
   addLayoutFlags(program.command('generate').argument('<dir>', 'Hugging Face folder or checkpoint'))
@@ -76,15 +92,23 @@ function addModelRuns(program: Command): void {
     .option('--top-p <p>', 'sample among the likeliest whose shares add up to p', Number)
     .option('--seed <n>', 'seed of the sampling', Number, 0)
     .option('--ignore-eos', 'do not stop at the end-of-sequence token')
-    .addOption(dtype('compute in this dtype (default: the checkpoint\'s)'))
+    .addOption(dtype("compute in this dtype (default: the checkpoint's)"))
     .addOption(device())
     .addOption(json())
-    .addHelpText('after', example('viaduct generate ./Llama-3.2-1B --prompt "The capital of France is" --max-new-tokens 16'))
+    .addHelpText(
+      'after',
+      example('viaduct generate ./Llama-3.2-1B --prompt "The capital of France is" --max-new-tokens 16'),
+    )
     .action(async (dir, flags) => (await import('./commands/generate.js')).generateCommand(dir, flags))
 }
 
 function addTraining(program: Command): void {
-  addLayoutFlags(program.command('train').argument('[recipe]', 'recipe name or FILE.yaml').argument('[overrides...]', 'key=value, e.g. train.train_iters=10'))
+  addLayoutFlags(
+    program
+      .command('train')
+      .argument('[recipe]', 'recipe name or FILE.yaml')
+      .argument('[overrides...]', 'key=value, e.g. train.train_iters=10'),
+  )
     .description('Trains a recipe; recipe < YAML < flags < overrides')
     .option('--hf <dir>', 'model and weights from a Hugging Face folder')
     .addOption(new Option('--mode <mode>', 'kind of training').choices(['pretrain']).default('pretrain'))
@@ -98,13 +122,18 @@ function addTraining(program: Command): void {
     .addOption(json())
     .addHelpText(
       'after',
-      example('viaduct train llama_tiny_cpu_pretrain_config --data ./docs --save ./ckpt --tp 2', 'viaduct train --hf ./Llama-3.2-1B --data ./text train.train_iters=10'),
+      example(
+        'viaduct train llama_tiny_cpu_pretrain_config --data ./docs --save ./ckpt --tp 2',
+        'viaduct train --hf ./Llama-3.2-1B --data ./text train.train_iters=10',
+      ),
     )
-    .action(async (recipe, overrides, flags) => (await import('./commands/train.js')).trainCommand(recipe, overrides, flags))
+    .action(async (recipe, overrides, flags) =>
+      (await import('./commands/train.js')).trainCommand(recipe, overrides, flags),
+    )
 
   const run = program
     .command('run')
-    .description('Starts a script on several ranks; torchrun\'s flags')
+    .description("Starts a script on several ranks; torchrun's flags")
     .argument('<script>', '.ts, .js or .mjs file; with --no-python any program')
     .argument('[args...]', 'arguments of the script')
     .option('--nproc-per-node <n>', 'ranks on this node: a number, auto, gpu or cpu (default: 1)')
@@ -117,9 +146,9 @@ function addTraining(program: Command): void {
     .option('--rdzv-id <id>', 'name of the job')
     .option('--standalone', 'one node, a free port')
     .option('--max-restarts <n>', 'restarts of all ranks after a failure (default: 0)')
-    .option('--monitor-interval <s>', 'taken for torchrun\'s sake: deaths are noticed at once')
+    .option('--monitor-interval <s>', "taken for torchrun's sake: deaths are noticed at once")
     .option('--shutdown-timeout <s>', 'time for ranks to end after a signal (default: 30)')
-    .option('--log-dir <dir>', 'also write each rank\'s output to files there')
+    .option('--log-dir <dir>', "also write each rank's output to files there")
     .option('--redirects <n>', 'streams that go to files only: 0 to 3, or 0:1,1:3 by local rank')
     .option('--tee <n>', 'streams that go to files as well')
     .option('--local-ranks-filter <ranks>', 'local ranks whose output is shown, e.g. 0,1')
@@ -130,7 +159,8 @@ function addTraining(program: Command): void {
   // torchrun takes underscores too.
   for (const { long, flags } of [...run.options]) {
     const name = long?.slice(2) ?? ''
-    if (name.includes('-') && name !== 'no-python') run.addOption(new Option(flags.replace(name, name.replaceAll('-', '_'))).hideHelp())
+    if (name.includes('-') && name !== 'no-python')
+      run.addOption(new Option(flags.replace(name, name.replaceAll('-', '_'))).hideHelp())
   }
 }
 
@@ -149,7 +179,7 @@ function addInformation(program: Command): void {
     .action(async (flags) => (await import('./commands/information.js')).recipesCommand(flags))
   program
     .command('doctor')
-    .description('What this machine has, what is in use, what is missing and how to get it')
+    .description('What this machine has, what is in use, what is missing')
     .addOption(json())
     .addHelpText('after', example('viaduct doctor'))
     .action(async (flags) => (await import('./commands/doctor.js')).doctorCommand(flags))

@@ -35,6 +35,13 @@ export function addLayoutFlags(command: Command): Command {
     .option('--no-sp', 'no sequence parallelism (it is on where --tp > 1 once it is built)')
 }
 
+/** The flags again as arguments, for the ranks that are started. */
+export function layoutArguments(flags: LayoutFlags): string[] {
+  const names = ['tp', 'pp', 'vpp', 'cp', 'ep', 'etp', 'dp'] as const
+  const sizes = names.flatMap((name) => (flags[name] === undefined ? [] : [`--${name}`, String(flags[name])]))
+  return flags.sp === false ? [...sizes, '--no-sp'] : sizes
+}
+
 /** Sizes of a layout; what was not given is 1. @throws ERR_LAYOUT_INVALID with all problems. */
 export function parallelFromFlags(flags: LayoutFlags): ParallelConfig {
   const parallel: ParallelConfig = {
@@ -64,11 +71,19 @@ export function worldSizeOf(flags: LayoutFlags, launched: number | null): number
     return model * dp
   }
   if (launched % model !== 0) {
-    throw new ViaductError('ERR_LAYOUT_INVALID', 'layout', `tp·pp·cp = ${model} must divide the ${launched} ranks of the launcher`)
+    throw new ViaductError(
+      'ERR_LAYOUT_INVALID',
+      'layout',
+      `tp·pp·cp = ${model} must divide the ${launched} ranks of the launcher`,
+    )
   }
   const dp = launched / model
   if (flags.dp !== undefined && flags.dp !== dp) {
-    throw new ViaductError('ERR_LAYOUT_INVALID', 'layout', `--dp ${flags.dp} conflicts with WORLD_SIZE / (tp·pp·cp) = ${dp}: leave --dp out`)
+    throw new ViaductError(
+      'ERR_LAYOUT_INVALID',
+      'layout',
+      `--dp ${flags.dp} conflicts with WORLD_SIZE / (tp·pp·cp) = ${dp}: leave --dp out`,
+    )
   }
   return launched
 }

@@ -14,7 +14,10 @@ export function createProgram(version: string): Command {
     .option('--debug', 'print stacks of errors')
     .enablePositionalOptions()
     .showHelpAfterError('(add --help for the options)')
-    .addHelpText('after', '\nExit codes: 0 done, 1 the check failed, 2 wrong use, 3 bad input, 4 a fault at run time, 128+n after signal n.')
+    .addHelpText(
+      'after',
+      '\nExit codes: 0 done, 1 the check failed, 2 wrong use, 3 bad input, 4 a fault at run time, 128+n after signal n.',
+    )
   addCommands(program)
   const strict = (command: Command) => {
     command.exitOverride()

@@ -1,7 +1,9 @@
 // Commands on several ranks: stand-alone, the ranks of the layout are started through the launcher and run this same command
 // line; under a launcher, this process is one of them.
-import { detectWorld } from '../parallel/worldFacts.js'
+import { extname } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { initDistributed } from '../parallel/world.js'
+import { detectWorld } from '../parallel/worldFacts.js'
 import { type LayoutFlags, worldSizeOf } from './layout.js'
 
 /** Ranks that a launcher started, or null when there is none. */
@@ -15,6 +17,12 @@ export function isFirstRank(): boolean {
   return detectWorld().rank === 0
 }
 
+/** The file of this command line, whatever name it was called by (a link in node_modules/.bin has no extension). */
+export function commandFile(): string {
+  const here = fileURLToPath(import.meta.url)
+  return fileURLToPath(new URL(`./main${extname(here)}`, import.meta.url))
+}
+
 /** Runs `work` on every rank of the layout; sets the exit code of the first failure. */
 export async function onRanks(flags: LayoutFlags, work: () => Promise<void>): Promise<void> {
   const launched = launchedRanks()
@@ -22,7 +30,7 @@ export async function onRanks(flags: LayoutFlags, work: () => Promise<void>): Pr
   if (launched === null && ranks > 1) {
     const { launch } = await import('../launch/launcher.js')
     process.exitCode = await launch({
-      script: process.argv[1] as string,
+      script: commandFile(),
       args: process.argv.slice(2),
       nprocPerNode: ranks,
       standalone: true,

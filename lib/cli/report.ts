@@ -13,7 +13,9 @@ export function reportError(error: unknown, options: { json?: boolean; debug?: b
   writeErrorFile(error)
   const ours = error instanceof ViaductError
   if (options.json) {
-    const body = ours ? error.toJSON() : { code: 'ERR_UNEXPECTED', message: error instanceof Error ? error.message : String(error) }
+    const body = ours
+      ? error.toJSON()
+      : { code: 'ERR_UNEXPECTED', message: error instanceof Error ? error.message : String(error) }
     process.stdout.write(`${JSON.stringify({ error: body })}\n`)
   }
   if (ours) {

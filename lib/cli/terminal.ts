@@ -1,7 +1,7 @@
 // What people see: steps, tables, bars. On a terminal bars redraw in place; elsewhere they become a few plain lines.
 // Everything goes to stderr except results, which go to stdout so that they can be piped.
+import { createRequire } from 'node:module'
 import { styleText } from 'node:util'
-import cliProgress from 'cli-progress'
 
 type Style = Parameters<typeof styleText>[0]
 
@@ -30,7 +30,9 @@ export function print(line = ''): void {
 export function table(head: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
   const cells = [head.map(String), ...rows.map((row) => row.map(String))]
   const widths = head.map((_, c) => Math.max(...cells.map((row) => (row[c] ?? '').length)))
-  const numeric = head.map((_, c) => rows.length > 0 && rows.every((row) => /^[-+]?[\d.,]+( ?[kMGT]?i?B|%|x)?$/.test(String(row[c]))))
+  const numeric = head.map(
+    (_, c) => rows.length > 0 && rows.every((row) => /^[-+]?[\d.,]+( ?[kMGT]?i?B|%|x)?$/.test(String(row[c]))),
+  )
   const line = (row: readonly string[]) =>
     row
       .map((cell, c) => (numeric[c] ? cell.padStart(widths[c] as number) : cell.padEnd(widths[c] as number)))
@@ -73,6 +75,8 @@ export function progress(title: string, total: number, unit = ''): Progress {
   const started = performance.now()
   const show = (n: number) => (unit === 'B' ? formatBytes(n) : String(n))
   if (isTerminal) {
+    // Loaded when a bar is drawn: `--help` has none.
+    const cliProgress = createRequire(import.meta.url)('cli-progress') as typeof import('cli-progress')
     const bar = new cliProgress.SingleBar({
       format: `  ${title.padEnd(12)} {bar} {percentage}% {shown} {note}`,
       barCompleteChar: '█',
@@ -101,5 +105,22 @@ export function progress(title: string, total: number, unit = ''): Progress {
       say(`  ${title}: ${now * 10}% (${show(done)} of ${show(total)}) ${note}`.trimEnd())
     },
     stop() {},
+  }
+}
+
+/** A bar for work that tells bytes done and bytes in all, and what takes it away. Short work draws none. */
+export function byteProgress(title: string): {
+  readonly onProgress: (done: number, total: number) => void
+  stop(): void
+} {
+  const started = performance.now()
+  let bar: Progress | null = null
+  return {
+    onProgress(done, total) {
+      if (bar === null && performance.now() - started < 500) return
+      bar ??= progress(title, total, 'B')
+      bar.update(Math.min(done, total))
+    },
+    stop: () => bar?.stop(),
   }
 }

@@ -1,12 +1,12 @@
 // The configuration of `viaduct train`: recipe, then YAML, then flags, then overrides.
 import { readFile } from 'node:fs/promises'
-import { basename, resolve as absolute } from 'node:path'
+import { resolve as absolute, basename } from 'node:path'
 import { parse } from 'yaml'
+import { recipes } from '../../recipes/index.js'
 import { nearest, ViaductError } from '../base/errors.js'
 import { AutoBridge } from '../bridge/autoBridge.js'
 import { applyOverrides, applyYaml } from '../config/overrides.js'
 import { type RunConfig, runConfig } from '../config/runConfig.js'
-import { recipes } from '../../recipes/index.js'
 import { type LayoutFlags, parallelFromFlags } from './layout.js'
 
 /** The flags of `viaduct train` that make the configuration. */
@@ -23,9 +23,16 @@ const isYaml = (name: string) => /\.ya?ml$/i.test(name)
 function fromRecipe(name: string): RunConfig {
   const found = recipes.find((recipe) => recipe.name === name)
   if (found !== undefined) return found.config()
-  const near = nearest(name, recipes.map((recipe) => recipe.name))
+  const near = nearest(
+    name,
+    recipes.map((recipe) => recipe.name),
+  )
   const help = near === undefined ? '`viaduct recipes` lists them' : `did you mean ${near}?`
-  throw new ViaductError('ERR_USAGE', 'train', `expected a recipe or a .yaml file, got ${JSON.stringify(name)}: ${help}`)
+  throw new ViaductError(
+    'ERR_USAGE',
+    'train',
+    `expected a recipe or a .yaml file, got ${JSON.stringify(name)}: ${help}`,
+  )
 }
 
 /** A YAML file may name the recipe that it changes under `recipe:`; the rest is sections of a RunConfig. */
@@ -34,7 +41,13 @@ async function readYaml(file: string): Promise<{ recipe: string | null; text: st
   try {
     text = await readFile(file, 'utf8')
   } catch (cause) {
-    throw new ViaductError('ERR_FILE_MISSING', 'train', `cannot read ${file}: ${(cause as Error).message}`, { file }, { cause })
+    throw new ViaductError(
+      'ERR_FILE_MISSING',
+      'train',
+      `cannot read ${file}: ${(cause as Error).message}`,
+      { file },
+      { cause },
+    )
   }
   let document: unknown
   try {
@@ -44,7 +57,12 @@ async function readYaml(file: string): Promise<{ recipe: string | null; text: st
   }
   const recipe = (document as { recipe?: unknown } | null)?.recipe
   if (recipe === undefined) return { recipe: null, text }
-  if (typeof recipe !== 'string') throw new ViaductError('ERR_CONFIG', 'train', `expected recipe in ${file} to be a name, got ${JSON.stringify(recipe)}`)
+  if (typeof recipe !== 'string')
+    throw new ViaductError(
+      'ERR_CONFIG',
+      'train',
+      `expected recipe in ${file} to be a name, got ${JSON.stringify(recipe)}`,
+    )
   return { recipe, text: text.replace(/^recipe:.*$/m, '') }
 }
 
@@ -52,15 +70,26 @@ async function readYaml(file: string): Promise<{ recipe: string | null; text: st
  * The configuration of a command line.
  * @param recipe - recipe name, YAML file or, for --hf alone, undefined; a `key=value` here is the first override.
  */
-export async function trainConfig(recipe: string | undefined, overrides: readonly string[], flags: TrainFlags): Promise<RunConfig> {
+export async function trainConfig(
+  recipe: string | undefined,
+  overrides: readonly string[],
+  flags: TrainFlags,
+): Promise<RunConfig> {
   const named = recipe !== undefined && !recipe.includes('=') ? recipe : undefined
   const changes = named === recipe ? overrides : [recipe as string, ...overrides]
   const yaml = named !== undefined && isYaml(named) ? await readYaml(named) : null
   const base = yaml === null ? named : (yaml.recipe ?? undefined)
   if (base === undefined && flags.hf === undefined) {
-    throw new ViaductError('ERR_USAGE', 'train', 'expected a recipe, a .yaml file that names one under `recipe:`, or --hf DIR: `viaduct recipes` lists recipes')
+    throw new ViaductError(
+      'ERR_USAGE',
+      'train',
+      'expected a recipe, a .yaml file that names one under `recipe:`, or --hf DIR: `viaduct recipes` lists recipes',
+    )
   }
-  const provider = flags.hf === undefined ? null : (await AutoBridge.fromHfPretrained(flags.hf)).toMegatronProvider({ loadWeights: false })
+  const provider =
+    flags.hf === undefined
+      ? null
+      : (await AutoBridge.fromHfPretrained(flags.hf)).toMegatronProvider({ loadWeights: false })
   let config: RunConfig
   if (base !== undefined) {
     config = fromRecipe(base)

@@ -5,7 +5,7 @@ import { AutoBridge } from '../../bridge/autoBridge.js'
 import type { ConversionReport } from '../../bridge/convert.js'
 import { type LayoutFlags, parallelFromFlags } from '../layout.js'
 import { isFirstRank, onRanks } from '../ranks.js'
-import { formatBytes, formatSeconds, print, say, styled } from '../terminal.js'
+import { byteProgress, formatBytes, formatSeconds, print, say, styled } from '../terminal.js'
 
 interface ImportFlags extends LayoutFlags {
   dtype?: string
@@ -28,14 +28,29 @@ export function parseBytes(text: string): number {
   const power = ['', 'K', 'M', 'G', 'T'].indexOf((match?.[2] ?? '').toUpperCase().replace('B', ''))
   const bytes = match === null ? Number.NaN : Math.floor(Number(match[1]) * 1000 ** power)
   if (bytes >= 1) return bytes
-  throw new ViaductError('ERR_USAGE', 'export', `expected --max-shard-size like 5GB or 500MB, got ${JSON.stringify(text)}`)
+  throw new ViaductError(
+    'ERR_USAGE',
+    'export',
+    `expected --max-shard-size like 5GB or 500MB, got ${JSON.stringify(text)}`,
+  )
 }
 
 function report(what: string, result: ConversionReport, started: number, json: boolean | undefined): void {
   const seconds = (performance.now() - started) / 1000
   if (json) {
     const { folder, tensors, bytes, coverage, leftOut } = result
-    print(JSON.stringify({ folder, tensors, bytes, seconds, partial: coverage.partial, ignored: coverage.ignored, missing: coverage.missing, leftOut }))
+    print(
+      JSON.stringify({
+        folder,
+        tensors,
+        bytes,
+        seconds,
+        partial: coverage.partial,
+        ignored: coverage.ignored,
+        missing: coverage.missing,
+        leftOut,
+      }),
+    )
     return
   }
   say(`${styled('green', what)} ${result.tensors} tensors, ${formatBytes(result.bytes)} in ${formatSeconds(seconds)}`)
@@ -49,23 +64,27 @@ export async function importCommand(hf: string, ckpt: string, flags: ImportFlags
   const parallel = parallelFromFlags(flags)
   const started = performance.now()
   await onRanks(flags, async () => {
+    const bar = byteProgress('importing')
     const result = await AutoBridge.importCkpt(hf, ckpt, {
       tensorModelParallelSize: parallel.tensorModelParallelSize,
       overwrite: flags.overwrite ?? false,
+      ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
       ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
       ...(flags.ignore === undefined ? {} : { ignore: flags.ignore }),
       ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
-    })
+    }).finally(bar.stop)
     if (isFirstRank()) report('imported', result, started, flags.json)
   })
 }
 
 export async function exportCommand(ckpt: string, hf: string, flags: ExportFlags): Promise<void> {
   const started = performance.now()
+  const bar = byteProgress('exporting')
   const result = await AutoBridge.exportCkpt(ckpt, hf, {
     overwrite: flags.overwrite ?? false,
+    ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
     ...(flags.dtype === undefined ? {} : { weightDtype: parseDtype(flags.dtype) }),
     ...(flags.maxShardSize === undefined ? {} : { maxShardBytes: parseBytes(flags.maxShardSize) }),
-  })
+  }).finally(bar.stop)
   if (isFirstRank()) report('exported', result, started, flags.json)
 }

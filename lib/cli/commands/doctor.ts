@@ -2,7 +2,7 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { availableParallelism, totalmem } from 'node:os'
 import { addonCandidates } from '../../addon/load.js'
-import { environment, type EnvName, envText } from '../../base/env.js'
+import { type EnvName, environment, envText } from '../../base/env.js'
 import { ViaductError } from '../../base/errors.js'
 import { packageRoot, packageVersion } from '../../base/packageRoot.js'
 import { Device } from '../../tensor/device.js'
@@ -82,5 +82,10 @@ export function doctorCommand(flags: { json?: boolean }): void {
   if (findings.some((finding) => finding.state === 'missing')) process.exitCode = 1
   if (flags.json) return print(JSON.stringify({ findings }))
   const mark: Record<State, string> = { ok: styled('green', 'ok'), note: 'note', missing: styled('red', 'missing') }
-  print(table(['item', 'state', 'detail'], findings.map((f) => [f.item, mark[f.state], f.detail])))
+  print(
+    table(
+      ['item', 'state', 'detail'],
+      findings.map((f) => [f.item, mark[f.state], f.detail]),
+    ),
+  )
 }

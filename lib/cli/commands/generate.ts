@@ -1,4 +1,6 @@
 // `viaduct generate`: streams the text to stdout, or everything as JSON.
+
+import { join } from 'node:path'
 import { parseDtype } from '../../base/dtype.js'
 import { ViaductError } from '../../base/errors.js'
 import { isCheckpoint, resolveCheckpoint } from '../../checkpoint/checkpointIndex.js'
@@ -6,7 +8,6 @@ import { Tokenizer } from '../../data/tokenizer.js'
 import { generateText } from '../../inference/generateText.js'
 import { openModel } from '../../inference/logits.js'
 import type { DeviceKind } from '../../tensor/device.js'
-import { join } from 'node:path'
 import { type LayoutFlags, parallelFromFlags } from '../layout.js'
 import { isFirstRank, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
@@ -31,7 +32,8 @@ async function tokenizerFolder(dir: string): Promise<string> {
 
 export async function generateCommand(dir: string, flags: Flags): Promise<void> {
   const parallel = parallelFromFlags(flags)
-  if (!(flags.temperature >= 0)) throw new ViaductError('ERR_USAGE', 'generate', `expected --temperature of 0 or more, got ${flags.temperature}`)
+  if (!(flags.temperature >= 0))
+    throw new ViaductError('ERR_USAGE', 'generate', `expected --temperature of 0 or more, got ${flags.temperature}`)
   await onRanks(flags, async () => {
     const { model } = await openModel(dir, {
       parallel,

@@ -1,6 +1,7 @@
 // `viaduct models` and `viaduct recipes`: what there is to convert and to train.
-import { AutoBridge } from '../../bridge/autoBridge.js'
+
 import { recipes } from '../../../recipes/index.js'
+import { AutoBridge } from '../../bridge/autoBridge.js'
 import { print, table } from '../terminal.js'
 
 interface Flags {
@@ -10,11 +11,21 @@ interface Flags {
 export function modelsCommand(flags: Flags): void {
   const models = AutoBridge.listSupportedModels()
   if (flags.json) return print(JSON.stringify({ models }))
-  print(table(['architecture'], models.map((name) => [name])))
+  print(
+    table(
+      ['architecture'],
+      models.map((name) => [name]),
+    ),
+  )
 }
 
 export function recipesCommand(flags: Flags): void {
   const rows = recipes.map(({ name, family, description }) => ({ name, family, description }))
   if (flags.json) return print(JSON.stringify({ recipes: rows }))
-  print(table(['recipe', 'family', 'what it is'], rows.map((r) => [r.name, r.family, r.description])))
+  print(
+    table(
+      ['recipe', 'family', 'what it is'],
+      rows.map((r) => [r.name, r.family, r.description]),
+    ),
+  )
 }

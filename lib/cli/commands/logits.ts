@@ -26,7 +26,9 @@ export async function logitsCommand(dir: string, flags: Flags): Promise<void> {
     })
     if (!isFirstRank()) return
     if (flags.json) return print(JSON.stringify({ output: flags.output, ...report }))
-    say(`logits [${report.shape}], loss ${report.loss.toFixed(6)}${flags.grads ? `, ${report.gradients} gradients` : ''}`)
+    say(
+      `logits [${report.shape}], loss ${report.loss.toFixed(6)}${flags.grads ? `, ${report.gradients} gradients` : ''}`,
+    )
     print(flags.output)
   })
 }

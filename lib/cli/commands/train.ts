@@ -22,7 +22,8 @@ export async function trainCommand(recipe: string | undefined, overrides: string
   const { tensorModelParallelSize: tp, pipelineModelParallelSize: pp, contextParallelSize: cp } = config.model
   const model = tp * pp * cp
   const layout: LayoutFlags = { tp, pp, cp }
-  const dp = flags.dp ?? (flags.nprocPerNode === undefined ? undefined : Math.max(1, Math.floor(flags.nprocPerNode / model)))
+  const dp =
+    flags.dp ?? (flags.nprocPerNode === undefined ? undefined : Math.max(1, Math.floor(flags.nprocPerNode / model)))
   if (dp !== undefined) layout.dp = dp
   const ranks = worldSizeOf(layout, launchedRanks())
   // Everything that can be wrong is found here, before a process starts.

@@ -1,51 +1,85 @@
 // `viaduct verify`: a table for people, the certificate for programs, exit code 1 on any difference.
+import { AutoBridge } from '../../bridge/autoBridge.js'
 import { type Verification, verify } from '../../bridge/verify.js'
 import { withWorldRanks } from '../../bridge/worldRanks.js'
 import { writeFileAtomic } from '../../io/atomic.js'
-import { type LayoutFlags, parallelFromFlags } from '../layout.js'
-import { isFirstRank } from '../ranks.js'
-import { formatBytes, print, say, styled, table } from '../terminal.js'
+import { type LayoutFlags, parallelFromFlags, worldSizeOf } from '../layout.js'
+import { compareLayouts, type LogitsComparison, logitsTolerance, mostWeightBytes } from '../layoutLogits.js'
+import { isFirstRank, launchedRanks } from '../ranks.js'
+import { byteProgress, formatBytes, print, say, styled, table } from '../terminal.js'
 
 interface Flags extends LayoutFlags {
   ckpt?: string
   certificate?: string
   ignore?: string[]
   allowMissing?: string[]
+  logits?: boolean
   json?: boolean
 }
 
 /** Rows of a table that is too long to be read are told by their number. */
 const mostRows = 40
 
-function show(result: Verification): void {
+function show(result: Verification, logits: LogitsComparison): void {
   const differing = result.tensors.filter((t) => t.differingBytes > 0)
   const shown = differing.length > 0 ? differing : result.tensors
-  const rows = shown.slice(0, mostRows).map((t) => [t.name, t.dtype, `[${t.shape}]`, formatBytes(t.bytes), t.differingBytes, t.sha256Before.slice(0, 12)])
+  const rows = shown
+    .slice(0, mostRows)
+    .map((t) => [t.name, t.dtype, `[${t.shape}]`, formatBytes(t.bytes), t.differingBytes, t.sha256Before.slice(0, 12)])
   print(table(['tensor', 'dtype', 'shape', 'size', 'differing bytes', 'sha256'], rows))
   if (shown.length > mostRows) print(`... and ${shown.length - mostRows} more`)
   for (const problem of result.problems) say(`${styled('red', 'differs')} ${problem}`)
   const bytes = result.tensors.reduce((sum, t) => sum + t.bytes, 0)
   const words = result.ok ? styled('green', 'equal') : styled('red', 'not equal')
   const against = result.checkpoint ?? `tp ${result.tensorModelParallelSize} and back`
-  print(`${words}: ${result.tensors.length} tensors, ${formatBytes(bytes)}, ${result.differingBytes} differing bytes (${against})`)
-  if (result.partial) print(`partial: ${[...result.coverage.ignored, ...result.coverage.missing].join(', ')} passed by permission`)
+  print(
+    `${words}: ${result.tensors.length} tensors, ${formatBytes(bytes)}, ${result.differingBytes} differing bytes (${against})`,
+  )
+  if (result.partial)
+    print(`partial: ${[...result.coverage.ignored, ...result.coverage.missing].join(', ')} passed by permission`)
+  if ('skipped' in logits) return print(`logits: left out, ${logits.skipped}`)
+  const size = `largest difference ${logits.difference.toExponential(1)} of the largest logit, at most ${logitsTolerance} may be`
+  print(
+    `logits ${logits.ok ? styled('green', 'agree') : styled('red', 'differ')}: 1 rank and ${logits.ranks}, [${logits.shape}], ${size}`,
+  )
+}
+
+/** Whether and how logits are compared: between one rank and the layout's ranks. */
+async function checkLogits(folder: string, flags: Flags, result: Verification): Promise<LogitsComparison> {
+  const bytes = result.tensors.reduce((sum, t) => sum + t.bytes, 0)
+  if (flags.logits === false) return { skipped: '--no-logits' }
+  if (!result.ok) return { skipped: 'the tensors differ' }
+  if (result.partial) return { skipped: 'the folder is partial' }
+  if (launchedRanks() !== null) return { skipped: 'under a launcher; call it without one' }
+  if (worldSizeOf(flags, null) === 1 && flags.ckpt === undefined)
+    return { skipped: 'one rank on both sides; give a layout, e.g. --tp 2' }
+  if (bytes > mostWeightBytes)
+    return { skipped: `${formatBytes(bytes)} of weights are more than ${formatBytes(mostWeightBytes)}` }
+  const { transformerConfig } = await AutoBridge.fromHfPretrained(folder)
+  return compareLayouts(folder, flags.ckpt ?? folder, transformerConfig, flags)
 }
 
 export async function verifyCommand(folder: string, flags: Flags): Promise<void> {
-  // One process simulates every rank of the layout: the same plans cut the shards and join them.
+  // Bytes: one process simulates every rank of the layout, the same plans cut the shards and join them. Logits: real ranks.
   const parallel = parallelFromFlags(flags)
+  const bar = byteProgress('verifying')
   const result = await withWorldRanks((ranks) =>
     verify(folder, {
       tensorModelParallelSize: parallel.tensorModelParallelSize,
       ranks,
+      ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
       ...(flags.ckpt === undefined ? {} : { ckpt: flags.ckpt }),
       ...(flags.ignore === undefined ? {} : { ignore: flags.ignore }),
       ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
     }),
-  )
-  if (!result.ok) process.exitCode = 1
+  ).finally(bar.stop)
+  const logits = await checkLogits(folder, flags, result)
+  const ok = result.ok && ('skipped' in logits || logits.ok)
+  if (!ok) process.exitCode = 1
   if (!isFirstRank()) return
-  if (flags.certificate !== undefined) await writeFileAtomic(flags.certificate, `${JSON.stringify(result, null, 2)}\n`)
-  if (flags.json) print(JSON.stringify(result))
-  else show(result)
+  const certificate = { ...result, ok, logits }
+  if (flags.certificate !== undefined)
+    await writeFileAtomic(flags.certificate, `${JSON.stringify(certificate, null, 2)}\n`)
+  if (flags.json) print(JSON.stringify(certificate))
+  else show(result, logits)
 }
