@@ -32,6 +32,7 @@ export class Attempt {
   readonly #ranks: readonly RankProcess[]
   readonly #graceMs: number
   #killer: NodeJS.Timeout | undefined
+  #over = false
   /** All ranks' ends, when the last one has ended. */
   readonly ended: Promise<readonly RankEnd[]>
   /** True when all ranks ended well, false as soon as one did not. */
@@ -50,6 +51,7 @@ export class Attempt {
       return end
     })
     this.ended = Promise.all(ends).then((all) => {
+      this.#over = true
       clearTimeout(this.#killer)
       return all
     })
@@ -65,6 +67,7 @@ export class Attempt {
 
   /** Asks all ranks to end; after the grace they are killed. */
   stop(signal: NodeJS.Signals): void {
+    if (this.#over) return
     for (const rank of this.#ranks) rank.signalGroup(signal)
     this.#killer ??= setTimeout(() => this.kill(), this.#graceMs)
   }

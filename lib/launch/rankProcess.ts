@@ -65,13 +65,17 @@ export class RankProcess {
 
   /** Sends a signal to the rank and all that it started. */
   signalGroup(signal: NodeJS.Signals): void {
+    // When the rank has ended its group was killed with it, and the number may be another's.
+    if (this.#over || this.pid <= 0) return
     this.#sent.add(signal)
-    if (this.pid > 0) {
-      try {
-        process.kill(-this.pid, signal)
-      } catch {
-        // Nobody of the group is left.
-      }
+    this.#killGroup(signal)
+  }
+
+  #killGroup(signal: NodeJS.Signals): void {
+    try {
+      process.kill(-this.pid, signal)
+    } catch {
+      // Nobody of the group is left.
     }
   }
 
@@ -118,7 +122,7 @@ export class RankProcess {
     this.#over = true
     const stopped = how.signal !== null && this.#sent.has(how.signal)
     if (this.pid > 0) {
-      this.signalGroup('SIGKILL')
+      this.#killGroup('SIGKILL')
       let timer: NodeJS.Timeout | undefined
       const patience = new Promise<void>((resolve) => {
         timer = setTimeout(resolve, outputPatienceMs)
