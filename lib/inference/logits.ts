@@ -17,7 +17,7 @@ export interface LogitsOptions {
   /** Gradients of the mean loss too. Default false. */
   readonly grads?: boolean
   readonly parallel: ParallelConfig
-  /** Computes in this dtype. Default: the checkpoint's. */
+  /** Computes in this dtype. Default: the checkpoint's; a float16 one is computed in float32, which holds it exactly. */
   readonly dtype?: DType
   readonly device?: DeviceKind
 }
@@ -42,6 +42,7 @@ export async function openModel(
   const provider = bridge.toMegatronProvider()
   Object.assign(provider, options.parallel)
   if (options.dtype !== undefined) provider.paramsDtype = options.dtype
+  else if (provider.paramsDtype === 'float16') provider.paramsDtype = 'float32'
   provider.finalize()
   const model = await provider.provideDistributedModel({ wrapWithDdp: false, device: options.device ?? 'auto' })
   return { bridge, model }

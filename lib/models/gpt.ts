@@ -120,6 +120,9 @@ export class GPTModel extends Module {
    * @param cache - holds the keys before this batch; this call's are appended.
    */
   async forward(ctx: Ctx, batch: DeviceBatch, cache?: KvCache): Promise<Tensor> {
+    if (this.config.paramsDtype === 'float16') {
+      throw new ViaductError('ERR_UNSUPPORTED', 'gpt', 'float16 models are carried, not computed: load with paramsDtype float32 (exact) or bfloat16')
+    }
     return await withScope(ctx.with({ batch }), async (inner) => {
       const at = this.#attentionContext(inner, batch)
       const p = this.training && cache === undefined ? this.config.hiddenDropout : 0

@@ -286,8 +286,8 @@ function modelProblems(model: GPTModelProvider): string[] {
     problems.push(`hiddenDropout must be from 0 to below 1, got ${model.hiddenDropout}`)
   if (model.attentionDropout !== 0)
     problems.push(`attentionDropout must be 0, got ${model.attentionDropout}: use hiddenDropout`)
-  if (paramsDtype !== 'float32' && paramsDtype !== 'bfloat16')
-    problems.push(`paramsDtype must be float32 or bfloat16, got ${paramsDtype}`)
+  if (!['float32', 'bfloat16', 'float16'].includes(paramsDtype))
+    problems.push(`paramsDtype must be float32, bfloat16 or float16, got ${paramsDtype}`)
   if (model.recomputeGranularity !== null && model.recomputeGranularity !== 'full') {
     problems.push(`recomputeGranularity must be 'full' or null, got ${JSON.stringify(model.recomputeGranularity)}`)
   }
