@@ -53,7 +53,8 @@ class Communicator {
   virtual void reduceScatter(Stream& s, Out out, In in, ReduceOp op) = 0;
   virtual void broadcast(Stream& s, InOut buffer, int root) = 0;
   /// Element counts per peer; blocks lie one after the other in peer order.
-  virtual void allToAll(Stream& s, Out out, In in, std::vector<int64_t> sendCounts, std::vector<int64_t> recvCounts) = 0;
+  virtual void allToAll(Stream& s, Out out, In in, std::vector<int64_t> sendCounts,
+                        std::vector<int64_t> recvCounts) = 0;
   /// All transfers of the group progress together: no order of sends and receives can deadlock.
   virtual void pointToPoint(Stream& s, std::vector<P2p> group) = 0;
   virtual void barrier(Stream& s) = 0;

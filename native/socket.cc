@@ -120,8 +120,8 @@ Socket Socket::listen(const std::string& host, int port) {
     why = std::strerror(errno);
   }
   throw Error("ERR_COMM", "listen",
-              "expected to listen on port " + std::to_string(port) + (host.empty() ? "" : " of " + host) + ", got: " + why +
-                  ": choose another port (--master-port, MASTER_PORT), or 0 for a free one");
+              "expected to listen on port " + std::to_string(port) + (host.empty() ? "" : " of " + host) +
+                  ", got: " + why + ": choose another port (--master-port, MASTER_PORT), or 0 for a free one");
 }
 
 void Socket::send(const void* data, size_t bytes, Deadline deadline) const {

@@ -74,8 +74,9 @@ class TcpStore final : public ClosableStore, private ConnectionPool {
     auto answer = request(kGet, key, word(ms), std::chrono::milliseconds(ms) + std::chrono::seconds(10));
     if (answer.first == kMissing) {
       throw Error("ERR_TIMEOUT", "store",
-                  "expected the key " + key + " within " + std::to_string(ms) + " ms, but no rank has set it: see the "
-                  "output of the rank that should");
+                  "expected the key " + key + " within " + std::to_string(ms) +
+                      " ms, but no rank has set it: see the "
+                      "output of the rank that should");
     }
     return std::move(answer.second);
   }
@@ -119,15 +120,17 @@ class TcpStore final : public ClosableStore, private ConnectionPool {
       socket.send(hello.data(), hello.size(), patience);
       socket.receive(&welcome, 1, patience);
     } catch (const Error& e) {
-      throw Error(e.code, "store", "expected Viaduct's store at " + place + ", but " + e.what() +
-                                       ": another program listens there, choose another port");
+      throw Error(e.code, "store",
+                  "expected Viaduct's store at " + place + ", but " + e.what() +
+                      ": another program listens there, choose another port");
     }
     VIADUCT_CHECK(welcome == 0, "ERR_COMM", "store",
                   "expected the store of job " + jobId_ + " at " + place + ", got another job's: choose another port");
     return socket;
   }
 
-  std::pair<uint8_t, Bytes> request(uint8_t op, const std::string& key, const Bytes& rest, std::chrono::milliseconds most) {
+  std::pair<uint8_t, Bytes> request(uint8_t op, const std::string& key, const Bytes& rest,
+                                    std::chrono::milliseconds most) {
     VIADUCT_CHECK(key.size() <= kMostKey, "ERR_COMM", "store", "expected a key of at most 4096 bytes");
     Bytes frame;
     append(frame, static_cast<uint32_t>(5 + key.size() + rest.size()));
@@ -151,8 +154,8 @@ class TcpStore final : public ClosableStore, private ConnectionPool {
     } catch (const Error& e) {
       if (e.where != "socket") throw;
       throw Error(e.code, "store",
-                  "expected an answer about " + key + " from " + host_ + ":" + std::to_string(port_) + ", but " + e.what() +
-                      ": see whether rank 0 or the launcher still runs");
+                  "expected an answer about " + key + " from " + host_ + ":" + std::to_string(port_) + ", but " +
+                      e.what() + ": see whether rank 0 or the launcher still runs");
     }
   }
 

@@ -104,7 +104,8 @@ void TcpStoreServer::Impl::loop() {
       // While a get waits only the end of the connection matters; while an answer is unread nothing more is taken.
       const bool reading = !peer.waiting && peer.out.size() - peer.sent < kMostFrame;
       const bool writing = peer.sent < peer.out.size();
-      fds.push_back({peer.socket.fd(), static_cast<short>((reading ? POLLIN : POLLRDHUP) | (writing ? POLLOUT : 0)), 0});
+      fds.push_back(
+          {peer.socket.fd(), static_cast<short>((reading ? POLLIN : POLLRDHUP) | (writing ? POLLOUT : 0)), 0});
       if (peer.waiting) next = std::min(next, peer.until);
       if (!peer.welcome) next = std::min(next, peer.came + kHelloTime);
     }
@@ -272,7 +273,8 @@ bool TcpStoreServer::Impl::frame(Peer& peer, const uint8_t* body, size_t bytes) 
     case kCheck:
       answer(peer, found != values.end() ? kOk : kMissing, {});
       return true;
-    default: return false;
+    default:
+      return false;
   }
 }
 

@@ -52,12 +52,14 @@ class TorchStore final : public ClosableStore, private ConnectionPool {
       if (e.where != "socket") throw;
       throw Error(e.code, "store",
                   "expected torchrun's store at " + host_ + ":" + std::to_string(port_) + " to answer about " + key +
-                      ", but " + e.what() + ": set VIADUCT_MASTER_PORT to a free port of rank 0's host to do without it");
+                      ", but " + e.what() +
+                      ": set VIADUCT_MASTER_PORT to a free port of rank 0's host to do without it");
     }
   }
 
  public:
-  TorchStore(std::string host, int port, int64_t timeoutMs) : host_(std::move(host)), port_(port), connectMs_(timeoutMs) {
+  TorchStore(std::string host, int port, int64_t timeoutMs)
+      : host_(std::move(host)), port_(port), connectMs_(timeoutMs) {
     keep(open());
   }
 
@@ -85,7 +87,8 @@ class TorchStore final : public ClosableStore, private ConnectionPool {
     return ask(key, query, [](const Socket& socket, Deadline until) {
       uint64_t n = 0;
       socket.receive(&n, sizeof n, until);
-      VIADUCT_CHECK(n <= kMostValue, "ERR_COMM", "store", "torchrun's store answered with " + std::to_string(n) + " bytes");
+      VIADUCT_CHECK(n <= kMostValue, "ERR_COMM", "store",
+                    "torchrun's store answered with " + std::to_string(n) + " bytes");
       Bytes value(n);
       socket.receive(value.data(), value.size(), until);
       return value;

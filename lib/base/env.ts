@@ -23,14 +23,23 @@ const rows = {
   MASTER_ADDR: { meaning: 'address of rank 0', unset: '127.0.0.1' },
   MASTER_PORT: { meaning: 'port of the rendezvous store', unset: 'chosen by the launcher' },
   GROUP_RANK: { meaning: 'rank of this node', unset: '0' },
-  VIADUCT_AGENT_STORE: { meaning: '1: `viaduct run` keeps the rendezvous store on MASTER_PORT', unset: 'rank 0 keeps it' },
-  VIADUCT_MASTER_PORT: { meaning: 'port on which rank 0 keeps the store when MASTER_PORT is taken', unset: 'a free one' },
+  VIADUCT_AGENT_STORE: {
+    meaning: '1: `viaduct run` keeps the rendezvous store on MASTER_PORT',
+    unset: 'rank 0 keeps it',
+  },
+  VIADUCT_MASTER_PORT: {
+    meaning: 'port on which rank 0 keeps the store when MASTER_PORT is taken',
+    unset: 'a free one',
+  },
   VIADUCT_TRANSPORT: { meaning: 'gloo: ranks of one host use connections too, no shared memory', unset: 'auto' },
   VIADUCT_COMM_ADDR: {
     meaning: "this host's address as other ranks reach it",
     unset: 'the one on the way to the store',
   },
-  TORCHELASTIC_USE_AGENT_STORE: { meaning: "True: torchrun's agent keeps its own store on MASTER_PORT", unset: 'no agent' },
+  TORCHELASTIC_USE_AGENT_STORE: {
+    meaning: "True: torchrun's agent keeps its own store on MASTER_PORT",
+    unset: 'no agent',
+  },
   TORCHELASTIC_RESTART_COUNT: { meaning: 'how often the launcher has restarted the ranks', unset: '0' },
   TORCHELASTIC_RUN_ID: { meaning: "the job's id", unset: 'none' },
   TORCHELASTIC_ERROR_FILE: { meaning: 'where a failing rank writes its error for the launcher', unset: 'nowhere' },

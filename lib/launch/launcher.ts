@@ -136,7 +136,9 @@ class Launch {
           await nodes.tell(number, { kind: 'failed', node: nodes.rank, exitCode, summary }).catch(() => {})
         }
       }
-      const asked = signals.came.then((): AttemptEnd => ({ kind: 'signal', node: nodes.rank, exitCode: 1, summary: '' }))
+      const asked = signals.came.then(
+        (): AttemptEnd => ({ kind: 'signal', node: nodes.rank, exitCode: 1, summary: '' }),
+      )
       const end = await Promise.race([everywhere, asked])
       if (end.kind !== 'done' && !('well' in first && !first.well) && end.summary !== '') {
         say([`viaduct run: node ${end.node} ended the run: ${end.summary}`])
@@ -156,7 +158,10 @@ class Launch {
     return Array.from({ length: plan.localSize }, (_, localRank) => {
       const rank = nodes.firstRank + localRank
       const own = join(folder, String(localRank))
-      const errorFile = join(plan.logDir === null ? own : join(this.scratch, `attempt_${attempt}`, String(localRank)), 'error.json')
+      const errorFile = join(
+        plan.logDir === null ? own : join(this.scratch, `attempt_${attempt}`, String(localRank)),
+        'error.json',
+      )
       return {
         rank,
         localRank,

@@ -61,7 +61,11 @@ export class Nodes {
       store = await connect(masterAddr, port, jobId, deadline)
       const rank = plan.nodeRank ?? (server !== null ? 0 : await native.storeAdd(store, 'nodes/arrived', 1))
       if (rank >= plan.nodes || (await native.storeAdd(store, `nodes/${rank}/claims`, 1)) > 1) {
-        throw new ViaductError('ERR_USAGE', 'run', `expected ${plan.nodes} launchers, one for each node rank, got another one of rank ${rank}`)
+        throw new ViaductError(
+          'ERR_USAGE',
+          'run',
+          `expected ${plan.nodes} launchers, one for each node rank, got another one of rank ${rank}`,
+        )
       }
       await native.storeSet(store, `nodes/${rank}/ranks`, encode(plan.localSize))
       const sizes: number[] = []
@@ -70,7 +74,11 @@ export class Nodes {
           sizes.push(decode(await native.storeGet(store, `nodes/${node}/ranks`, Math.max(1, deadline - Date.now()))))
         } catch (error) {
           if (!(error instanceof ViaductError) || error.code !== 'ERR_TIMEOUT') throw error
-          throw new ViaductError('ERR_TIMEOUT', 'run', `expected ${plan.nodes} nodes within ${plan.joinMs / 1000} s, node ${node} did not come: start its launcher`)
+          throw new ViaductError(
+            'ERR_TIMEOUT',
+            'run',
+            `expected ${plan.nodes} nodes within ${plan.joinMs / 1000} s, node ${node} did not come: start its launcher`,
+          )
         }
       }
       const sum = (part: readonly number[]) => part.reduce((total, n) => total + n, 0)

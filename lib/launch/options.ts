@@ -145,7 +145,10 @@ export function parseStreams(flag: string, text: string, localSize: number): num
 function endpointOf(text: string): readonly [string, number] {
   const match = /^(?:\[([^\]]+)\]|([^:]+))(?::(\d+))?$/.exec(text)
   if (match === null) throw usage(`expected --rdzv-endpoint to be HOST:PORT, got ${JSON.stringify(text)}`)
-  return [(match[1] ?? match[2]) as string, match[3] === undefined ? defaultPort : whole('--rdzv-endpoint', match[3], 0)]
+  return [
+    (match[1] ?? match[2]) as string,
+    match[3] === undefined ? defaultPort : whole('--rdzv-endpoint', match[3], 0),
+  ]
 }
 
 /**
@@ -153,7 +156,8 @@ function endpointOf(text: string): readonly [string, number] {
  * @throws ERR_USAGE for values that do not fit.
  */
 export function planLaunch(options: LaunchOptions): LaunchPlan {
-  if (options.module) throw usage('-m names a Python module, which Viaduct does not run: give a .ts or .js file, or --no-python PROGRAM')
+  if (options.module)
+    throw usage('-m names a Python module, which Viaduct does not run: give a .ts or .js file, or --no-python PROGRAM')
   const text = (value: number | string | undefined, name: EnvName) => value ?? envText(name)
   const standalone = options.standalone === true
   const localSize = countProcesses(text(options.nprocPerNode, 'PET_NPROC_PER_NODE') ?? 1)
@@ -173,7 +177,9 @@ export function planLaunch(options: LaunchOptions): LaunchPlan {
     throw usage(`expected --node-rank of 0 to ${nodes - 1}, got ${nodeRank}: see --nnodes`)
   }
   if (nodes > 1 && endpoint === null && addr === undefined) {
-    throw usage(`expected --master-addr (or --rdzv-endpoint HOST:PORT) for ${nodes} nodes, got none: the address of node 0`)
+    throw usage(
+      `expected --master-addr (or --rdzv-endpoint HOST:PORT) for ${nodes} nodes, got none: the address of node 0`,
+    )
   }
   if (nodes > 1 && endpoint === null && rank === undefined) {
     throw usage(`expected --node-rank for ${nodes} nodes, got none: 0 on the first, 1 on the next`)
@@ -192,7 +198,8 @@ export function planLaunch(options: LaunchOptions): LaunchPlan {
     nodes,
     nodeRank,
     masterAddr: endpoint?.[0] ?? addr ?? '127.0.0.1',
-    masterPort: endpoint?.[1] ?? (port === undefined ? (nodes === 1 ? 0 : defaultPort) : whole('--master-port', port, 0)),
+    masterPort:
+      endpoint?.[1] ?? (port === undefined ? (nodes === 1 ? 0 : defaultPort) : whole('--master-port', port, 0)),
     jobId: options.rdzvId ?? (standalone ? undefined : envText('PET_RDZV_ID')) ?? (nodes === 1 ? randomUUID() : 'none'),
     maxRestarts: whole('--max-restarts', text(options.maxRestarts, 'PET_MAX_RESTARTS') ?? 0, 0),
     logDir: options.logDir ?? null,

@@ -132,6 +132,14 @@ export class RankProcess {
     }
     await Promise.all(files.map((file) => new Promise<void>((resolve) => file.end(() => resolve()))))
     const { rank, localRank } = setup
-    return { rank, localRank, pid: this.pid, timeMs, stopped, ...how, error: how.error ?? readErrorFile(setup.errorFile) }
+    return {
+      rank,
+      localRank,
+      pid: this.pid,
+      timeMs,
+      stopped,
+      ...how,
+      error: how.error ?? readErrorFile(setup.errorFile),
+    }
   }
 }

@@ -84,7 +84,12 @@ export interface PeerTransfer {
 }
 
 /** Sends and receives that progress together: no order can deadlock. Transfers of one direction with one peer keep order. */
-export function pointToPoint(ctx: Ctx, group: Group, sends: readonly PeerTransfer[], recvs: readonly PeerTransfer[]): void {
+export function pointToPoint(
+  ctx: Ctx,
+  group: Group,
+  sends: readonly PeerTransfer[],
+  recvs: readonly PeerTransfer[],
+): void {
   if (sends.length === 0 && recvs.length === 0) return
   native.pointToPoint(
     group.comm,

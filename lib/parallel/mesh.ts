@@ -70,7 +70,8 @@ export class Mesh implements Groups {
       ['pp', pp],
     ]
     const mesh = new Mesh(world, grid, { tp, cp, dp, pp, ep, etp, dp_cp: dp * cp, world: world.size })
-    for (const axis of ['tp', 'cp', 'dp', 'pp']) mesh.#groups.set(axis, await world.part(axis, partsAlong(grid, [axis])))
+    for (const axis of ['tp', 'cp', 'dp', 'pp'])
+      mesh.#groups.set(axis, await world.part(axis, partsAlong(grid, [axis])))
     for (const axis of ['ep', 'etp']) mesh.#groups.set(axis, await world.part(axis, partsAlong(experts, [axis])))
     mesh.#groups.set('dp_cp', await world.part('dp_cp', partsAlong(grid, ['dp', 'cp'])))
     mesh.#groups.set('world', world.group)

@@ -172,7 +172,13 @@ function factsOf(options: DistributedOptions): WorldFacts {
 }
 
 /** Connects to a store, trying again until the time is up; each try ends soon, so that leaving the process never waits long. */
-async function connectStore(kind: 'viaduct' | 'torch', host: string, port: number, jobId: string, deadline: number): Promise<number> {
+async function connectStore(
+  kind: 'viaduct' | 'torch',
+  host: string,
+  port: number,
+  jobId: string,
+  deadline: number,
+): Promise<number> {
   const begin = Date.now()
   for (;;) {
     const rest = deadline - Date.now()

@@ -91,7 +91,8 @@ function slurm(): WorldFacts | null {
     rank,
     size,
     localRank: envInt('SLURM_LOCALID') ?? 0,
-    localSize: (counts === undefined ? undefined : slurmTasksOnNode(counts, node)) ?? envInt('SLURM_NTASKS_PER_NODE') ?? 1,
+    localSize:
+      (counts === undefined ? undefined : slurmTasksOnNode(counts, node)) ?? envInt('SLURM_NTASKS_PER_NODE') ?? 1,
     masterAddr: envText('MASTER_ADDR') ?? (list === undefined ? '127.0.0.1' : firstSlurmHost(list)),
     masterPort: envInt('MASTER_PORT') ?? (job === undefined ? defaultPort : 10000 + (job % 50000)),
     jobId: `slurm-${job ?? 0}.${envText('SLURM_STEP_ID')}`,
@@ -108,7 +109,8 @@ function mpi(
   const ranks = pair(...names)
   if (ranks === null) return null
   const [rank, size] = ranks
-  const firstOf = (candidates: readonly EnvName[]) => candidates.map((name) => envInt(name)).find((n) => n !== undefined)
+  const firstOf = (candidates: readonly EnvName[]) =>
+    candidates.map((name) => envInt(name)).find((n) => n !== undefined)
   const localSize = firstOf(localSizes) ?? 1
   const address = envText('MASTER_ADDR')
   if (address === undefined && size > 1 && localSize < size) {

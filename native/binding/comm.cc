@@ -185,14 +185,10 @@ Value commInfo(Env& env, int64_t id) {
   char print[17];
   std::snprintf(print, sizeof print, "%016llx", static_cast<unsigned long long>(comm->fingerprint()));
   std::vector<int64_t> ranks(comm->worldRanks().begin(), comm->worldRanks().end());
-  return Value::Record{{"name", comm->name()},
-                       {"rank", comm->rank()},
-                       {"size", comm->size()},
-                       {"worldRanks", std::move(ranks)},
-                       {"transport", comm->transport()},
-                       {"fingerprint", std::string(print)},
-                       {"sequence", comm->sequence()},
-                       {"payloadBytes", comm->payloadBytes()}};
+  return Value::Record{{"name", comm->name()},           {"rank", comm->rank()},
+                       {"size", comm->size()},           {"worldRanks", std::move(ranks)},
+                       {"transport", comm->transport()}, {"fingerprint", std::string(print)},
+                       {"sequence", comm->sequence()},   {"payloadBytes", comm->payloadBytes()}};
 }
 
 void abortComm(Env& env, int64_t id, const std::string& reason) { commOf(env, id)->abort(reason); }
@@ -240,17 +236,28 @@ void barrier(Env& env, int64_t comm, Stream& s) { commOf(env, comm)->barrier(s);
 
 std::vector<Row> commRows() {
   return {
-      row("storeServer", &storeServer),       row("storeServerClose", &storeServerClose),
-      row("storeClient", &storeClient),       row("storeSet", &storeSet),
-      row("storeGet", &storeGet),             row("storeAdd", &storeAdd),
-      row("storeCheck", &storeCheck),         row("storeAddress", &storeAddress),
-      row("storeClose", &storeClose),         row("connectGloo", &connectGloo),
-      row("splitComm", &splitComm),           row("gatherBytes", &gatherBytes),
-      row("commInfo", &commInfo),             row("abortComm", &abortComm),
-      row("setCommTimeout", &setCommTimeout), row("closeComm", &closeComm),
-      row("allReduce", &allReduce),           row("allGather", &allGather),
-      row("reduceScatter", &reduceScatter),   row("broadcast", &broadcast),
-      row("allToAll", &allToAll),             row("pointToPoint", &pointToPoint),
+      row("storeServer", &storeServer),
+      row("storeServerClose", &storeServerClose),
+      row("storeClient", &storeClient),
+      row("storeSet", &storeSet),
+      row("storeGet", &storeGet),
+      row("storeAdd", &storeAdd),
+      row("storeCheck", &storeCheck),
+      row("storeAddress", &storeAddress),
+      row("storeClose", &storeClose),
+      row("connectGloo", &connectGloo),
+      row("splitComm", &splitComm),
+      row("gatherBytes", &gatherBytes),
+      row("commInfo", &commInfo),
+      row("abortComm", &abortComm),
+      row("setCommTimeout", &setCommTimeout),
+      row("closeComm", &closeComm),
+      row("allReduce", &allReduce),
+      row("allGather", &allGather),
+      row("reduceScatter", &reduceScatter),
+      row("broadcast", &broadcast),
+      row("allToAll", &allToAll),
+      row("pointToPoint", &pointToPoint),
       row("barrier", &barrier),
   };
 }

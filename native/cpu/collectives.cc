@@ -12,15 +12,24 @@ namespace viaduct::cpu {
 
 const char* commOpName(CommOp op) {
   switch (op) {
-    case CommOp::AllReduce: return "allReduce";
-    case CommOp::AllGather: return "allGather";
-    case CommOp::ReduceScatter: return "reduceScatter";
-    case CommOp::Broadcast: return "broadcast";
-    case CommOp::AllToAll: return "allToAll";
-    case CommOp::PointToPoint: return "pointToPoint";
-    case CommOp::Barrier: return "barrier";
-    case CommOp::GatherBytes: return "gatherBytes";
-    case CommOp::Split: return "split";
+    case CommOp::AllReduce:
+      return "allReduce";
+    case CommOp::AllGather:
+      return "allGather";
+    case CommOp::ReduceScatter:
+      return "reduceScatter";
+    case CommOp::Broadcast:
+      return "broadcast";
+    case CommOp::AllToAll:
+      return "allToAll";
+    case CommOp::PointToPoint:
+      return "pointToPoint";
+    case CommOp::Barrier:
+      return "barrier";
+    case CommOp::GatherBytes:
+      return "gatherBytes";
+    case CommOp::Split:
+      return "split";
   }
   return "an unknown operation";
 }
@@ -32,7 +41,9 @@ constexpr int64_t kBlockAlign = 64;      // elements: blocks begin at whole vect
 
 struct Steps {
   explicit Steps(Collective& c) : c(c) {}
-  void send(int peer, const void* data, size_t bytes, uint32_t step) { add(true, peer, const_cast<void*>(data), bytes, step); }
+  void send(int peer, const void* data, size_t bytes, uint32_t step) {
+    add(true, peer, const_cast<void*>(data), bytes, step);
+  }
   void recv(int peer, void* data, size_t bytes, uint32_t step) { add(false, peer, data, bytes, step); }
   void run() {
     if (!list.empty()) c.link.exchange(list, c.deadline);
@@ -107,7 +118,9 @@ void runAllReduce(Collective c, void* out, const void* in, int64_t count, DType 
   const int64_t chunks = (block + chunk - 1) / chunk;
   const size_t room = static_cast<size_t>(std::min(chunk, block)) * width;
   char* scratch = grow(c, room);
-  const auto at = [&](void* base, int64_t element) { return static_cast<char*>(base) + static_cast<size_t>(element) * width; };
+  const auto at = [&](void* base, int64_t element) {
+    return static_cast<char*>(base) + static_cast<size_t>(element) * width;
+  };
   char* from = const_cast<char*>(static_cast<const char*>(in));
 
   std::vector<const void*> sources(static_cast<size_t>(n));
@@ -193,7 +206,8 @@ void runBroadcast(Collective c, void* buffer, size_t bytes, int root) {
   steps.run();
 }
 
-void runAllToAll(Collective c, void* out, const void* in, const std::vector<size_t>& send, const std::vector<size_t>& recv) {
+void runAllToAll(Collective c, void* out, const void* in, const std::vector<size_t>& send,
+                 const std::vector<size_t>& recv) {
   Steps steps(c);
   const char* from = static_cast<const char*>(in);
   char* to = static_cast<char*>(out);
@@ -233,7 +247,8 @@ std::vector<std::vector<uint8_t>> runGatherBytes(Collective c, const std::vector
   Steps steps(c);
   for (int p = 0; p < c.size; ++p) {
     const auto i = static_cast<size_t>(p);
-    VIADUCT_CHECK(sizes[i] <= kMost, "ERR_COMM", "gatherBytes", "a peer announced " + std::to_string(sizes[i]) + " bytes");
+    VIADUCT_CHECK(sizes[i] <= kMost, "ERR_COMM", "gatherBytes",
+                  "a peer announced " + std::to_string(sizes[i]) + " bytes");
     if (p == c.rank) {
       all[i] = mine;
       continue;

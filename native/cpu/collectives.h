@@ -26,7 +26,8 @@ void runReduceScatter(Collective c, void* out, const void* in, int64_t count, DT
 void runAllGather(Collective c, void* out, const void* in, size_t bytes);
 void runBroadcast(Collective c, void* buffer, size_t bytes, int root);
 /// Byte counts per peer.
-void runAllToAll(Collective c, void* out, const void* in, const std::vector<size_t>& send, const std::vector<size_t>& recv);
+void runAllToAll(Collective c, void* out, const void* in, const std::vector<size_t>& send,
+                 const std::vector<size_t>& recv);
 void runBarrier(Collective c);
 /// Every rank's bytes, in rank order. At most 64 MiB a rank.
 std::vector<std::vector<uint8_t>> runGatherBytes(Collective c, const std::vector<uint8_t>& mine);

@@ -77,14 +77,16 @@ struct State {
                          " s, not heard from " + ranks(f.peers) +
                          ": it is stopped, slower than the timeout, or at another operation");
       case LinkFailure::Kind::PeerLost:
-        return Error("ERR_COMM", op, place(tag) + " lost " + ranks(f.peers) + ": see that rank's output (" + f.detail + ")");
+        return Error("ERR_COMM", op,
+                     place(tag) + " lost " + ranks(f.peers) + ": see that rank's output (" + f.detail + ")");
       case LinkFailure::Kind::PeerGaveUp:
         return Error("ERR_COMM", op, place(tag) + " ended because " + ranks(f.peers) + " gave up: " + f.detail);
       case LinkFailure::Kind::Mismatch:
         return Error("ERR_COMM", op,
                      "expected " + ranks(f.peers) + " at " + place(tag) + " with " + std::to_string(tag.bytes) +
                          " bytes, got " + f.detail + ": all ranks must call the same collectives in the same order");
-      case LinkFailure::Kind::Aborted: break;
+      case LinkFailure::Kind::Aborted:
+        break;
     }
     return Error("ERR_COMM", op, "group " + name + " was aborted: " + f.detail);
   }
@@ -132,7 +134,10 @@ struct State {
     struct Pass {
       State* state;
       ~Pass() {
-        { std::lock_guard<std::mutex> lock(state->mutex); state->turn += 1; }
+        {
+          std::lock_guard<std::mutex> lock(state->mutex);
+          state->turn += 1;
+        }
         state->turnCame.notify_all();
       }
     } pass{this};
@@ -166,7 +171,8 @@ void makeLink(State& s) {
       offer.insert(offer.end(), address.begin(), address.end());
     }
     const auto offers = runGatherBytes(c, offer);
-    const bool wanted = std::all_of(offers.begin(), offers.end(), [](const auto& o) { return !o.empty() && o[0] == 1; });
+    const bool wanted =
+        std::all_of(offers.begin(), offers.end(), [](const auto& o) { return !o.empty() && o[0] == 1; });
     if (!wanted || offers[0].size() < 2) return;
     std::unique_ptr<Link> shared = attachShm(std::string(offers[0].begin() + 1, offers[0].end()), s.rank, s.size);
     c.tag.sequence = 1;
@@ -192,7 +198,8 @@ class CpuCommunicator final : public Communicator {
   void allReduce(Stream& s, Out out, In in, ReduceOp op) override {
     check("allReduce", out, in, 1, 1);
     checkReducible("allReduce", in);
-    enqueue(s, CommOp::AllReduce, in, [=](Collective c) { runAllReduce(c, out.data, in.data, in.numel(), in.dtype, op); });
+    enqueue(s, CommOp::AllReduce, in,
+            [=](Collective c) { runAllReduce(c, out.data, in.data, in.numel(), in.dtype, op); });
   }
 
   void allGather(Stream& s, Out out, In in) override {
@@ -367,9 +374,8 @@ std::function<std::unique_ptr<Communicator>()> CpuCommunicator::split(int colour
       for (int r = 0; r < c.size; ++r) {
         if (all[static_cast<size_t>(r)].colour == colour) members.push_back(r);
       }
-      std::stable_sort(members.begin(), members.end(), [&](int a, int b) {
-        return all[static_cast<size_t>(a)].key < all[static_cast<size_t>(b)].key;
-      });
+      std::stable_sort(members.begin(), members.end(),
+                       [&](int a, int b) { return all[static_cast<size_t>(a)].key < all[static_cast<size_t>(b)].key; });
       const auto place = std::find(members.begin(), members.end(), c.rank) - members.begin();
       std::vector<int> worldRanks;
       for (int r : members) worldRanks.push_back(parent->worldRanks[static_cast<size_t>(r)]);
@@ -387,8 +393,9 @@ std::function<std::unique_ptr<Communicator>()> CpuCommunicator::split(int colour
 }  // namespace
 
 std::unique_ptr<Communicator> connectWorld(Store* store, const CommOptions& options) {
-  VIADUCT_CHECK(options.size >= 1 && options.rank >= 0 && options.rank < options.size, "ERR_COMM", "connect",
-                "expected a rank of 0 to " + std::to_string(options.size - 1) + ", got " + std::to_string(options.rank));
+  VIADUCT_CHECK(
+      options.size >= 1 && options.rank >= 0 && options.rank < options.size, "ERR_COMM", "connect",
+      "expected a rank of 0 to " + std::to_string(options.size - 1) + ", got " + std::to_string(options.rank));
   std::vector<int> ranks(static_cast<size_t>(options.size));
   for (int r = 0; r < options.size; ++r) ranks[static_cast<size_t>(r)] = r;
   const std::string shown = options.name.substr(0, options.name.find('#'));

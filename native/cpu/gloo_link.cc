@@ -131,7 +131,8 @@ void GlooLink::fail(const std::vector<Open>& open, size_t at, Clock::time_point 
         if (t.send != (pass == 1)) continue;
         bool done = false;
         try {
-          if (i != at) done = t.send ? open[i].buffer->waitSend(Milliseconds(1)) : open[i].buffer->waitRecv(Milliseconds(1));
+          if (i != at)
+            done = t.send ? open[i].buffer->waitSend(Milliseconds(1)) : open[i].buffer->waitRecv(Milliseconds(1));
         } catch (const std::exception&) {
           done = false;
         }
@@ -222,8 +223,9 @@ void meet(viaduct::Store& store, const std::string& prefix, int rank, int size, 
         if (!store.check(prefix + "here/" + std::to_string(q))) missing.push_back(q);
       }
       throw Error("ERR_TIMEOUT", "connect",
-                  "expected " + std::to_string(size) + " ranks within " + std::to_string(timeoutMs / 1000.0).substr(0, 6) +
-                      " s, not heard from " + ranksText(missing) + ": see their output, or start them");
+                  "expected " + std::to_string(size) + " ranks within " +
+                      std::to_string(timeoutMs / 1000.0).substr(0, 6) + " s, not heard from " + ranksText(missing) +
+                      ": see their output, or start them");
     }
   }
 }
@@ -248,8 +250,8 @@ std::shared_ptr<GlooMesh> GlooMesh::connect(Store& store, const std::string& nam
     throw;
   } catch (const std::exception& e) {
     throw Error("ERR_COMM", "connect",
-                "expected connections between " + std::to_string(size) + " ranks from " + address + ", got " + e.what() +
-                    ": see whether the other ranks live and reach this address");
+                "expected connections between " + std::to_string(size) + " ranks from " + address + ", got " +
+                    e.what() + ": see whether the other ranks live and reach this address");
   }
 }
 

@@ -105,20 +105,31 @@ void reduceSources(void* out, const void* const* sources, int n, int64_t count, 
     case DType::BF16:
       HWY_DYNAMIC_DISPATCH(ReduceBrainFloats)(static_cast<BF16*>(out), sources, n, count, static_cast<int>(op));
       return;
-    case DType::F16: return halfLoop(out, sources, n, count, op);
-    case DType::F64: return plainLoop<double>(out, sources, n, count, op);
-    case DType::I64: return plainLoop<int64_t>(out, sources, n, count, op);
-    case DType::I32: return plainLoop<int32_t>(out, sources, n, count, op);
-    case DType::I16: return plainLoop<int16_t>(out, sources, n, count, op);
-    case DType::I8: return plainLoop<int8_t>(out, sources, n, count, op);
-    case DType::U8: return plainLoop<uint8_t>(out, sources, n, count, op);
-    case DType::U16: return plainLoop<uint16_t>(out, sources, n, count, op);
-    case DType::U32: return plainLoop<uint32_t>(out, sources, n, count, op);
-    case DType::U64: return plainLoop<uint64_t>(out, sources, n, count, op);
+    case DType::F16:
+      return halfLoop(out, sources, n, count, op);
+    case DType::F64:
+      return plainLoop<double>(out, sources, n, count, op);
+    case DType::I64:
+      return plainLoop<int64_t>(out, sources, n, count, op);
+    case DType::I32:
+      return plainLoop<int32_t>(out, sources, n, count, op);
+    case DType::I16:
+      return plainLoop<int16_t>(out, sources, n, count, op);
+    case DType::I8:
+      return plainLoop<int8_t>(out, sources, n, count, op);
+    case DType::U8:
+      return plainLoop<uint8_t>(out, sources, n, count, op);
+    case DType::U16:
+      return plainLoop<uint16_t>(out, sources, n, count, op);
+    case DType::U32:
+      return plainLoop<uint32_t>(out, sources, n, count, op);
+    case DType::U64:
+      return plainLoop<uint64_t>(out, sources, n, count, op);
     case DType::BOOL:
       return plainLoop<uint8_t>(out, sources, n, count, op == ReduceOp::Min ? ReduceOp::Min : ReduceOp::Max);
     case DType::F8_E4M3:
-    case DType::F8_E5M2: break;
+    case DType::F8_E5M2:
+      break;
   }
   throw Error("ERR_DTYPE", "reduce",
               std::string("expected a dtype that can be summed, got ") + dtypeName(dtype) + ": cast it first");

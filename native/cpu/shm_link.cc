@@ -148,9 +148,7 @@ class ShmLink final : public Link {
   };
 
   Head& head() { return *reinterpret_cast<Head*>(memory_); }
-  Ring& ringOf(int from, int to) {
-    return reinterpret_cast<Ring*>(memory_ + sizeof(Head))[from * size_ + to];
-  }
+  Ring& ringOf(int from, int to) { return reinterpret_cast<Ring*>(memory_ + sizeof(Head))[from * size_ + to]; }
   char* bytesOf(int from, int to) {
     const auto n = static_cast<size_t>(size_);
     return memory_ + sizeof(Head) + n * n * sizeof(Ring) + static_cast<size_t>(from * size_ + to) * ringBytes_;
@@ -282,7 +280,8 @@ void ShmLink::checkPeers(const std::vector<Lane>& lanes, bool look) {
 void ShmLink::exchange(const std::vector<Transfer>& transfers, Clock::time_point deadline) {
   std::vector<Lane> lanes;
   for (const Transfer& t : transfers) {
-    auto lane = std::find_if(lanes.begin(), lanes.end(), [&](const Lane& l) { return l.peer == t.peer && l.send == t.send; });
+    auto lane =
+        std::find_if(lanes.begin(), lanes.end(), [&](const Lane& l) { return l.peer == t.peer && l.send == t.send; });
     if (lane == lanes.end()) lane = lanes.insert(lanes.end(), Lane{t.peer, t.send, 0, {}});
     lane->list.push_back(Moving{&t});
   }
@@ -385,7 +384,8 @@ std::unique_ptr<Link> attachShm(const std::string& address, int rank, int size) 
   }
   if (memory != MAP_FAILED) {
     const auto* head = static_cast<const Head*>(memory);
-    if (head->magic == kMagic && head->nonce == nonce && head->size == static_cast<uint64_t>(size) && lockByte(fd, rank)) {
+    if (head->magic == kMagic && head->nonce == nonce && head->size == static_cast<uint64_t>(size) &&
+        lockByte(fd, rank)) {
       return std::make_unique<ShmLink>(fd, memory, rank, size);
     }
     munmap(memory, bytes);

@@ -49,7 +49,10 @@ describe('over shared memory', () => {
     const [first, second, aborted] = await reports(3, ['abort', '30000'], 'auto')
     expect(aborted).toMatchObject({ code: 'ERR_COMM', message: expect.stringContaining('the test says so') })
     for (const report of [first, second]) {
-      expect(report).toMatchObject({ code: 'ERR_COMM', message: expect.stringMatching(/rank 2 gave up.*the test says so/) })
+      expect(report).toMatchObject({
+        code: 'ERR_COMM',
+        message: expect.stringMatching(/rank 2 gave up.*the test says so/),
+      })
       expect(report?.ms).toBeLessThan(5000)
     }
   })
@@ -74,6 +77,9 @@ describe('over shared memory', () => {
 it('a rank that never starts is named by those that wait for it', async () => {
   const [first, second] = await reports(3, ['missing', '2500'], 'auto', [0, 2])
   for (const report of [first, second]) {
-    expect(report).toMatchObject({ code: 'ERR_TIMEOUT', message: expect.stringMatching(/expected 3 ranks.*not heard from rank 1:/) })
+    expect(report).toMatchObject({
+      code: 'ERR_TIMEOUT',
+      message: expect.stringMatching(/expected 3 ranks.*not heard from rank 1:/),
+    })
   }
 })

@@ -1,6 +1,6 @@
 // One rank of communication.test.ts: joins the others, then does what the scenario asks and says as JSON how its operation ended.
 import { native } from '../../lib/addon/load.js'
-import { ViaductError } from '../../lib/base/errors.js'
+import type { ViaductError } from '../../lib/base/errors.js'
 import { allReduce, barrier, broadcast } from '../../lib/parallel/collectives.js'
 import { initDistributed } from '../../lib/parallel/world.js'
 import { Ctx, Tensor } from '../../lib/tensor/index.js'

@@ -92,9 +92,24 @@ const readyBoth = /ready[01][\s\S]*ready[01]/
 
 describe('viaduct run', () => {
   it("sets torchrun's variables and puts the rank before each line", async () => {
-    const names = ['RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'GROUP_RANK', 'GROUP_WORLD_SIZE', 'MASTER_ADDR', 'TORCHELASTIC_RESTART_COUNT', 'TORCHELASTIC_RUN_ID', 'OMP_NUM_THREADS']
+    const names = [
+      'RANK',
+      'LOCAL_RANK',
+      'WORLD_SIZE',
+      'LOCAL_WORLD_SIZE',
+      'GROUP_RANK',
+      'GROUP_WORLD_SIZE',
+      'MASTER_ADDR',
+      'TORCHELASTIC_RESTART_COUNT',
+      'TORCHELASTIC_RUN_ID',
+      'OMP_NUM_THREADS',
+    ]
     const code = `console.log(${JSON.stringify(names)}.map((n) => n + '=' + process.env[n]).join(' ')); console.log('two\\nlines'); process.stderr.write('no end')`
-    const { code: exit, out, err } = await start(program(code, { nprocPerNode: 2, rdzvId: 'j7' }), { OMP_NUM_THREADS: '' }).ended
+    const {
+      code: exit,
+      out,
+      err,
+    } = await start(program(code, { nprocPerNode: 2, rdzvId: 'j7' }), { OMP_NUM_THREADS: '' }).ended
     expect(exit).toBe(0)
     const lines = out.split('\n')
     for (const rank of [0, 1]) {
@@ -164,10 +179,18 @@ describe('viaduct run', () => {
     const folder = mkdtempSync(join(tmpdir(), 'viaduct-logs-'))
     try {
       const code = `console.log('out' + process.env.RANK); console.error('err' + process.env.RANK)`
-      const options = { nprocPerNode: 2, logDir: folder, rdzvId: 'job', redirects: '2', tee: '1', localRanksFilter: '1' }
+      const options = {
+        nprocPerNode: 2,
+        logDir: folder,
+        rdzvId: 'job',
+        redirects: '2',
+        tee: '1',
+        localRanksFilter: '1',
+      }
       const { code: exit, out, err } = await start(program(code, options)).ended
       expect({ exit, out, err }).toEqual({ exit: 0, out: '[rank1] out1\n', err: '' })
-      const read = (rank: number, name: string) => readFileSync(join(folder, 'job', 'attempt_0', `${rank}`, `${name}.log`), 'utf8')
+      const read = (rank: number, name: string) =>
+        readFileSync(join(folder, 'job', 'attempt_0', `${rank}`, `${name}.log`), 'utf8')
       expect([read(0, 'stdout'), read(0, 'stderr'), read(1, 'stderr')]).toEqual(['out0\n', 'err0\n', 'err1\n'])
     } finally {
       rmSync(folder, { recursive: true })
@@ -175,7 +198,8 @@ describe('viaduct run', () => {
   })
 
   it('starts all ranks again, reports the error of the first, and the scripts meet again', async () => {
-    const { code, out, err } = await start({ script: ranked, args: ['failOnce'], nprocPerNode: 2, maxRestarts: 1 }).ended
+    const { code, out, err } = await start({ script: ranked, args: ['failOnce'], nprocPerNode: 2, maxRestarts: 1 })
+      .ended
     expect(err).toContain('ERR_DATA [test] expected good data, got bad')
     expect(err).toContain('restart 1 of 1')
     expect(out).toContain('[rank0] restart 1 ranks [[0,0],[1,1]]')
@@ -187,7 +211,16 @@ describe('viaduct run', () => {
   it('joins two nodes, which restart together', async () => {
     const masterPort = await freePort()
     const nodes = [1, 0].map((nodeRank) =>
-      start({ script: ranked, args: ['failOnce'], nprocPerNode: 1, nnodes: 2, nodeRank, masterAddr: '127.0.0.1', masterPort, maxRestarts: 1 }),
+      start({
+        script: ranked,
+        args: ['failOnce'],
+        nprocPerNode: 1,
+        nnodes: 2,
+        nodeRank,
+        masterAddr: '127.0.0.1',
+        masterPort,
+        maxRestarts: 1,
+      }),
     )
     const [second, first] = await Promise.all(nodes.map((node) => node.ended))
     expect(first?.out).toContain('[rank0] restart 1 ranks [[0,0],[1,0]]')
@@ -206,22 +239,35 @@ describe('viaduct run', () => {
   })
 
   it('refuses before it starts anything', async () => {
-    expect(await start({ script: 'no.ts' }).ended).toMatchObject({ code: 3, err: expect.stringContaining('ERR_FILE_MISSING') })
+    expect(await start({ script: 'no.ts' }).ended).toMatchObject({
+      code: 3,
+      err: expect.stringContaining('ERR_FILE_MISSING'),
+    })
     const alone = { nnodes: 2, nodeRank: 0, masterAddr: '127.0.0.1', masterPort: await freePort(), joinTimeout: 1 }
-    expect(await start(program('', alone)).ended).toMatchObject({ code: 4, err: expect.stringContaining('node 1 did not come') })
+    expect(await start(program('', alone)).ended).toMatchObject({
+      code: 4,
+      err: expect.stringContaining('node 1 did not come'),
+    })
   })
 })
 
-const torchrun = [process.env.VIADUCT_TORCHRUN, ...(process.env.PATH ?? '').split(':').map((folder) => join(folder, 'torchrun'))].find(
-  (file) => file !== undefined && existsSync(file),
-)
+const torchrun = [
+  process.env.VIADUCT_TORCHRUN,
+  ...(process.env.PATH ?? '').split(':').map((folder) => join(folder, 'torchrun')),
+].find((file) => file !== undefined && existsSync(file))
 
 describe('a script under torchrun itself', () => {
-  it.skipIf(torchrun === undefined)('runs unchanged, and after a restart (needs torchrun on PATH or VIADUCT_TORCHRUN)', () => {
-    const flags = ['--no-python', '--standalone', '--nproc-per-node', '2', '--max-restarts', '1']
-    const command = [process.execPath, '--import', 'tsx', ranked, 'failOnce']
-    const { status, stdout, stderr } = spawnSync(torchrun as string, [...flags, ...command], { encoding: 'utf8', timeout: 55_000 })
-    expect(stdout.match(/restart 1 ranks \[\[0,0\],\[1,1\]\]/g), stderr).toHaveLength(2)
-    expect(status).toBe(0)
-  })
+  it.skipIf(torchrun === undefined)(
+    'runs unchanged, and after a restart (needs torchrun on PATH or VIADUCT_TORCHRUN)',
+    () => {
+      const flags = ['--no-python', '--standalone', '--nproc-per-node', '2', '--max-restarts', '1']
+      const command = [process.execPath, '--import', 'tsx', ranked, 'failOnce']
+      const { status, stdout, stderr } = spawnSync(torchrun as string, [...flags, ...command], {
+        encoding: 'utf8',
+        timeout: 55_000,
+      })
+      expect(stdout.match(/restart 1 ranks \[\[0,0\],\[1,1\]\]/g), stderr).toHaveLength(2)
+      expect(status).toBe(0)
+    },
+  )
 })

@@ -92,8 +92,17 @@ describe('the store', () => {
       socket.write(Buffer.from([byte]))
       await new Promise((resolve) => setImmediate(resolve))
     }
-    const expected = Buffer.concat([Buffer.from([0]), u32(1), Buffer.from([0]), u32(1), Buffer.from([0]), u32(1), Buffer.from([1])])
-    for (let i = 0; i < 200 && Buffer.concat(got).length < expected.length; i++) await new Promise((r) => setTimeout(r, 10))
+    const expected = Buffer.concat([
+      Buffer.from([0]),
+      u32(1),
+      Buffer.from([0]),
+      u32(1),
+      Buffer.from([0]),
+      u32(1),
+      Buffer.from([1]),
+    ])
+    for (let i = 0; i < 200 && Buffer.concat(got).length < expected.length; i++)
+      await new Promise((r) => setTimeout(r, 10))
     socket.destroy()
     expect(Buffer.concat(got)).toEqual(expected)
   })
@@ -107,7 +116,8 @@ describe('the store', () => {
     const peers = Array.from({ length: 300 }, (_, i) => {
       const bytes = Buffer.from(Array.from({ length: 1 + (random() % 200) }, () => random() & 255))
       // Every other one knows the hello and begins a plausible frame.
-      const begin = i % 2 === 0 ? Buffer.concat([hello, u32(bytes.length), Buffer.from([1 + (i % 6)])]) : Buffer.alloc(0)
+      const begin =
+        i % 2 === 0 ? Buffer.concat([hello, u32(bytes.length), Buffer.from([1 + (i % 6)])]) : Buffer.alloc(0)
       return talk(Buffer.concat([begin, bytes]), 300)
     })
     await Promise.all(peers)
@@ -128,7 +138,9 @@ describe('the store', () => {
     expect(await native.storeAdd(client, 'counter', -40)).toBe(0)
     await native.storeSet(client, 'text', Buffer.from('abc'))
     await expect(native.storeAdd(client, 'text', 1)).rejects.toMatchObject({ code: 'ERR_COMM' })
-    await expect(native.storeSet(client, 'big', new Uint8Array((16 << 20) + 1))).rejects.toMatchObject({ code: 'ERR_COMM' })
+    await expect(native.storeSet(client, 'big', new Uint8Array((16 << 20) + 1))).rejects.toMatchObject({
+      code: 'ERR_COMM',
+    })
     const most = new Uint8Array(16 << 20).fill(3)
     await native.storeSet(client, 'big', most)
     expect(Buffer.compare(await native.storeGet(client, 'big', 1000), most)).toBe(0)
@@ -147,7 +159,9 @@ describe('the store', () => {
 
   it('rejects what waits when the client closes or the server goes', async () => {
     const own = native.storeServer('127.0.0.1', 0, 'short')
-    const [a, b] = await Promise.all([1, 2].map(() => native.storeClient('viaduct', '127.0.0.1', own.port, 'short', 5000)))
+    const [a, b] = await Promise.all(
+      [1, 2].map(() => native.storeClient('viaduct', '127.0.0.1', own.port, 'short', 5000)),
+    )
     const closed = native.storeGet(a as number, 'x', 20_000)
     const gone = native.storeGet(b as number, 'x', 20_000)
     native.storeClose(a as number)
@@ -155,10 +169,14 @@ describe('the store', () => {
     native.storeServerClose(own.id)
     await expect(gone).rejects.toMatchObject({ code: 'ERR_COMM', message: expect.stringContaining('still runs') })
     native.storeClose(b as number)
-    await expect(native.storeClient('viaduct', '127.0.0.1', own.port, 'short', 200)).rejects.toMatchObject({ code: 'ERR_TIMEOUT' })
+    await expect(native.storeClient('viaduct', '127.0.0.1', own.port, 'short', 200)).rejects.toMatchObject({
+      code: 'ERR_TIMEOUT',
+    })
   })
 
   it('says which port is taken', () => {
-    expect(() => native.storeServer('127.0.0.1', server.port, 'x')).toThrow(/port \d+ of 127\.0\.0\.1.*choose another port/)
+    expect(() => native.storeServer('127.0.0.1', server.port, 'x')).toThrow(
+      /port \d+ of 127\.0\.0\.1.*choose another port/,
+    )
   })
 })

@@ -8,6 +8,7 @@ const script = join(import.meta.dirname, 'collectivesRank.ts')
 describe('collectives', () => {
   it.each([2, 3, 4])('are exact and equal on %i ranks, over shared memory and Gloo', async (size) => {
     const results = await startRanks(size, script, []).results
-    for (const { rank, code, out } of results) expect({ rank, code, out }).toEqual({ rank, code: 0, out: expect.stringContaining('fine after') })
+    for (const { rank, code, out } of results)
+      expect({ rank, code, out }).toEqual({ rank, code: 0, out: expect.stringContaining('fine after') })
   })
 })

@@ -3,7 +3,15 @@ import assert from 'node:assert/strict'
 import { native } from '../../lib/addon/load.js'
 import { dtypes } from '../../lib/base/dtype.js'
 import {
-  allGather, allGatherObject, allReduce, allToAll, assertSameOnAllRanks, barrier, broadcast, pointToPoint, type Reduction,
+  allGather,
+  allGatherObject,
+  allReduce,
+  allToAll,
+  assertSameOnAllRanks,
+  barrier,
+  broadcast,
+  pointToPoint,
+  type Reduction,
   reduceScatter,
 } from '../../lib/parallel/collectives.js'
 import { defaultParallel } from '../../lib/parallel/config.js'
@@ -41,7 +49,11 @@ async function checkReductions(ctx: Ctx, world: World, list: readonly ReducedDty
       for (const op of n === 300_007 ? (['sum'] as const) : (['sum', 'max', 'min'] as const satisfies Reduction[])) {
         await withScope(ctx, async (inner) => {
           const t = put(inner, dtype, inputs[rank] as ArrayBufferView, [n])
-          await same(allReduce(inner, t, group, op), reduceInOrder(dtype, inputs, op), `allReduce ${dtype} [${n}] ${op}`)
+          await same(
+            allReduce(inner, t, group, op),
+            reduceInOrder(dtype, inputs, op),
+            `allReduce ${dtype} [${n}] ${op}`,
+          )
         })
       }
     }
@@ -72,7 +84,8 @@ async function checkMoves(ctx: Ctx, world: World): Promise<void> {
   const sends = all.map((p) => counts(rank, p))
   const recvs = all.map((p) => counts(p, rank))
   await withScope(ctx, async (inner) => {
-    const flat = (rows: { from: number; to: number }[]) => Float32Array.from(rows.flatMap(({ from, to }) => [from, to, 10 * from + to]))
+    const flat = (rows: { from: number; to: number }[]) =>
+      Float32Array.from(rows.flatMap(({ from, to }) => [from, to, 10 * from + to]))
     const out = all.flatMap((to) => Array.from({ length: counts(rank, to) }, () => ({ from: rank, to })))
     const into = all.flatMap((from) => Array.from({ length: counts(from, rank) }, () => ({ from, to: rank })))
     const t = Tensor.fromHost(inner, flat(out), [out.length, 3], 'float32')
@@ -82,10 +95,14 @@ async function checkMoves(ctx: Ctx, world: World): Promise<void> {
   await withScope(ctx, async (inner) => {
     const n = 400_000
     const others = all.filter((p) => p !== rank)
-    const outgoing = others.map((peer) => ({ peer, tensor: Tensor.fromHost(inner, new Float32Array(n).fill(rank * 10 + peer), [n], 'float32') }))
+    const outgoing = others.map((peer) => ({
+      peer,
+      tensor: Tensor.fromHost(inner, new Float32Array(n).fill(rank * 10 + peer), [n], 'float32'),
+    }))
     const incoming = others.map((peer) => ({ peer, tensor: inner.empty([n], 'float32') }))
     pointToPoint(inner, group, outgoing, incoming)
-    for (const { peer, tensor } of incoming) await same(tensor, new Float32Array(n).fill(peer * 10 + rank), `from ${peer}`)
+    for (const { peer, tensor } of incoming)
+      await same(tensor, new Float32Array(n).fill(peer * 10 + rank), `from ${peer}`)
   })
 }
 
@@ -95,8 +112,14 @@ async function checkMesh(ctx: Ctx, world: World): Promise<void> {
   const mesh = await Mesh.create({ ...defaultParallel, tensorModelParallelSize: tp, numQueryGroups: 1 }, world)
   const expectRanks = (group: CommGroup, ranks: number[]) => assert.deepEqual(group.ranks, ranks, group.name)
   const first = rank - (rank % tp)
-  expectRanks(mesh.get('tp'), Array.from({ length: tp }, (_, i) => first + i))
-  expectRanks(mesh.get('dp'), Array.from({ length: size / tp }, (_, i) => (rank % tp) + i * tp))
+  expectRanks(
+    mesh.get('tp'),
+    Array.from({ length: tp }, (_, i) => first + i),
+  )
+  expectRanks(
+    mesh.get('dp'),
+    Array.from({ length: size / tp }, (_, i) => (rank % tp) + i * tp),
+  )
   expectRanks(mesh.get('tp_kv'), [...mesh.get('tp').ranks])
   assert.equal(mesh.get('pp').size, 1)
   const again = await Mesh.create({ ...defaultParallel, tensorModelParallelSize: tp, numQueryGroups: 1 }, world)
@@ -113,7 +136,10 @@ async function checkMesh(ctx: Ctx, world: World): Promise<void> {
 async function checkOrder(ctx: Ctx, world: World): Promise<void> {
   const { group, rank, size } = world
   await assertSameOnAllRanks(group.info()?.fingerprint, 'program order', group)
-  await assert.rejects(assertSameOnAllRanks({ same: 1, odd: rank === size - 1 }, 'configuration', group), /got another on rank/)
+  await assert.rejects(
+    assertSameOnAllRanks({ same: 1, odd: rank === size - 1 }, 'configuration', group),
+    /got another on rank/,
+  )
   const before = group.info()?.fingerprint
   const t = Tensor.fromHost(ctx, new Float32Array(4), [4], 'float32')
   allReduce(ctx, t, group)

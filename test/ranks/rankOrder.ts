@@ -1,10 +1,22 @@
 // What a collective must give, computed on the host: sums in rank order, 16-bit floats accumulated in float32 and rounded once.
 import type { DType } from '../../lib/base/dtype.js'
-import { bfloat16Bits, bfloat16Value } from '../../lib/tensor/host.js'
 import type { Reduction } from '../../lib/parallel/collectives.js'
+import { bfloat16Bits, bfloat16Value } from '../../lib/tensor/host.js'
 
 export const reducedDtypes = [
-  'float32', 'bfloat16', 'float16', 'float64', 'int64', 'int32', 'int16', 'int8', 'uint8', 'uint16', 'uint32', 'uint64', 'bool',
+  'float32',
+  'bfloat16',
+  'float16',
+  'float64',
+  'int64',
+  'int32',
+  'int16',
+  'int8',
+  'uint8',
+  'uint16',
+  'uint32',
+  'uint64',
+  'bool',
 ] as const satisfies readonly DType[]
 export type ReducedDtype = (typeof reducedDtypes)[number]
 
@@ -29,9 +41,19 @@ function halfBits(value: number): number {
 }
 
 const arrays = {
-  float32: Float32Array, bfloat16: Uint16Array, float16: Uint16Array, float64: Float64Array, int64: BigInt64Array,
-  int32: Int32Array, int16: Int16Array, int8: Int8Array, uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array,
-  uint64: BigUint64Array, bool: Uint8Array,
+  float32: Float32Array,
+  bfloat16: Uint16Array,
+  float16: Uint16Array,
+  float64: Float64Array,
+  int64: BigInt64Array,
+  int32: Int32Array,
+  int16: Int16Array,
+  int8: Int8Array,
+  uint8: Uint8Array,
+  uint16: Uint16Array,
+  uint32: Uint32Array,
+  uint64: BigUint64Array,
+  bool: Uint8Array,
 } as const
 
 /** A fresh array of a dtype; 16-bit floats as their bits. */

@@ -17,25 +17,56 @@ const plan = (options: Partial<LaunchOptions> = {}) => planLaunch({ script: 'a.t
 
 describe('flags', () => {
   it('default to one rank on a free port', () => {
-    expect(plan()).toMatchObject({ localSize: 1, nodes: 1, nodeRank: 0, masterAddr: '127.0.0.1', masterPort: 0, maxRestarts: 0, prefix: true })
+    expect(plan()).toMatchObject({
+      localSize: 1,
+      nodes: 1,
+      nodeRank: 0,
+      masterAddr: '127.0.0.1',
+      masterPort: 0,
+      maxRestarts: 0,
+      prefix: true,
+    })
   })
   it('come as text, and from PET_ variables where they are not given', () => {
     vi.stubEnv('PET_NPROC_PER_NODE', '3')
     vi.stubEnv('PET_NNODES', '2')
     vi.stubEnv('PET_NODE_RANK', '1')
     vi.stubEnv('PET_MASTER_ADDR', 'n0')
-    expect(plan({ masterPort: '1234' })).toMatchObject({ localSize: 3, nodes: 2, nodeRank: 1, masterAddr: 'n0', masterPort: 1234, jobId: 'none' })
-    expect(plan({ nprocPerNode: '2', standalone: true })).toMatchObject({ localSize: 2, nodes: 1, masterPort: 0, masterAddr: '127.0.0.1' })
+    expect(plan({ masterPort: '1234' })).toMatchObject({
+      localSize: 3,
+      nodes: 2,
+      nodeRank: 1,
+      masterAddr: 'n0',
+      masterPort: 1234,
+      jobId: 'none',
+    })
+    expect(plan({ nprocPerNode: '2', standalone: true })).toMatchObject({
+      localSize: 2,
+      nodes: 1,
+      masterPort: 0,
+      masterAddr: '127.0.0.1',
+    })
   })
   it('take an endpoint, by which node ranks go by arrival', () => {
     expect(plan({ nnodes: '2:2', rdzvEndpoint: 'host:77', rdzvBackend: 'c10d', rdzvId: 'j' })).toMatchObject({
-      nodes: 2, nodeRank: null, masterAddr: 'host', masterPort: 77, jobId: 'j',
+      nodes: 2,
+      nodeRank: null,
+      masterAddr: 'host',
+      masterPort: 77,
+      jobId: 'j',
     })
-    expect(plan({ nnodes: 2, rdzvEndpoint: '[::1]:5', nodeRank: 1 })).toMatchObject({ nodeRank: 1, masterAddr: '::1', masterPort: 5 })
+    expect(plan({ nnodes: 2, rdzvEndpoint: '[::1]:5', nodeRank: 1 })).toMatchObject({
+      nodeRank: 1,
+      masterAddr: '::1',
+      masterPort: 5,
+    })
     expect(plan({ nnodes: 2, rdzvEndpoint: 'host' }).masterPort).toBe(29500)
   })
   it('say which streams go where', () => {
-    expect(plan({ nprocPerNode: 3, redirects: '0:1,2:3', tee: '2' })).toMatchObject({ redirects: [1, 0, 3], tee: [2, 2, 2] })
+    expect(plan({ nprocPerNode: 3, redirects: '0:1,2:3', tee: '2' })).toMatchObject({
+      redirects: [1, 0, 3],
+      tee: [2, 2, 2],
+    })
     expect(plan({ nprocPerNode: 2, logDir: 'x' }).tee).toEqual([3, 3])
     expect(plan({ nprocPerNode: 3, localRanksFilter: '0,2' }).shown).toEqual([true, false, true])
   })
@@ -96,7 +127,15 @@ describe('lines', () => {
 
 describe('who failed first', () => {
   const end = (rank: number, fields: Partial<RankEnd>): RankEnd => ({
-    rank, localRank: rank, pid: 100 + rank, exitCode: 1, signal: null, timeMs: 1000, error: null, stopped: false, ...fields,
+    rank,
+    localRank: rank,
+    pid: 100 + rank,
+    exitCode: 1,
+    signal: null,
+    timeMs: 1000,
+    error: null,
+    stopped: false,
+    ...fields,
   })
   const error = (code: string | null, timeMs: number | null) => ({ message: 'm', code, timeMs })
   it('is the earliest by exit or by its error file', () => {
@@ -104,12 +143,17 @@ describe('who failed first', () => {
     expect(firstFailure([end(0, { timeMs: 5 }), end(1, { timeMs: 9, error: error('ERR_DATA', 2) })])?.rank).toBe(1)
   })
   it('is a cause rather than a rank that lost others', () => {
-    const ends = [end(0, { timeMs: 1, error: error('ERR_COMM', 1) }), end(1, { exitCode: null, signal: 'SIGKILL', timeMs: 4 })]
+    const ends = [
+      end(0, { timeMs: 1, error: error('ERR_COMM', 1) }),
+      end(1, { exitCode: null, signal: 'SIGKILL', timeMs: 4 }),
+    ]
     expect(firstFailure(ends)?.rank).toBe(1)
     expect(firstFailure(ends.slice(0, 1))?.rank).toBe(0)
   })
   it('is nobody that ended well or was stopped', () => {
-    expect(firstFailure([end(0, { exitCode: 0 }), end(1, { exitCode: null, signal: 'SIGTERM', stopped: true })])).toBeUndefined()
+    expect(
+      firstFailure([end(0, { exitCode: 0 }), end(1, { exitCode: null, signal: 'SIGTERM', stopped: true })]),
+    ).toBeUndefined()
   })
   it('has an exit code as in a shell', () => {
     expect(shellCode(end(0, { exitCode: 3 }))).toBe(3)
@@ -136,7 +180,10 @@ describe('error files', () => {
   it("are read in torchrun's form too, and broken ones not at all", () => {
     const folder2 = mkdtempSync(join(tmpdir(), 'viaduct-error-'))
     const file = join(folder2, 'e.json')
-    writeFileSync(file, JSON.stringify({ message: { message: 'RuntimeError: x', extraInfo: { py_callstack: '', timestamp: '17' } } }))
+    writeFileSync(
+      file,
+      JSON.stringify({ message: { message: 'RuntimeError: x', extraInfo: { py_callstack: '', timestamp: '17' } } }),
+    )
     expect(readErrorFile(file)).toEqual({ message: 'RuntimeError: x', code: null, timeMs: 17_000 })
     writeFileSync(file, '{"message"')
     expect(readErrorFile(file)).toBeNull()

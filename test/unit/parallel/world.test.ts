@@ -17,11 +17,20 @@ function set(variables: Record<string, string>): void {
 }
 
 const slurm = {
-  SLURM_STEP_ID: '0', SLURM_PROCID: '9', SLURM_NTASKS: '20', SLURM_LOCALID: '1', SLURM_NODEID: '1',
-  SLURM_TASKS_PER_NODE: '8(x2),4', SLURM_JOB_ID: '123456', SLURM_JOB_NODELIST: 'gpu[07-09,12]',
+  SLURM_STEP_ID: '0',
+  SLURM_PROCID: '9',
+  SLURM_NTASKS: '20',
+  SLURM_LOCALID: '1',
+  SLURM_NODEID: '1',
+  SLURM_TASKS_PER_NODE: '8(x2),4',
+  SLURM_JOB_ID: '123456',
+  SLURM_JOB_NODELIST: 'gpu[07-09,12]',
 }
 const openmpi = {
-  OMPI_COMM_WORLD_RANK: '1', OMPI_COMM_WORLD_SIZE: '2', OMPI_COMM_WORLD_LOCAL_RANK: '1', OMPI_COMM_WORLD_LOCAL_SIZE: '2',
+  OMPI_COMM_WORLD_RANK: '1',
+  OMPI_COMM_WORLD_SIZE: '2',
+  OMPI_COMM_WORLD_LOCAL_RANK: '1',
+  OMPI_COMM_WORLD_LOCAL_SIZE: '2',
 }
 
 describe('a launcher', () => {
@@ -29,18 +38,54 @@ describe('a launcher', () => {
     expect(detectWorld()).toMatchObject({ launcher: 'none', rank: 0, size: 1, localRank: 0, localSize: 1 })
   })
   it('torchrun comes before srun and mpirun', () => {
-    set({ ...slurm, ...openmpi, RANK: '3', WORLD_SIZE: '4', LOCAL_RANK: '1', LOCAL_WORLD_SIZE: '2', MASTER_ADDR: 'm', MASTER_PORT: '7', TORCHELASTIC_RESTART_COUNT: '2', TORCHELASTIC_RUN_ID: 'r' })
-    expect(detectWorld()).toEqual({ launcher: 'torchrun', rank: 3, size: 4, localRank: 1, localSize: 2, masterAddr: 'm', masterPort: 7, jobId: 'r', restart: 2 })
+    set({
+      ...slurm,
+      ...openmpi,
+      RANK: '3',
+      WORLD_SIZE: '4',
+      LOCAL_RANK: '1',
+      LOCAL_WORLD_SIZE: '2',
+      MASTER_ADDR: 'm',
+      MASTER_PORT: '7',
+      TORCHELASTIC_RESTART_COUNT: '2',
+      TORCHELASTIC_RUN_ID: 'r',
+    })
+    expect(detectWorld()).toEqual({
+      launcher: 'torchrun',
+      rank: 3,
+      size: 4,
+      localRank: 1,
+      localSize: 2,
+      masterAddr: 'm',
+      masterPort: 7,
+      jobId: 'r',
+      restart: 2,
+    })
   })
   it('srun', () => {
     set(slurm)
-    expect(detectWorld()).toMatchObject({ launcher: 'slurm', rank: 9, size: 20, localRank: 1, localSize: 8, masterAddr: 'gpu07', masterPort: 10000 + 123456 % 50000 })
+    expect(detectWorld()).toMatchObject({
+      launcher: 'slurm',
+      rank: 9,
+      size: 20,
+      localRank: 1,
+      localSize: 8,
+      masterAddr: 'gpu07',
+      masterPort: 10000 + (123456 % 50000),
+    })
     vi.stubEnv('SLURM_STEP_ID', undefined)
     expect(detectWorld().launcher).toBe('none')
   })
   it('mpirun of Open MPI and of others', () => {
     set(openmpi)
-    expect(detectWorld()).toMatchObject({ launcher: 'openmpi', rank: 1, size: 2, localRank: 1, localSize: 2, masterAddr: '127.0.0.1' })
+    expect(detectWorld()).toMatchObject({
+      launcher: 'openmpi',
+      rank: 1,
+      size: 2,
+      localRank: 1,
+      localSize: 2,
+      masterAddr: '127.0.0.1',
+    })
     vi.stubEnv('OMPI_COMM_WORLD_LOCAL_SIZE', '1')
     vi.stubEnv('OMPI_COMM_WORLD_LOCAL_RANK', '0')
     expect(() => detectWorld()).toThrow(/MASTER_ADDR/)
@@ -59,7 +104,12 @@ describe('a launcher', () => {
     expect(() => detectWorld()).toThrow(message)
   })
   it.each([
-    ['n1', 'n1'], ['n1,n2', 'n1'], ['n[01-03,7],m4', 'n01'], ['a-b[10]', 'a-b10'], ['r[1-2]x,z', 'r1x'], ['login,n[1-2]', 'login'],
+    ['n1', 'n1'],
+    ['n1,n2', 'n1'],
+    ['n[01-03,7],m4', 'n01'],
+    ['a-b[10]', 'a-b10'],
+    ['r[1-2]x,z', 'r1x'],
+    ['login,n[1-2]', 'login'],
   ])("Slurm's list %s begins with %s", (list, host) => expect(firstSlurmHost(list)).toBe(host))
   it("Slurm's counts are read by node", () => {
     expect([0, 1, 2, 3].map((node) => slurmTasksOnNode('8(x2),4', node))).toEqual([8, 8, 4, undefined])
@@ -68,11 +118,31 @@ describe('a launcher', () => {
 })
 
 describe('rank order tp-cp-dp-pp', () => {
-  const grid = [['tp', 2], ['cp', 1], ['dp', 2], ['pp', 2]] as const
+  const grid = [
+    ['tp', 2],
+    ['cp', 1],
+    ['dp', 2],
+    ['pp', 2],
+  ] as const
   it('has tensor-parallel neighbours next to each other', () => {
-    expect(partsAlong(grid, ['tp'])).toEqual([[0, 1], [2, 3], [4, 5], [6, 7]])
-    expect(partsAlong(grid, ['dp'])).toEqual([[0, 2], [1, 3], [4, 6], [5, 7]])
-    expect(partsAlong(grid, ['pp'])).toEqual([[0, 4], [1, 5], [2, 6], [3, 7]])
+    expect(partsAlong(grid, ['tp'])).toEqual([
+      [0, 1],
+      [2, 3],
+      [4, 5],
+      [6, 7],
+    ])
+    expect(partsAlong(grid, ['dp'])).toEqual([
+      [0, 2],
+      [1, 3],
+      [4, 6],
+      [5, 7],
+    ])
+    expect(partsAlong(grid, ['pp'])).toEqual([
+      [0, 4],
+      [1, 5],
+      [2, 6],
+      [3, 7],
+    ])
     expect(partsAlong(grid, ['dp', 'cp'])).toEqual(partsAlong(grid, ['dp']))
   })
   it('puts every rank into one part', () => {
