@@ -77,15 +77,15 @@ export function llama_tiny_cpu_pretrain_config(): RunConfig {
     }),
   )
   cfg.mixedPrecision = 'fp32'
-  cfg.train.trainIters = 200
+  cfg.train.trainIters = 120
   cfg.train.globalBatchSize = 16
   cfg.train.microBatchSize = 16
-  cfg.validation.evalInterval = 50
+  cfg.validation.evalInterval = 40
   cfg.validation.evalIters = 4
   cfg.optimizer.lr = 3e-3
   cfg.optimizer.minLr = 3e-4
   cfg.optimizer.adamEps = 1e-8
-  cfg.scheduler.lrWarmupIters = 20
+  cfg.scheduler.lrWarmupIters = 12
   cfg.dataset.split = '95,5'
   cfg.checkpoint.save = null
   cfg.checkpoint.load = null

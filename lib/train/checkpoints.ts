@@ -143,9 +143,11 @@ async function loadOpened(state: TrainState, checkpoint: OpenCheckpoint, resume:
   state.log(`loaded      ${checkpoint.folder}${counters === null ? ' (weights only)' : `, step ${counters.step}`}`)
 }
 
-function parseCounters(text: string, folder: string): Counters {
+/** Null for an imported checkpoint, which says that nothing was trained. */
+function parseCounters(text: string, folder: string): Counters | null {
   try {
     const value = JSON.parse(text) as Record<string, unknown>
+    if (value['step'] === undefined && value['consumedSamples'] === 0) return null
     const keys = ['step', 'consumedSamples', 'consumedTokens', 'skippedSteps', 'updates', 'seed'] as const
     for (const key of keys) if (!Number.isSafeInteger(value[key])) throw new Error(`${key} is ${JSON.stringify(value[key])}`)
     return value as unknown as Counters
