@@ -47,7 +47,7 @@ Scratch takeScratch(const AttentionArgs& a, int64_t rows) {
                         {&s.p, rows * s.ld},
                         {&s.ds, rows * s.ld},
                         {&s.slope, rows * s.ld},
-                        {&s.packed, keys * tall},
+                        {&s.packed, kGroup * std::max(tall, keys)},
                         {&s.lse, rows},
                         {&s.delta, rows}};
   int64_t total = 0;
@@ -64,6 +64,23 @@ void writeKeys(const AttentionArgs& a, const HeadsView& x, int64_t b, int64_t g,
                const float* rows) {
   const CastRow narrow = castRow(x.dtype, DType::F32);
   for (int64_t j = from; j < to; ++j, rows += n) narrow(x.at(b, j, g), 1, rows, 1, n);
+}
+
+// y[keys, width] += p' x: p[rows, keys], 0 where unseen; x packed by columns over `rows` rows. Keys in groups, each takes the
+// rows that see it.
+void addSeenBy(float* y, int64_t width, const float* p, int64_t ld, const float* x, int64_t rows, int64_t keys,
+               const Visible* see, float* packed) {
+  const int64_t nr = registerTile().nr;
+  for (int64_t from = 0; from < keys; from += kGroup) {
+    const int64_t to = std::min(from + kGroup, keys);
+    const auto sees = [&](int64_t row) { return see[row].lo < to && see[row].hi > from; };
+    int64_t begin = 0, end = rows;
+    while (begin < end && !sees(begin)) ++begin;
+    while (begin < end && !sees(end - 1)) --end;
+    if (begin == end) continue;
+    packRows(packed, {p + begin * ld + from, DType::F32, 1, ld}, to - from, end - begin);
+    multiplyPacked(y + from * width, width, packed, x + begin * nr, to - from, width, end - begin, true, nullptr, rows);
+  }
 }
 
 // delta[b, g, row] = sum of dOut * out.
@@ -103,6 +120,8 @@ void backwardKeys(const AttentionArgs& a, int64_t b, int64_t g, int64_t firstBlo
     const MatrixView k{a.k.at(b, from, g), a.k.dtype, a.k.position, 1};
     const MatrixView v{a.v.at(b, from, g), a.v.dtype, a.v.position, 1};
     bool any = false;
+    std::fill(s.dk, s.dk + n * a.D, 0.0f);
+    std::fill(s.dv, s.dv + n * a.Dv, 0.0f);
     for (int64_t begin = 0; begin < a.S; begin += queries) {
       const int64_t end = std::min(begin + queries, a.S);
       const Visible& span = spans[static_cast<size_t>(begin / queries)];
@@ -125,23 +144,15 @@ void backwardKeys(const AttentionArgs& a, int64_t b, int64_t g, int64_t firstBlo
         for (int64_t r = 0; r < a.R; ++r, ++row) s.lse[row] = *a.lseAt(b, g, r, i);
       }
       // p = exp(scale q k' - lse); ds = p (dOut v' - delta)
-      multiplyPacked(s.p, s.ld, s.packedQ, s.packedK, rows, n, a.D, false, nullptr);
+      multiplySeen(s.p, s.ld, s.packedQ, s.packedK, rows, a.D, see.data());
       probabilitiesBlock(s.p, s.slope, s.ld, rows, n, see.data(), a.softcap, s.lse);
-      multiplyPacked(s.ds, s.ld, s.packedDOut, s.packedV, rows, n, a.Dv, false, nullptr);
+      multiplySeen(s.ds, s.ld, s.packedDOut, s.packedV, rows, a.Dv, see.data());
       scoreGradientsBlock(s.ds, s.p, a.softcap > 0 ? s.slope : nullptr, s.ld, rows, n, see.data(), delta + begin * a.R);
       // dv += p' dOut; dk += ds' (scale q); dq += ds k, scaled at the end
-      const MatrixView p{s.p, DType::F32, s.ld, 1}, ds{s.ds, DType::F32, s.ld, 1};
-      packRows(s.packed, p.transposed(), n, rows);
-      multiplyPacked(s.dv, a.Dv, s.packed, s.colsDOut, n, a.Dv, rows, any, nullptr);
-      packRows(s.packed, ds.transposed(), n, rows);
-      multiplyPacked(s.dk, a.D, s.packed, s.colsQ, n, a.D, rows, any, nullptr);
-      packRows(s.packed, ds, rows, n);
-      multiplyPacked(dq + begin * a.R * a.D, a.D, s.packed, s.colsK, rows, a.D, n, true, nullptr);
+      addSeenBy(s.dv, a.Dv, s.p, s.ld, s.colsDOut, rows, n, see.data(), s.packed);
+      addSeenBy(s.dk, a.D, s.ds, s.ld, s.colsQ, rows, n, see.data(), s.packed);
+      addSeen(dq + begin * a.R * a.D, a.D, s.ds, s.ld, s.colsK, n, rows, see.data(), s.packed);
       any = true;
-    }
-    if (!any) {
-      std::fill(s.dk, s.dk + n * a.D, 0.0f);
-      std::fill(s.dv, s.dv + n * a.Dv, 0.0f);
     }
     writeKeys(a, a.dk, b, g, from, to, a.D, s.dk);
     writeKeys(a, a.dv, b, g, from, to, a.Dv, s.dv);

@@ -50,39 +50,37 @@ void forwardBlock(const AttentionArgs& a, int64_t b, int64_t g, int64_t begin, i
   const int64_t ld = roundUp(kKeyBlock, tile.nr);
   const int64_t packedDv = roundUp(a.Dv, tile.nr);
   Pieces pieces(threadScratch(kAttention, rows * a.D + packedRows * a.D + ld * a.D + packedDv * kKeyBlock + rows * ld +
-                                              packedRows * kKeyBlock + rows * a.Dv + 3 * rows + 16 * 12));
+                                              kGroup * kKeyBlock + rows * a.Dv + 3 * rows + 16 * 12));
   float* q = pieces.take(rows * a.D);
   float* packedQ = pieces.take(packedRows * a.D);
   float* packedK = pieces.take(ld * a.D);
   float* packedV = pieces.take(packedDv * kKeyBlock);
   float* scores = pieces.take(rows * ld);
-  float* packedP = pieces.take(packedRows * kKeyBlock);
+  float* packedP = pieces.take(kGroup * kKeyBlock);
   float* o = pieces.take(rows * a.Dv);
   float* m = pieces.take(rows);
   float* l = pieces.take(rows);
   float* correction = pieces.take(rows);
   std::fill(m, m + rows, kNothing);
   std::fill(l, l + rows, 0.0f);
+  std::fill(o, o + rows * a.Dv, 0.0f);
   thread_local std::vector<Visible> see;
   see.resize(static_cast<size_t>(rows));
 
   gatherRows(q, a, a.q, b, g, begin, end, a.D, a.scale);
   packRows(packedQ, {q, DType::F32, a.D, 1}, rows, a.D);
   const Visible span = visibleSpan(a, b, begin, end);
-  bool first = true;
   for (int64_t block = span.lo / kKeyBlock * kKeyBlock; block < span.hi; block += kKeyBlock) {
     const int64_t from = std::max(block, span.lo);
     const int64_t to = std::min(block + kKeyBlock, span.hi);
     const int64_t n = to - from;
     if (!visibleRows(see.data(), a, b, begin, end, from, to)) continue;
     packCols(packedK, {a.k.at(b, from, g), a.k.dtype, 1, a.k.position}, a.D, n);
-    multiplyPacked(scores, ld, packedQ, packedK, rows, n, a.D, false, nullptr);
+    multiplySeen(scores, ld, packedQ, packedK, rows, a.D, see.data());
     softmaxBlock(scores, ld, rows, n, see.data(), a.softcap, m, l, correction);
-    if (!first) scaleRows(o, a.Dv, rows, a.Dv, correction);
-    packRows(packedP, {scores, DType::F32, ld, 1}, rows, n);
+    scaleRows(o, a.Dv, rows, a.Dv, correction);
     packCols(packedV, {a.v.at(b, from, g), a.v.dtype, a.v.position, 1}, n, a.Dv);
-    multiplyPacked(o, a.Dv, packedP, packedV, rows, a.Dv, n, !first, nullptr);
-    first = false;
+    addSeen(o, a.Dv, scores, ld, packedV, n, rows, see.data(), packedP);
   }
   int64_t row = 0;
   for (int64_t i = begin; i < end; ++i) {

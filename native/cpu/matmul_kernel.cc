@@ -275,10 +275,10 @@ HWY_NOINLINE void EdgeTile(float* HWY_RESTRICT c, int64_t ldc, const float* a, c
 }
 
 void MultiplyPacked(float* c, int64_t ldc, const float* a, const float* b, int64_t m, int64_t n, int64_t k, bool add,
-                    const float* bias) {
+                    const float* bias, int64_t bDepth) {
   const int64_t nr = Nr();
   for (int64_t j = 0; j < n; j += nr) {
-    const float* bs = b + j * k;
+    const float* bs = b + j * bDepth;
     const float* bias1 = bias != nullptr ? bias + j : nullptr;
     for (int64_t i = 0; i < m; i += kMr) {
       if (i + kMr <= m && j + nr <= n) {
@@ -307,7 +307,7 @@ void MultiplyTile(float* c, int64_t ldc, const MatrixView& a, const MatrixView& 
     for (int64_t j = 0; j < n; j += width) {
       const int64_t nc = HWY_MIN(width, n - j);
       PackCols(pb, b.at(p, j), kc, nc);
-      MultiplyPacked(c + j, ldc, pa, pb, m, nc, kc, add || p > 0, p == 0 && bias != nullptr ? bias + j : nullptr);
+      MultiplyPacked(c + j, ldc, pa, pb, m, nc, kc, add || p > 0, p == 0 && bias != nullptr ? bias + j : nullptr, kc);
     }
   }
 }
@@ -337,8 +337,8 @@ const char* simdTarget() { return HWY_DYNAMIC_DISPATCH(SimdTarget)(); }
 void packRows(float* dst, const MatrixView& a, int64_t m, int64_t k) { HWY_DYNAMIC_DISPATCH(PackRows)(dst, a, m, k); }
 void packCols(float* dst, const MatrixView& b, int64_t k, int64_t n) { HWY_DYNAMIC_DISPATCH(PackCols)(dst, b, k, n); }
 void multiplyPacked(float* c, int64_t ldc, const float* a, const float* b, int64_t m, int64_t n, int64_t k, bool add,
-                    const float* bias) {
-  HWY_DYNAMIC_DISPATCH(MultiplyPacked)(c, ldc, a, b, m, n, k, add, bias);
+                    const float* bias, int64_t bDepth) {
+  HWY_DYNAMIC_DISPATCH(MultiplyPacked)(c, ldc, a, b, m, n, k, add, bias, bDepth > 0 ? bDepth : k);
 }
 void multiplyTile(float* c, int64_t ldc, const MatrixView& a, const MatrixView& b, int64_t m, int64_t n, int64_t k,
                   bool add, const float* bias) {

@@ -40,9 +40,10 @@ constexpr int64_t roundUp(int64_t n, int64_t unit) { return (n + unit - 1) / uni
 void packRows(float* dst, const MatrixView& a, int64_t m, int64_t k);
 /// b[k, n] -> strips of nr columns, each [k][nr] in F32; columns past n are 0. dst holds roundUp(n, nr) * k floats.
 void packCols(float* dst, const MatrixView& b, int64_t k, int64_t n);
-/// c[m, n] = (add ? c : 0) + a b (+ bias[n]) on packed strips; c F32 with ldc elements between rows.
+/// c[m, n] = (add ? c : 0) + a b (+ bias[n]) on packed strips; c F32 with ldc elements between rows. Strips of b may be
+/// deeper than k: bDepth rows lie in each, 0 means k.
 void multiplyPacked(float* c, int64_t ldc, const float* a, const float* b, int64_t m, int64_t n, int64_t k, bool add,
-                    const float* bias);
+                    const float* bias = nullptr, int64_t bDepth = 0);
 
 /// c[m, n] = (add ? c : 0) + a b (+ bias[n]), packing as it goes. Sums over k run in fixed chunks: an element's value
 /// depends on its row, its column and k alone, not on the tile that it stands in.
