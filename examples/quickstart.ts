@@ -9,9 +9,9 @@ import {
   openData,
   readTexts,
   resolve,
-  toYaml,
   tokenizerConfigJson,
   tokenizerJson,
+  toYaml,
   trainBpe,
   unigramEntropy,
 } from 'viaduct'
@@ -22,13 +22,12 @@ const manifest = createRequire(import.meta.url).resolve('viaduct/package.json')
 const root = dirname(manifest)
 const viaduct = join(root, (JSON.parse(readFileSync(manifest, 'utf8')) as { bin: { viaduct: string } }).bin.viaduct)
 const place = join(root, '.viaduct/quickstart')
-const [llama, imported, trained, exported] = ['llama', 'imported', 'trained', 'exported'].map((name) => join(place, name)) as [
-  string,
-  string,
-  string,
-  string,
-]
-const texts = ['README.md', 'CONTRIBUTING.md', 'docs', 'lib', 'native', 'recipes', 'test/unit', 'test/house'].map((name) => join(root, name))
+const [llama, imported, trained, exported] = ['llama', 'imported', 'trained', 'exported'].map((name) =>
+  join(place, name),
+) as [string, string, string, string]
+const texts = ['README.md', 'CONTRIBUTING.md', 'docs', 'lib', 'native', 'recipes', 'test/unit', 'test/house'].map(
+  (name) => join(root, name),
+)
 const isTerminal = process.stdout.isTTY === true
 
 /** One line that is overwritten on a terminal; elsewhere only ends are told. */
@@ -39,7 +38,10 @@ function tell(line: string, end: boolean): void {
 
 let number = 0
 /** Runs a step of the list and tells its time and result. */
-async function step(title: string, work: (progress: (share: number, note: string) => void) => Promise<string>): Promise<void> {
+async function step(
+  title: string,
+  work: (progress: (share: number, note: string) => void) => Promise<string>,
+): Promise<void> {
   number++
   const head = `${number}/5 ${title}`
   const started = performance.now()
@@ -54,7 +56,10 @@ async function step(title: string, work: (progress: (share: number, note: string
       tell(`    ${tenth * 10}% ${note}`, true)
     }
   })
-  tell(`  ✓ ${head} (${((performance.now() - started) / 1000).toFixed(1)} s)\n    ${result.replaceAll('\n', '\n    ')}`, true)
+  tell(
+    `  ✓ ${head} (${((performance.now() - started) / 1000).toFixed(1)} s)\n    ${result.replaceAll('\n', '\n    ')}`,
+    true,
+  )
 }
 
 /** Runs the command line and returns its standard output. */
@@ -93,7 +98,8 @@ await step('Write a small Llama in Hugging Face format', async () => {
     documents.map(({ text }) => text),
     cfg.model.vocabSize,
   )
-  const { hiddenSize, ffnHiddenSize, numLayers, numAttentionHeads, numQueryGroups, kvChannels, maxPositionEmbeddings } = cfg.model
+  const { hiddenSize, ffnHiddenSize, numLayers, numAttentionHeads, numQueryGroups, kvChannels, maxPositionEmbeddings } =
+    cfg.model
   const bridge = AutoBridge.fromHfConfig({
     architectures: ['LlamaForCausalLM'],
     model_type: 'llama',
@@ -122,7 +128,9 @@ await step('Write a small Llama in Hugging Face format', async () => {
   await model.dispose()
   writeFileSync(join(llama, 'tokenizer.json'), tokenizerJson(bpe))
   writeFileSync(join(llama, 'tokenizer_config.json'), tokenizerConfigJson(bpe, maxPositionEmbeddings))
-  const index = JSON.parse(readFileSync(join(llama, 'model.safetensors.index.json'), 'utf8')) as { weight_map: Record<string, string> }
+  const index = JSON.parse(readFileSync(join(llama, 'model.safetensors.index.json'), 'utf8')) as {
+    weight_map: Record<string, string>
+  }
   const shards = new Set(Object.values(index.weight_map)).size
   return `${(bytes / 4e6).toFixed(2)} M parameters, ${shards} safetensors shards with an index, a byte-level BPE of ${bpe.vocab.size} tokens`
 })
@@ -147,34 +155,42 @@ const yaml = join(place, 'run.yaml')
 writeFileSync(yaml, `recipe: llama_tiny_cpu_pretrain_config\n${toYaml(cfg)}`)
 const evalIters = cfg.validation.evalIters
 
-await step(`Pretrain it on this repository's documents and source, ${cfg.train.trainIters} steps at TP=${ranks}`, async (progress) => {
-  const losses: number[] = []
-  let speed = ''
-  await command(['train', yaml], (line) => {
-    const cells = line.trim().split(/\s+/)
-    if (/^ +\d+ +\d/.test(line)) {
-      speed = `${cells[5]} tokens/s`
-      progress(Number(cells[0]) / cfg.train.trainIters, `loss ${cells[1]}, ${speed}`)
-    }
-    const validation = /^validation +step \d+, loss ([\d.]+)/.exec(line)
-    if (validation) losses.push(Number(validation[1]))
-  })
-  const resolved = resolve(cfg, ranks)
-  const data = await openData(resolved)
-  const labels: number[] = []
-  const count = Math.min(evalIters * cfg.train.globalBatchSize, data.validation?.length ?? 0)
-  for (let i = 0; i < count; i++) labels.push(...(data.validation?.sample(i).subarray(1) ?? []))
-  data.dispose()
-  const entropy = unigramEntropy(labels)
-  const last = losses.at(-1) ?? Number.NaN
-  const share = last / entropy
-  if (!(share <= 0.85)) throw new Error(`the validation loss ${last} is ${share.toFixed(3)} of the unigram entropy ${entropy.toFixed(3)}: expected 0.85 or less`)
-  return `validation loss ${losses.map((loss) => loss.toFixed(3)).join(' → ')}: ${share.toFixed(2)} of the unigram entropy (${entropy.toFixed(3)}), ${speed}`
-})
+await step(
+  `Pretrain it on this repository's documents and source, ${cfg.train.trainIters} steps at TP=${ranks}`,
+  async (progress) => {
+    const losses: number[] = []
+    let speed = ''
+    await command(['train', yaml], (line) => {
+      const cells = line.trim().split(/\s+/)
+      if (/^ +\d+ +\d/.test(line)) {
+        speed = `${cells[5]} tokens/s`
+        progress(Number(cells[0]) / cfg.train.trainIters, `loss ${cells[1]}, ${speed}`)
+      }
+      const validation = /^validation +step \d+, loss ([\d.]+)/.exec(line)
+      if (validation) losses.push(Number(validation[1]))
+    })
+    const resolved = resolve(cfg, ranks)
+    const data = await openData(resolved)
+    const labels: number[] = []
+    const count = Math.min(evalIters * cfg.train.globalBatchSize, data.validation?.length ?? 0)
+    for (let i = 0; i < count; i++) labels.push(...(data.validation?.sample(i).subarray(1) ?? []))
+    data.dispose()
+    const entropy = unigramEntropy(labels)
+    const last = losses.at(-1) ?? Number.NaN
+    const share = last / entropy
+    if (!(share <= 0.85))
+      throw new Error(
+        `the validation loss ${last} is ${share.toFixed(3)} of the unigram entropy ${entropy.toFixed(3)}: expected 0.85 or less`,
+      )
+    return `validation loss ${losses.map((loss) => loss.toFixed(3)).join(' → ')}: ${share.toFixed(2)} of the unigram entropy (${entropy.toFixed(3)}), ${speed}`
+  },
+)
 
 await step('Export it to a Hugging Face folder and prove the round trip', async () => {
   await command(['export', trained, exported])
-  const result = JSON.parse(await command(['verify', exported, '--ckpt', trained, '--tp', String(ranks), '--json'])) as {
+  const result = JSON.parse(
+    await command(['verify', exported, '--ckpt', trained, '--tp', String(ranks), '--json']),
+  ) as {
     differingBytes: number
     tensors: unknown[]
   }
@@ -186,12 +202,27 @@ await step(`Generate from the exported folder at TP=1 and TP=${ranks}, float32, 
   const prompt = '// A tensor is'
   const texts: { text: string; tokens: number[] }[] = []
   for (const tp of [1, ranks]) {
-    const output = await command(['generate', exported, '--prompt', prompt, '--max-new-tokens', '48', '--tp', String(tp), '--dtype', 'float32', '--json'])
+    const output = await command([
+      'generate',
+      exported,
+      '--prompt',
+      prompt,
+      '--max-new-tokens',
+      '48',
+      '--tp',
+      String(tp),
+      '--dtype',
+      'float32',
+      '--json',
+    ])
     texts.push(JSON.parse(output) as { text: string; tokens: number[] })
   }
   const [one, two] = texts
-  if (JSON.stringify(one?.tokens) !== JSON.stringify(two?.tokens)) throw new Error(`TP=1 and TP=${ranks} gave other tokens:\n${JSON.stringify(texts)}`)
+  if (JSON.stringify(one?.tokens) !== JSON.stringify(two?.tokens))
+    throw new Error(`TP=1 and TP=${ranks} gave other tokens:\n${JSON.stringify(texts)}`)
   return `the same ${one?.tokens.length} tokens\n${JSON.stringify(`${prompt}${one?.text}`)}`
 })
 
-process.stdout.write(`Done in ${((performance.now() - begin) / 1000).toFixed(0)} s. Next: npx viaduct --help, README.md\n`)
+process.stdout.write(
+  `Done in ${((performance.now() - begin) / 1000).toFixed(0)} s. Next: npx viaduct --help, README.md\n`,
+)

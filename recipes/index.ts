@@ -1,6 +1,6 @@
 // All recipes, for `viaduct recipes` and `viaduct train`. A new family is a file and its rows here.
 import type { RunConfig } from '../lib/config/runConfig.js'
-import { llama32_1b_pretrain_config, llama_tiny_cpu_pretrain_config } from './llama.js'
+import { llama_tiny_cpu_pretrain_config, llama32_1b_pretrain_config } from './llama.js'
 
 export interface Recipe {
   readonly name: string

@@ -47,7 +47,11 @@ export interface SealOptions {
 export function sealed<T extends object>(target: T, where: string, options: SealOptions = {}): T {
   const change = (object: T, key: string | symbol, value: unknown): boolean => {
     if (options.frozen?.()) {
-      throw new ViaductError('ERR_CONFIG', where, `${String(key)} cannot change: the configuration is final, set it before`)
+      throw new ViaductError(
+        'ERR_CONFIG',
+        where,
+        `${String(key)} cannot change: the configuration is final, set it before`,
+      )
     }
     if (typeof key === 'symbol') return Reflect.set(object, key, value)
     if (!(key in object)) throw unknownKey(where, key, Object.keys(object))

@@ -11,7 +11,9 @@ const topKeys = ['model', ...sectionNames, 'mixedPrecision']
 /** The model's functions and runtime objects are no text. */
 function isData(key: string, value: unknown): boolean {
   if (key === 'weightsLoader') return false
-  return value === null || ['string', 'number', 'boolean'].includes(typeof value) || Array.isArray(value) || isPlain(value)
+  return (
+    value === null || ['string', 'number', 'boolean'].includes(typeof value) || Array.isArray(value) || isPlain(value)
+  )
 }
 
 function isPlain(value: unknown): value is Plain {
@@ -45,7 +47,13 @@ export function applyOverrides(config: RunConfig, overrides: readonly string[]):
     try {
       value = parse(text)
     } catch (cause) {
-      throw new ViaductError('ERR_CONFIG', 'overrides', `the value of ${line} is no YAML: ${(cause as Error).message}`, {}, { cause })
+      throw new ViaductError(
+        'ERR_CONFIG',
+        'overrides',
+        `the value of ${line} is no YAML: ${(cause as Error).message}`,
+        {},
+        { cause },
+      )
     }
     assign(config, path, value, line)
   }
@@ -60,7 +68,11 @@ function assign(config: RunConfig, path: readonly string[], value: unknown, line
     return
   }
   if (second === undefined || top === 'mixedPrecision' || rest.length > 0) {
-    throw new ViaductError('ERR_CONFIG', 'overrides', `expected section.key=value with one section, got ${JSON.stringify(line)}`)
+    throw new ViaductError(
+      'ERR_CONFIG',
+      'overrides',
+      `expected section.key=value with one section, got ${JSON.stringify(line)}`,
+    )
   }
   const section = tree[top] as Plain
   section[exactKey(`overrides: ${top}`, second, Object.keys(section))] = numeric(top, second, section, value)
@@ -89,14 +101,16 @@ export function applyYaml(config: RunConfig, text: string): void {
     throw new ViaductError('ERR_CONFIG', 'yaml', (cause as Error).message, {}, { cause })
   }
   if (document === null) return
-  if (!isPlain(document)) throw new ViaductError('ERR_CONFIG', 'yaml', 'expected sections with keys, got a single value')
+  if (!isPlain(document))
+    throw new ViaductError('ERR_CONFIG', 'yaml', 'expected sections with keys, got a single value')
   for (const [name, value] of Object.entries(document)) {
     const top = exactKey('yaml', name, topKeys)
     if (top === 'mixedPrecision') {
       ;(config as unknown as Plain)[top] = value
       continue
     }
-    if (!isPlain(value)) throw new ViaductError('ERR_CONFIG', 'yaml', `expected keys below ${name}, got ${JSON.stringify(value)}`)
+    if (!isPlain(value))
+      throw new ViaductError('ERR_CONFIG', 'yaml', `expected keys below ${name}, got ${JSON.stringify(value)}`)
     const section = (config as unknown as Plain)[top] as Plain
     for (const [key, entry] of Object.entries(value)) {
       section[exactKey(`yaml: ${top}`, key, Object.keys(section))] = entry
@@ -111,7 +125,9 @@ export function toPlain(config: RunConfig): Plain {
     const value = (config as unknown as Plain)[key]
     plain[key] =
       typeof value === 'object' && value !== null
-        ? Object.fromEntries(Object.keys(value).flatMap((k) => (isData(k, (value as Plain)[k]) ? [[k, (value as Plain)[k]]] : [])))
+        ? Object.fromEntries(
+            Object.keys(value).flatMap((k) => (isData(k, (value as Plain)[k]) ? [[k, (value as Plain)[k]]] : [])),
+          )
         : value
   }
   return plain

@@ -59,9 +59,21 @@ function modelProblems({ model, mixedPrecision }: RunConfig): string[] {
   const tp = model.tensorModelParallelSize
   const heads = model.numAttentionHeads
   const groups = model.numQueryGroups
-  for (const key of ['numLayers', 'hiddenSize', 'ffnHiddenSize', 'numAttentionHeads', 'numQueryGroups', 'kvChannels', 'vocabSize', 'seqLength'] as const) {
+  for (const key of [
+    'numLayers',
+    'hiddenSize',
+    'ffnHiddenSize',
+    'numAttentionHeads',
+    'numQueryGroups',
+    'kvChannels',
+    'vocabSize',
+    'seqLength',
+  ] as const) {
     const value: unknown = model[key]
-    say(!Number.isInteger(value) || (value as number) < 1, `model.${key} must be a whole number of at least 1, got ${String(value)}`)
+    say(
+      !Number.isInteger(value) || (value as number) < 1,
+      `model.${key} must be a whole number of at least 1, got ${String(value)}`,
+    )
   }
   if (problems.length > 0) return problems
   say(heads % groups !== 0, `model.numAttentionHeads=${heads} must be divisible by model.numQueryGroups=${groups}`)
@@ -161,8 +173,14 @@ function dataProblems({ dataset, tokenizer, model, checkpoint, validation, dist 
     validation.evalIters > 0 && validation.evalInterval !== null && !((shares[1] ?? 0) > 0),
     `dataset.split=${dataset.split} leaves no validation data, but validation.evalIters=${validation.evalIters}`,
   )
-  say(checkpoint.saveInterval !== null && checkpoint.save === null, 'checkpoint.saveInterval is set but checkpoint.save is null')
-  say(checkpoint.exitOnMissingCheckpoint && checkpoint.load === null, 'checkpoint.exitOnMissingCheckpoint=true but checkpoint.load is null')
+  say(
+    checkpoint.saveInterval !== null && checkpoint.save === null,
+    'checkpoint.saveInterval is set but checkpoint.save is null',
+  )
+  say(
+    checkpoint.exitOnMissingCheckpoint && checkpoint.load === null,
+    'checkpoint.exitOnMissingCheckpoint=true but checkpoint.load is null',
+  )
   say(dist.backend === 'nccl', 'dist.backend=nccl needs a build with CUDA, this one has gloo')
   return problems
 }
@@ -204,6 +222,7 @@ export function resolve(config: RunConfig, worldSize: number): ResolvedConfig {
 }
 
 function configError(problems: string[]): ViaductError {
-  const text = problems.length === 1 ? (problems[0] as string) : `${problems.length} problems:\n  ${problems.join('\n  ')}`
+  const text =
+    problems.length === 1 ? (problems[0] as string) : `${problems.length} problems:\n  ${problems.join('\n  ')}`
   return new ViaductError('ERR_CONFIG', 'config', text, { problems })
 }

@@ -40,7 +40,8 @@ export function trainBpe(texts: Iterable<string>, vocabSize: number, eosToken = 
   const words = countWords(texts)
   const pairs = new PairCounts()
   words.forEach((word, index) => {
-    for (let i = 0; i + 1 < word.ids.length; i++) pairs.add(word.ids[i] as number, word.ids[i + 1] as number, word.count, index)
+    for (let i = 0; i + 1 < word.ids.length; i++)
+      pairs.add(word.ids[i] as number, word.ids[i + 1] as number, word.count, index)
   })
   const merges: [string, string][] = []
   while (names.length < vocabSize) {
@@ -58,7 +59,8 @@ export function trainBpe(texts: Iterable<string>, vocabSize: number, eosToken = 
     merges.push([names[left] as string, names[right] as string])
     for (const index of pairs.wordsWith(left, right)) {
       const word = words[index] as Word
-      for (let i = 0; i + 1 < word.ids.length; i++) pairs.add(word.ids[i] as number, word.ids[i + 1] as number, -word.count, index)
+      for (let i = 0; i + 1 < word.ids.length; i++)
+        pairs.add(word.ids[i] as number, word.ids[i + 1] as number, -word.count, index)
       const merged: number[] = []
       for (let i = 0; i < word.ids.length; i++) {
         if (word.ids[i] === left && word.ids[i + 1] === right) {
@@ -67,7 +69,8 @@ export function trainBpe(texts: Iterable<string>, vocabSize: number, eosToken = 
         } else merged.push(word.ids[i] as number)
       }
       word.ids = merged
-      for (let i = 0; i + 1 < merged.length; i++) pairs.add(merged[i] as number, merged[i + 1] as number, word.count, index)
+      for (let i = 0; i + 1 < merged.length; i++)
+        pairs.add(merged[i] as number, merged[i + 1] as number, word.count, index)
     }
   }
   return { vocab: new Map(names.map((name, id) => [name, id])), merges, eosToken }
@@ -75,7 +78,8 @@ export function trainBpe(texts: Iterable<string>, vocabSize: number, eosToken = 
 
 function countWords(texts: Iterable<string>): Word[] {
   const counts = new Map<string, number>()
-  for (const text of texts) for (const word of text.match(wordPattern) ?? []) counts.set(word, (counts.get(word) ?? 0) + 1)
+  for (const text of texts)
+    for (const word of text.match(wordPattern) ?? []) counts.set(word, (counts.get(word) ?? 0) + 1)
   // Byte b has id 1 + b.
   return [...counts].map(([word, count]) => ({ ids: [...Buffer.from(word)].map((b) => 1 + b), count }))
 }

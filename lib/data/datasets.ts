@@ -1,6 +1,7 @@
 // From a RunConfig to training and validation data. Shares of `dataset.split` are consecutive ranges of the token stream.
-import type { ResolvedConfig } from '../config/resolve.js'
+
 import { ViaductError } from '../base/errors.js'
+import type { ResolvedConfig } from '../config/resolve.js'
 import { IndexedTokens } from './indexedTokens.js'
 import { readTexts, tokenizeTexts } from './textTokens.js'
 import { type Dataset, MockDataset, splitShares, TokenDataset, type TokenStream } from './tokenDataset.js'
@@ -46,11 +47,16 @@ export async function openData(resolved: ResolvedConfig): Promise<RunData> {
   let stream: TokenStream & { dispose?: () => void }
   if (dataset.kind === 'indexed') {
     if (typeof dataset.path !== 'string') {
-      throw new ViaductError('ERR_CONFIG', 'data', 'dataset.path must be one path without extension for dataset.kind=indexed')
+      throw new ViaductError(
+        'ERR_CONFIG',
+        'data',
+        'dataset.path must be one path without extension for dataset.kind=indexed',
+      )
     }
     stream = new IndexedTokens(dataset.path)
   } else {
-    if (tokenizer === null) throw new ViaductError('ERR_CONFIG', 'data', 'dataset.kind=text needs tokenizer.tokenizerModel')
+    if (tokenizer === null)
+      throw new ViaductError('ERR_CONFIG', 'data', 'dataset.kind=text needs tokenizer.tokenizerModel')
     stream = await tokenizeTexts(await readTexts(dataset.path ?? []), tokenizer, dataset.randomSeed)
   }
   const [train, validation] = splitShares(dataset.split)

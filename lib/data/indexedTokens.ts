@@ -29,7 +29,13 @@ export class IndexedTokens implements TokenStream {
    */
   constructor(readonly prefix: string) {
     const fail = (why: string, cause?: unknown) =>
-      new ViaductError('ERR_DATA', 'indexed dataset', `${prefix}: ${why}`, { prefix }, cause === undefined ? {} : { cause })
+      new ViaductError(
+        'ERR_DATA',
+        'indexed dataset',
+        `${prefix}: ${why}`,
+        { prefix },
+        cause === undefined ? {} : { cause },
+      )
     let index: Buffer
     try {
       index = readFileSync(`${prefix}.idx`)
@@ -38,7 +44,8 @@ export class IndexedTokens implements TokenStream {
       throw fail(`expected ${prefix}.idx and ${prefix}.bin: ${(cause as Error).message}`, cause)
     }
     try {
-      if (index.length < headBytes || index.toString('latin1', 0, 9) !== magic) throw fail('the .idx file does not begin with MMIDIDX')
+      if (index.length < headBytes || index.toString('latin1', 0, 9) !== magic)
+        throw fail('the .idx file does not begin with MMIDIDX')
       const version = Number(index.readBigUInt64LE(9))
       if (version !== 1) throw fail(`expected version 1 of the index, got ${version}`)
       const code = index.readUInt8(17)
@@ -47,11 +54,13 @@ export class IndexedTokens implements TokenStream {
       const sequences = Number(index.readBigUInt64LE(18))
       const documents = Number(index.readBigUInt64LE(26))
       const wanted = headBytes + 12 * sequences + 8 * documents
-      if (index.length < wanted) throw fail(`expected ${wanted} bytes of index for ${sequences} sequences, got ${index.length}`)
+      if (index.length < wanted)
+        throw fail(`expected ${wanted} bytes of index for ${sequences} sequences, got ${index.length}`)
       let tokens = 0
       for (let i = 0; i < sequences; i++) {
         const pointer = Number(index.readBigInt64LE(headBytes + 4 * sequences + 8 * i))
-        if (pointer !== tokens * reader.bytes) throw fail(`sequence ${i} lies at byte ${pointer}, expected ${tokens * reader.bytes}`)
+        if (pointer !== tokens * reader.bytes)
+          throw fail(`sequence ${i} lies at byte ${pointer}, expected ${tokens * reader.bytes}`)
         tokens += index.readInt32LE(headBytes + 4 * i)
       }
       const { size } = fstatSync(this.#file)
@@ -70,7 +79,8 @@ export class IndexedTokens implements TokenStream {
     let got = 0
     while (got < buffer.length) {
       const n = readSync(this.#file, buffer, got, buffer.length - got, start * bytes + got)
-      if (n === 0) throw new ViaductError('ERR_DATA', 'indexed dataset', `${this.prefix}.bin ended early`, { prefix: this.prefix })
+      if (n === 0)
+        throw new ViaductError('ERR_DATA', 'indexed dataset', `${this.prefix}.bin ended early`, { prefix: this.prefix })
       got += n
     }
     const view = new DataView(buffer.buffer, buffer.byteOffset, buffer.length)

@@ -56,7 +56,11 @@ export class BatchLoader {
   next(): TokenBatch[] {
     const { globalBatchSize, microBatchSize, dataParallelRank, dataParallelSize } = this.options
     const batches: TokenBatch[] = []
-    for (let first = dataParallelRank * microBatchSize; first < globalBatchSize; first += microBatchSize * dataParallelSize) {
+    for (
+      let first = dataParallelRank * microBatchSize;
+      first < globalBatchSize;
+      first += microBatchSize * dataParallelSize
+    ) {
       batches.push(this.#microBatch(this.#consumed + first))
     }
     this.#consumed += globalBatchSize
@@ -78,6 +82,12 @@ export class BatchLoader {
     if (ignoredLabel !== null && ignoredLabel !== undefined) {
       for (let t = 0; t < labels.length; t++) if (labels[t] === ignoredLabel) labels[t] = -100
     }
-    return { batchSize: B, seqLength: S, tokens, labels, sampleIds: BigInt64Array.from({ length: B }, (_, b) => BigInt(place + b)) }
+    return {
+      batchSize: B,
+      seqLength: S,
+      tokens,
+      labels,
+      sampleIds: BigInt64Array.from({ length: B }, (_, b) => BigInt(place + b)),
+    }
   }
 }

@@ -3,7 +3,10 @@
 
 /** A well mixed 32-bit number of three. The finaliser's constants are those of MurmurHash3. */
 export function mix32(a: number, b: number, c: number): number {
-  let h = Math.imul(a ^ 0x9e3779b9, 0x85ebca6b) ^ Math.imul(b + 0x7f4a7c15, 0xc2b2ae35) ^ Math.imul(c ^ 0x165667b1, 0x27d4eb2f)
+  let h =
+    Math.imul(a ^ 0x9e3779b9, 0x85ebca6b) ^
+    Math.imul(b + 0x7f4a7c15, 0xc2b2ae35) ^
+    Math.imul(c ^ 0x165667b1, 0x27d4eb2f)
   for (let round = 0; round < 2; round++) {
     h ^= h >>> 16
     h = Math.imul(h, 0x85ebca6b)

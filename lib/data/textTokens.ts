@@ -26,7 +26,13 @@ export async function readTexts(paths: string | readonly string[]): Promise<Text
       info = await stat(path)
     } catch (cause) {
       if (!named) return
-      throw new ViaductError('ERR_DATA', 'dataset', `expected a text file or folder, found nothing at ${path}`, { path }, { cause })
+      throw new ViaductError(
+        'ERR_DATA',
+        'dataset',
+        `expected a text file or folder, found nothing at ${path}`,
+        { path },
+        { cause },
+      )
     }
     if (info.isDirectory()) {
       for (const name of (await readdir(path)).sort()) {
@@ -45,12 +51,17 @@ export async function readTexts(paths: string | readonly string[]): Promise<Text
   }
   const list = typeof paths === 'string' ? [paths] : paths
   for (const path of list) await visit(path, true)
-  if (documents.length === 0) throw new ViaductError('ERR_DATA', 'dataset', `expected text in ${list.join(', ')}, found none`)
+  if (documents.length === 0)
+    throw new ViaductError('ERR_DATA', 'dataset', `expected text in ${list.join(', ')}, found none`)
   return documents
 }
 
 /** One stream of all documents, shuffled by `seed`, with the tokenizer's first end token behind each. */
-export async function tokenizeTexts(documents: readonly TextDocument[], tokenizer: Tokenizer, seed: number): Promise<MemoryTokens> {
+export async function tokenizeTexts(
+  documents: readonly TextDocument[],
+  tokenizer: Tokenizer,
+  seed: number,
+): Promise<MemoryTokens> {
   const parts: number[][] = []
   for (let i = 0; i < documents.length; i++) {
     const document = documents[permuted(i, documents.length, seed, 0)] as TextDocument

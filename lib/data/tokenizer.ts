@@ -35,7 +35,13 @@ export class Tokenizer {
     try {
       native = NativeTokenizer.fromString(text.replace(/^\uFEFF/, ''))
     } catch (cause) {
-      throw new ViaductError('ERR_TOKENIZER', 'tokenizer', `tokenizer.json of ${folder}: ${(cause as Error).message}`, { folder }, { cause })
+      throw new ViaductError(
+        'ERR_TOKENIZER',
+        'tokenizer',
+        `tokenizer.json of ${folder}: ${(cause as Error).message}`,
+        { folder },
+        { cause },
+      )
     }
     const ids = Object.values(native.getVocab(true))
     const vocabSize = ids.reduce((largest, id) => Math.max(largest, id), -1) + 1

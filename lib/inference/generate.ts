@@ -33,7 +33,11 @@ export type GeneratedStep = readonly (number | null)[]
  * @param prompts - token ids, at least one each.
  * @throws ERR_USAGE for empty prompts and options out of range, ERR_TOKEN_ID.
  */
-export async function* generateSteps(model: DistributedModel, prompts: readonly (readonly number[])[], options: GenerateOptions): AsyncGenerator<GeneratedStep, void> {
+export async function* generateSteps(
+  model: DistributedModel,
+  prompts: readonly (readonly number[])[],
+  options: GenerateOptions,
+): AsyncGenerator<GeneratedStep, void> {
   checkSampling(options)
   const chunk = soleChunk(model)
   if (prompts.length === 0 || prompts.some((prompt) => prompt.length === 0)) {
@@ -42,7 +46,10 @@ export async function* generateSteps(model: DistributedModel, prompts: readonly 
   const { maxNewTokens, eosIds = [], useCache = true } = options
   const longest = Math.max(...prompts.map((prompt) => prompt.length))
   const padding = prompts.map((prompt) => longest - prompt.length)
-  const sequences = prompts.map((prompt, b) => [...Array<number>(padding[b] as number).fill(prompt[0] as number), ...prompt])
+  const sequences = prompts.map((prompt, b) => [
+    ...Array<number>(padding[b] as number).fill(prompt[0] as number),
+    ...prompt,
+  ])
   const done = prompts.map(() => false)
   const before = chunk.training
   const scope = new Scope()
@@ -72,7 +79,11 @@ export async function* generateSteps(model: DistributedModel, prompts: readonly 
 }
 
 /** Continues prompts and returns the new tokens of each, the end token included. As `generateSteps`. */
-export async function generate(model: DistributedModel, prompts: readonly (readonly number[])[], options: GenerateOptions): Promise<number[][]> {
+export async function generate(
+  model: DistributedModel,
+  prompts: readonly (readonly number[])[],
+  options: GenerateOptions,
+): Promise<number[][]> {
   const added: number[][] = prompts.map(() => [])
   for await (const step of generateSteps(model, prompts, options)) {
     step.forEach((token, b) => {
@@ -85,13 +96,23 @@ export async function generate(model: DistributedModel, prompts: readonly (reado
 function soleChunk(model: DistributedModel): GPTModel {
   const [chunk] = model.chunks
   if (chunk === undefined || model.chunks.length !== 1) {
-    throw new ViaductError('ERR_UNSUPPORTED', 'generate', `expected a model in one piece, got ${model.chunks.length} pipeline chunks`)
+    throw new ViaductError(
+      'ERR_UNSUPPORTED',
+      'generate',
+      `expected a model in one piece, got ${model.chunks.length} pipeline chunks`,
+    )
   }
   return chunk
 }
 
 /** Logits [B, Vlocal] of the last position: of the new tokens alone where a cache holds the others. */
-async function lastLogits(ctx: Ctx, chunk: GPTModel, sequences: readonly number[][], padding: readonly number[], cache: KvCache | null): Promise<Tensor> {
+async function lastLogits(
+  ctx: Ctx,
+  chunk: GPTModel,
+  sequences: readonly number[][],
+  padding: readonly number[],
+  cache: KvCache | null,
+): Promise<Tensor> {
   const B = sequences.length
   const start = cache?.length ?? 0
   const S = (sequences[0] as number[]).length - start
@@ -101,7 +122,9 @@ async function lastLogits(ctx: Ctx, chunk: GPTModel, sequences: readonly number[
       batchSize: B,
       seqLength: S,
       tokens: Int32Array.from(sequences.flatMap((sequence) => sequence.slice(start))),
-      positionIds: Int32Array.from({ length: B * S }, (_, t) => Math.max(0, start + (t % S) - (padding[Math.floor(t / S)] as number))),
+      positionIds: Int32Array.from({ length: B * S }, (_, t) =>
+        Math.max(0, start + (t % S) - (padding[Math.floor(t / S)] as number)),
+      ),
       start,
       ...(padding.some((p) => p > 0) ? { firstKeys: Int32Array.from(padding) } : {}),
     },
@@ -112,7 +135,14 @@ async function lastLogits(ctx: Ctx, chunk: GPTModel, sequences: readonly number[
   return logits.view(ctx, [B, V], [S * V, 1], (S - 1) * V)
 }
 
-async function chooseTokens(ctx: Ctx, chunk: GPTModel, logits: Tensor, options: GenerateOptions, position: number, padding: readonly number[]): Promise<number[]> {
+async function chooseTokens(
+  ctx: Ctx,
+  chunk: GPTModel,
+  logits: Tensor,
+  options: GenerateOptions,
+  position: number,
+  padding: readonly number[],
+): Promise<number[]> {
   const B = logits.shape[0] as number
   const V = chunk.config.vocabSize
   if ((options.temperature ?? 0) === 0) return await greedyTokens(ctx, chunk, logits)
@@ -121,7 +151,11 @@ async function chooseTokens(ctx: Ctx, chunk: GPTModel, logits: Tensor, options: 
   const whole = await chunk.gatherLogits(ctx, rows)
   // A sequence's own position, so that padding changes nothing.
   return Array.from({ length: B }, (_, b) =>
-    sampleToken(whole.subarray(b * V, (b + 1) * V), options, uniformAt(options.seed ?? 0, b, position - (padding[b] as number))),
+    sampleToken(
+      whole.subarray(b * V, (b + 1) * V),
+      options,
+      uniformAt(options.seed ?? 0, b, position - (padding[b] as number)),
+    ),
   )
 }
 
@@ -137,7 +171,8 @@ async function greedyTokens(ctx: Ctx, chunk: GPTModel, logits: Tensor): Promise<
   const values = await allGather(ctx, value, tp).toFloat32Array()
   return Array.from({ length: B }, (_, b) => {
     let best = 0
-    for (let rank = 1; rank < tp.size; rank++) if ((values[rank * B + b] as number) > (values[best * B + b] as number)) best = rank
+    for (let rank = 1; rank < tp.size; rank++)
+      if ((values[rank * B + b] as number) > (values[best * B + b] as number)) best = rank
     return Number(ids[best * B + b])
   })
 }

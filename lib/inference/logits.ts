@@ -52,7 +52,12 @@ export async function openModel(
  * Reads `input`, computes on every rank, writes `output` on rank 0. Collective.
  * @throws ERR_DATA for wrong inputs, ERR_TOKEN_ID, ERR_LABEL, and what opening the model throws.
  */
-export async function computeLogits(dir: string, input: string, output: string, options: LogitsOptions): Promise<LogitsReport> {
+export async function computeLogits(
+  dir: string,
+  input: string,
+  output: string,
+  options: LogitsOptions,
+): Promise<LogitsReport> {
   const batch = readBatch(await readHostTensors(input), input)
   const { bridge, model } = await openModel(dir, options)
   const { batchSize: B, seqLength: S } = batch
@@ -65,7 +70,9 @@ export async function computeLogits(dir: string, input: string, output: string, 
     if (chunk === undefined) throw new ViaductError('ERR_ASSERT', 'logits', 'expected a model with a chunk')
     const { vocabSize } = chunk.config
     const device = uploadBatch(ctx, batch, chunk.config)
-    if (options.grads) for (const [, parameter] of model.namedParameters()) parameter.mainGrad = Tensor.zeros(ctx, parameter.shard.localShape, 'float32').keep()
+    if (options.grads)
+      for (const [, parameter] of model.namedParameters())
+        parameter.mainGrad = Tensor.zeros(ctx, parameter.shard.localShape, 'float32').keep()
     const logits = await chunk.forward(ctx, device)
     const host = await chunk.gatherLogits(ctx, logits)
     results.set('logits', float32([B, S, vocabSize], host))
@@ -76,7 +83,10 @@ export async function computeLogits(dir: string, input: string, output: string, 
     if (ctx.tape !== null) {
       const seed = Tensor.fromHost(ctx, Float32Array.of(1 / device.numTokens), [1], 'float32')
       await (ctx.tape as Tape).backward(ctx, [lossSum], [seed])
-      await sumSharedGradients(ctx, [...model.namedParameters()].map(([, parameter]) => parameter))
+      await sumSharedGradients(
+        ctx,
+        [...model.namedParameters()].map(([, parameter]) => parameter),
+      )
       for await (const [name, gradient] of bridge.exportHfWeights(model, { what: 'gradients', to: 'rank0' })) {
         gradients++
         if (gradient !== null) results.set(`grad.${name}`, float32(gradient.shape, await gradient.toFloat32Array()))
@@ -101,17 +111,20 @@ function readBatch(tensors: ReadonlyMap<string, HostTensor>, file: string): Toke
   const fail = (message: string): never => {
     throw new ViaductError('ERR_DATA', 'logits', `${message} (${file})`, { file })
   }
-  const ids = tensors.get('input_ids') ?? fail(`expected a tensor input_ids, got ${[...tensors.keys()].join(', ') || 'none'}`)
+  const ids =
+    tensors.get('input_ids') ?? fail(`expected a tensor input_ids, got ${[...tensors.keys()].join(', ') || 'none'}`)
   if (ids.shape.length !== 2) fail(`expected input_ids of shape [B, T], got [${ids.shape}]`)
   const [B, S] = ids.shape as [number, number]
   const read = (name: string): number[] | null => {
     const tensor = tensors.get(name)
     if (tensor === undefined) return null
-    if (tensor.shape.join() !== ids.shape.join()) fail(`expected ${name} of input_ids' shape [${ids.shape}], got [${tensor.shape}]`)
+    if (tensor.shape.join() !== ids.shape.join())
+      fail(`expected ${name} of input_ids' shape [${ids.shape}], got [${tensor.shape}]`)
     return wholeNumbers(name, tensor)
   }
   for (const name of tensors.keys()) {
-    if (!['input_ids', 'attention_mask', 'position_ids', 'labels'].includes(name)) fail(`expected input_ids, attention_mask, position_ids, labels, got ${JSON.stringify(name)}`)
+    if (!['input_ids', 'attention_mask', 'position_ids', 'labels'].includes(name))
+      fail(`expected input_ids, attention_mask, position_ids, labels, got ${JSON.stringify(name)}`)
   }
   const tokens = wholeNumbers('input_ids', ids)
   const mask = read('attention_mask')

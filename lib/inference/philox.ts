@@ -31,7 +31,7 @@ export function philox(
 
 /** A number of [0, 1) with 53 random bits for a place: key (seed, 0), counter (sequence, position). */
 export function uniformAt(seed: number, sequence: number, position: number): number {
-  const low = (value: number) => value % 2 ** 32 >>> 0
+  const low = (value: number) => (value % 2 ** 32) >>> 0
   const high = (value: number) => Math.floor(value / 2 ** 32) >>> 0
   const [a, b] = philox([low(sequence), high(sequence), low(position), high(position)], [low(seed), high(seed)])
   return ((a >>> 5) * 2 ** 26 + (b >>> 6)) / 2 ** 53

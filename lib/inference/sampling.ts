@@ -13,8 +13,10 @@ export interface SamplingOptions {
 /** @throws ERR_USAGE naming the option that is out of range. */
 export function checkSampling({ temperature = 0, topK, topP }: SamplingOptions): void {
   const fail = (text: string) => new ViaductError('ERR_USAGE', 'generate', text)
-  if (!(temperature >= 0 && Number.isFinite(temperature))) throw fail(`expected a temperature of 0 or more, got ${temperature}`)
-  if (topK !== undefined && !(Number.isInteger(topK) && topK >= 1)) throw fail(`expected topK to be a whole number of at least 1, got ${topK}`)
+  if (!(temperature >= 0 && Number.isFinite(temperature)))
+    throw fail(`expected a temperature of 0 or more, got ${temperature}`)
+  if (topK !== undefined && !(Number.isInteger(topK) && topK >= 1))
+    throw fail(`expected topK to be a whole number of at least 1, got ${topK}`)
   if (topP !== undefined && !(topP > 0 && topP <= 1)) throw fail(`expected topP above 0 and at most 1, got ${topP}`)
 }
 

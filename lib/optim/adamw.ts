@@ -132,7 +132,11 @@ export class AdamW {
  * @param sumOfSquares - of the summed gradients, over all ranks.
  * @returns the factor and the norm of the mean gradient before clipping.
  */
-export function gradientFactor(sumOfSquares: number, tokens: number, maxNorm: number): { factor: number; norm: number } {
+export function gradientFactor(
+  sumOfSquares: number,
+  tokens: number,
+  maxNorm: number,
+): { factor: number; norm: number } {
   const norm = Math.sqrt(sumOfSquares) / tokens
   const clip = maxNorm > 0 ? Math.min(1, maxNorm / (norm + 1e-6)) : 1
   return { factor: clip / tokens, norm }

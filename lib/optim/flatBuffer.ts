@@ -1,7 +1,8 @@
 // One contiguous float32 tensor with a place for each parameter: main gradients, moments and master weights. One fill zeroes
 // all gradients, one collective a bucket sums them. Places begin at multiples of 16 elements; what lies between stays 0.
-import { assert } from '../base/errors.js'
+
 import { native } from '../addon/load.js'
+import { assert } from '../base/errors.js'
 import type { Parameter } from '../nn/parameter.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { volume } from '../tensor/region.js'

@@ -53,7 +53,8 @@ export class Gradients {
   async sumOfSquares(ctx: Ctx): Promise<number> {
     return await withScope(ctx, async (inner) => {
       const acc = Tensor.zeros(inner, [1], 'float64')
-      for (const range of this.#owned) native.sumSquares(ctx.stream.id, acc.handle, this.#buffer.range(inner, range).handle)
+      for (const range of this.#owned)
+        native.sumSquares(ctx.stream.id, acc.handle, this.#buffer.range(inner, range).handle)
       return await acc.item()
     })
   }

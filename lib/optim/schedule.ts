@@ -2,7 +2,9 @@
 import type { OptimizerSection, SchedulerSection } from '../config/sections.js'
 
 /** What a schedule needs; `resolve` fills warm-up and decay in. */
-export interface Schedule extends Pick<OptimizerSection, 'lr' | 'minLr'>, Pick<SchedulerSection, 'lrDecayStyle' | 'lrWarmupInit' | 'lrWsdDecayIters' | 'lrWsdDecayStyle'> {
+export interface Schedule
+  extends Pick<OptimizerSection, 'lr' | 'minLr'>,
+    Pick<SchedulerSection, 'lrDecayStyle' | 'lrWarmupInit' | 'lrWsdDecayIters' | 'lrWsdDecayStyle'> {
   readonly lrWarmupIters: number
   readonly lrDecayIters: number
 }

@@ -1,7 +1,8 @@
 // What a run costs: parameters, bytes on a rank, floating-point operations a token. Closed formulas of the configuration; no device.
 // B = micro-batch, S = sequence, T = B·S, H = hidden, F = MLP, V = padded vocabulary, L = layers; sizes are of one rank.
-import type { ResolvedConfig } from '../config/resolve.js'
+
 import { dtypeBytes } from '../base/dtype.js'
+import type { ResolvedConfig } from '../config/resolve.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
 
 /** Channels of queries and of keys (= of values). */

@@ -122,7 +122,9 @@ export function describePrice(resolved: ResolvedConfig, price: Price, stepsLeft:
   if (price.secondsPerStep !== null && price.peakFlops !== null) {
     const left = price.secondsPerStep * stepsLeft
     const end = new Date(now.getTime() + left * 1000)
-    const at = Number.isFinite(end.getTime()) ? `, end about ${end.toISOString().slice(0, 16).replace('T', ' ')} UTC` : ''
+    const at = Number.isFinite(end.getTime())
+      ? `, end about ${end.toISOString().slice(0, 16).replace('T', ' ')} UTC`
+      : ''
     lines.push(
       `time        about ${duration(price.secondsPerStep)} a step at ${(price.peakFlops / 1e9).toFixed(0)} GFLOP/s measured a rank, ${duration(left)} for ${stepsLeft} steps${at}`,
     )

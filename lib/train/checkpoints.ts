@@ -4,17 +4,17 @@ import { mkdir, readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ViaductError } from '../base/errors.js'
 import { AutoBridge } from '../bridge/autoBridge.js'
-import { isCheckpoint, iterationFolder, openCheckpoint, type OpenCheckpoint } from '../checkpoint/checkpointIndex.js'
+import { isCheckpoint, iterationFolder, type OpenCheckpoint, openCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { loadCheckpoint as loadTensors, readCheckpointFile, type WantedTensor } from '../checkpoint/loadCheckpoint.js'
 import type { Ranks } from '../checkpoint/ranks.js'
-import { saveCheckpoint as saveTensors, type SavedTensor } from '../checkpoint/saveCheckpoint.js'
+import { type SavedTensor, saveCheckpoint as saveTensors } from '../checkpoint/saveCheckpoint.js'
 import { toYaml } from '../config/overrides.js'
 import type { RunConfig } from '../config/runConfig.js'
 import { copyFiles } from '../io/otherFiles.js'
 import { exists } from '../io/paths.js'
-import { expressAsHf } from '../models/registry.js'
 import type { DistributedModel } from '../models/distributedModel.js'
+import { expressAsHf } from '../models/registry.js'
 import { allGatherObject } from '../parallel/collectives.js'
 import type { TrainState } from './state.js'
 
@@ -42,14 +42,19 @@ function ranksOf(state: TrainState): Ranks {
  * @returns the iter_* folder.
  * @throws ERR_NO_SPACE, ERR_IO; the former checkpoint is then as it was.
  */
-export async function saveCheckpoint(state: TrainState, dir: string | null = state.resolved.config.checkpoint.save): Promise<string> {
+export async function saveCheckpoint(
+  state: TrainState,
+  dir: string | null = state.resolved.config.checkpoint.save,
+): Promise<string> {
   const { config } = state.resolved
-  if (dir === null) throw new ViaductError('ERR_CONFIG', 'checkpoint', 'expected checkpoint.save or a folder, got neither')
+  if (dir === null)
+    throw new ViaductError('ERR_CONFIG', 'checkpoint', 'expected checkpoint.save or a folder, got neither')
   await state.model.device.stream.sync()
   const tensors: SavedTensor[] = []
   for (const [name, { data, dtype, shard }] of state.model.namedParameters()) tensors.push({ name, dtype, shard, data })
   if (config.checkpoint.saveOptim) {
-    for (const { name, dtype, shard, tensor } of state.optimizer.state()) tensors.push({ name, dtype, shard, data: tensor })
+    for (const { name, dtype, shard, tensor } of state.optimizer.state())
+      tensors.push({ name, dtype, shard, data: tensor })
   }
   const counters: Counters = {
     step: state.step,
@@ -83,7 +88,8 @@ async function writeHfFiles(state: TrainState, target: string): Promise<void> {
   const folder = state.data.tokenizer?.folder
   if (folder === undefined || source.others.includes('tokenizer.json')) return
   const names: string[] = []
-  for (const name of tokenizerFiles) if (!source.others.includes(name) && (await exists(join(folder, name)))) names.push(name)
+  for (const name of tokenizerFiles)
+    if (!source.others.includes(name) && (await exists(join(folder, name)))) names.push(name)
   for (const place of ['hf', 'tokenizer']) {
     await mkdir(join(target, place), { recursive: true })
     await copyFiles(folder, names, join(target, place))
@@ -133,12 +139,15 @@ async function loadOpened(state: TrainState, checkpoint: OpenCheckpoint, resume:
     optimizer.updates = withOptimizer ? counters.updates : 0
     state.loader.restore({ consumedSamples: counters.consumedSamples })
     if (counters.seed !== state.resolved.config.rng.seed) {
-      state.log(`note        the checkpoint was made with rng.seed=${counters.seed}, this run has ${state.resolved.config.rng.seed}: the order of data changes`)
+      state.log(
+        `note        the checkpoint was made with rng.seed=${counters.seed}, this run has ${state.resolved.config.rng.seed}: the order of data changes`,
+      )
     }
   }
   if (state.world.rank === 0) {
     const parcel = await HfParcel.fromCheckpoint(checkpoint.folder)
-    state.source = parcel === null ? sourceOfNewModel(model) : (await AutoBridge.fromCheckpoint(checkpoint.folder)).parcelFor(model)
+    state.source =
+      parcel === null ? sourceOfNewModel(model) : (await AutoBridge.fromCheckpoint(checkpoint.folder)).parcelFor(model)
   }
   state.log(`loaded      ${checkpoint.folder}${counters === null ? ' (weights only)' : `, step ${counters.step}`}`)
 }
@@ -149,10 +158,17 @@ function parseCounters(text: string, folder: string): Counters | null {
     const value = JSON.parse(text) as Record<string, unknown>
     if (value['step'] === undefined && value['consumedSamples'] === 0) return null
     const keys = ['step', 'consumedSamples', 'consumedTokens', 'skippedSteps', 'updates', 'seed'] as const
-    for (const key of keys) if (!Number.isSafeInteger(value[key])) throw new Error(`${key} is ${JSON.stringify(value[key])}`)
+    for (const key of keys)
+      if (!Number.isSafeInteger(value[key])) throw new Error(`${key} is ${JSON.stringify(value[key])}`)
     return value as unknown as Counters
   } catch (cause) {
-    throw new ViaductError('ERR_CHECKPOINT', 'checkpoint', `expected counters in ${stateFile}: ${(cause as Error).message} (${folder})`, { folder }, { cause })
+    throw new ViaductError(
+      'ERR_CHECKPOINT',
+      'checkpoint',
+      `expected counters in ${stateFile}: ${(cause as Error).message} (${folder})`,
+      { folder },
+      { cause },
+    )
   }
 }
 
@@ -174,7 +190,9 @@ export async function startingPoint(config: RunConfig): Promise<StartingPoint | 
       return { load: (state) => loadOpened(state, checkpoint, true) }
     }
     if (exitOnMissingCheckpoint || ckptStep !== null) {
-      throw new ViaductError('ERR_CHECKPOINT', 'checkpoint', `expected a checkpoint in ${dir}, found none`, { folder: dir })
+      throw new ViaductError('ERR_CHECKPOINT', 'checkpoint', `expected a checkpoint in ${dir}, found none`, {
+        folder: dir,
+      })
     }
   }
   if (pretrainedCheckpoint === null) return null

@@ -1,9 +1,9 @@
 // Mean loss on held-out data: the same samples at each call and at any layout, no dropout, no tape.
-import { BatchLoader } from '../data/loader.js'
+
 import { ViaductError } from '../base/errors.js'
+import { BatchLoader } from '../data/loader.js'
 import { type TokenBatch, uploadBatch } from '../models/batch.js'
-import { withScope } from '../tensor/scope.js'
-import { Scope } from '../tensor/scope.js'
+import { Scope, withScope } from '../tensor/scope.js'
 import { type ForwardStep, forwardStep } from './forwardStep.js'
 import type { TrainState } from './state.js'
 import { isFirstOfModel, sumOverRanks } from './status.js'
@@ -49,7 +49,8 @@ export async function evaluate(
     }
     const counts = isFirstOfModel(ctx) ? 1 : 0
     const [sum, count] = (await sumOverRanks(ctx, [counts * loss, counts * tokens])) as [number, number]
-    if (count === 0) throw new ViaductError('ERR_LABEL', 'evaluate', 'expected at least one label that counts, got none')
+    if (count === 0)
+      throw new ViaductError('ERR_LABEL', 'evaluate', 'expected at least one label that counts, got none')
     return { loss: sum / count, perplexity: Math.exp(sum / count), tokens: count }
   } finally {
     scope.close()

@@ -2,10 +2,10 @@
 // and the run is saved. Everything that it does is also there by itself: setup, trainStep, evaluate, saveCheckpoint.
 import type { RunConfig } from '../config/runConfig.js'
 import { saveCheckpoint } from './checkpoints.js'
-import { evaluate, type EvaluationReport } from './evaluate.js'
+import { type EvaluationReport, evaluate } from './evaluate.js'
 import { type ForwardStep, forwardStep as languageModelStep } from './forwardStep.js'
 import { MetricsFile, stepHeader, stepLine } from './log.js'
-import { setup, type SetupOptions, type TrainState } from './state.js'
+import { type SetupOptions, setup, type TrainState } from './state.js'
 import { sumOverRanks } from './status.js'
 import { type StepReport, trainStep } from './step.js'
 
@@ -47,7 +47,11 @@ export interface TrainResult {
  * @param forward - forward pass of a micro-batch. Default: next-token cross entropy.
  * @throws what setup and trainStep throw.
  */
-export async function pretrain(config: RunConfig, forward: ForwardStep = languageModelStep, options: TrainOptions = {}): Promise<TrainResult> {
+export async function pretrain(
+  config: RunConfig,
+  forward: ForwardStep = languageModelStep,
+  options: TrainOptions = {},
+): Promise<TrainResult> {
   const state = await setup(config, options)
   const onSignal = () => {
     state.stopSignal = 'SIGTERM'
@@ -81,7 +85,9 @@ async function loop(state: TrainState, forward: ForwardStep, options: TrainOptio
     if (report === null) return
     metrics.evaluation(state.step, report)
     if (options.quiet !== true) {
-      state.log(`validation  step ${state.step}, loss ${report.loss.toFixed(5)}, perplexity ${report.perplexity.toFixed(2)}, ${report.tokens} tokens`)
+      state.log(
+        `validation  step ${state.step}, loss ${report.loss.toFixed(5)}, perplexity ${report.perplexity.toFixed(2)}, ${report.tokens} tokens`,
+      )
     }
     for (const callback of callbacks) await callback.onEvaluation?.(state, report)
   }
@@ -104,7 +110,8 @@ async function loop(state: TrainState, forward: ForwardStep, options: TrainOptio
     if (validation.evalInterval !== null && state.step % validation.evalInterval === 0) await measure()
     if (last.stopRequested) reason = 'signal'
     else if (train.exitInterval !== null && state.step % train.exitInterval === 0) reason = 'exitInterval'
-    else if (train.exitDurationInMins !== null && (await isOver(state, started, train.exitDurationInMins))) reason = 'exitDuration'
+    else if (train.exitDurationInMins !== null && (await isOver(state, started, train.exitDurationInMins)))
+      reason = 'exitDuration'
     const stops = reason !== 'done'
     const due = checkpoint.saveInterval !== null && state.step % checkpoint.saveInterval === 0
     if (checkpoint.save !== null && (due || stops)) {

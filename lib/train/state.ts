@@ -2,8 +2,8 @@
 // from. `pretrain` is a loop over this and `trainStep`; custom loops use the same parts.
 import type { HfParcel } from '../checkpoint/hfParcel.js'
 import { toPlain } from '../config/overrides.js'
-import type { RunConfig } from '../config/runConfig.js'
 import { type ResolvedConfig, resolve } from '../config/resolve.js'
+import type { RunConfig } from '../config/runConfig.js'
 import { openData, type RunData } from '../data/datasets.js'
 import { BatchLoader } from '../data/loader.js'
 import type { DistributedModel } from '../models/distributedModel.js'
@@ -13,7 +13,7 @@ import { assertSameOnAllRanks } from '../parallel/collectives.js'
 import { Mesh } from '../parallel/mesh.js'
 import { initDistributed, type World } from '../parallel/world.js'
 import { availableMemory, checkFits, describePrice, measurePeakFlops, type Price, priceOf } from '../plan/price.js'
-import { type DeviceKind, Device } from '../tensor/device.js'
+import { Device, type DeviceKind } from '../tensor/device.js'
 import { Tensor } from '../tensor/tensor.js'
 import { sourceOfNewModel, startingPoint } from './checkpoints.js'
 

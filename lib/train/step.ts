@@ -47,7 +47,11 @@ interface Sums {
  * Runs one step on this rank's micro-batches; every rank calls it.
  * @throws ERR_LABEL when no label of the global batch counts, ERR_NOT_FINITE by policy, ERR_TOKEN_ID; the stream's error.
  */
-export async function trainStep(state: TrainState, microBatches: readonly TokenBatch[], forward: ForwardStep): Promise<StepReport> {
+export async function trainStep(
+  state: TrainState,
+  microBatches: readonly TokenBatch[],
+  forward: ForwardStep,
+): Promise<StepReport> {
   const started = performance.now()
   const { model, optimizer, resolved } = state
   const { train, optimizer: options, rng } = resolved.config
@@ -77,7 +81,12 @@ export async function trainStep(state: TrainState, microBatches: readonly TokenB
       ...names.map((name) => counts * (sums.metrics[name] as number)),
     ])) as [number, number, number, number, number, ...number[]]
     if (aborted > 0) {
-      throw new ViaductError('ERR_ABORTED', 'train', `step ${step} was aborted on ${aborted} of ${resolved.worldSize} ranks`, { step })
+      throw new ViaductError(
+        'ERR_ABORTED',
+        'train',
+        `step ${step} was aborted on ${aborted} of ${resolved.worldSize} ranks`,
+        { step },
+      )
     }
     if (tokens === 0) {
       throw new ViaductError(
@@ -113,11 +122,19 @@ export async function trainStep(state: TrainState, microBatches: readonly TokenB
   }
 }
 
-async function forwardBackward(ctx: Ctx, state: TrainState, microBatches: readonly TokenBatch[], forward: ForwardStep): Promise<Sums> {
+async function forwardBackward(
+  ctx: Ctx,
+  state: TrainState,
+  microBatches: readonly TokenBatch[],
+  forward: ForwardStep,
+): Promise<Sums> {
   const { model } = state
   const one = Tensor.full(ctx, [1], 'float32', 1)
   const sums: Sums = { loss: 0, tokens: 0, metrics: {} }
-  const pending: { readonly loss: Promise<number>; readonly metrics: readonly (readonly [string, Promise<number>])[] }[] = []
+  const pending: {
+    readonly loss: Promise<number>
+    readonly metrics: readonly (readonly [string, Promise<number>])[]
+  }[] = []
   for (const host of microBatches) {
     const tape = new Tape()
     try {
@@ -146,7 +163,9 @@ async function forwardBackward(ctx: Ctx, state: TrainState, microBatches: readon
 
 /** Parameters with gradients that are not finite on this rank, before sums over ranks; null where all are finite. */
 async function localFault(ctx: Ctx, state: TrainState): Promise<string[] | null> {
-  const names = Number.isFinite(await state.optimizer.gradients.sumOfSquares(ctx)) ? [] : await state.optimizer.gradients.notFinite(ctx)
+  const names = Number.isFinite(await state.optimizer.gradients.sumOfSquares(ctx))
+    ? []
+    : await state.optimizer.gradients.notFinite(ctx)
   return names.length > 0 ? names : null
 }
 
@@ -156,14 +175,22 @@ async function notFinite(ctx: Ctx, state: TrainState, step: number, before: stri
   const all = await allGatherObject(here, ctx.groups.get('world'))
   const rank = all.findIndex((names) => names.length > 0)
   const names = all[rank] ?? []
-  const where = names.length === 0 ? 'the loss' : `the gradient of ${names[0]}${names.length > 1 ? ` and ${names.length - 1} more` : ''} on rank ${rank}`
+  const where =
+    names.length === 0
+      ? 'the loss'
+      : `the gradient of ${names[0]}${names.length > 1 ? ` and ${names.length - 1} more` : ''} on rank ${rank}`
   const what = `step ${step}: ${where} is not finite`
   if (state.resolved.config.train.nonFiniteGrads === 'stop') {
-    throw new ViaductError('ERR_NOT_FINITE', 'train', `${what}: lower optimizer.lr, look at the data of this step, or set train.nonFiniteGrads=skip`, {
-      step,
-      rank,
-      parameters: names,
-    })
+    throw new ViaductError(
+      'ERR_NOT_FINITE',
+      'train',
+      `${what}: lower optimizer.lr, look at the data of this step, or set train.nonFiniteGrads=skip`,
+      {
+        step,
+        rank,
+        parameters: names,
+      },
+    )
   }
   state.log(`${what}: the update is skipped`)
 }

@@ -38,7 +38,9 @@ describe('examples/convert.ts', () => {
     expect(code, output).toBe(0)
     expect(output).toContain('model.embed_tokens.weight [ 131, 64 ]')
     for (const name of ['config.json', 'model.safetensors']) {
-      expect(readFileSync(join(folder, 'hf_exports/llama32_1b', name)).equals(readFileSync(join(source, name)))).toBe(true)
+      expect(readFileSync(join(folder, 'hf_exports/llama32_1b', name)).equals(readFileSync(join(source, name)))).toBe(
+        true,
+      )
     }
   }, 60_000)
 })
@@ -59,26 +61,31 @@ describe('examples/pretrain.ts', () => {
     'logger.log_interval=1',
   ]
 
-  it.each([1, 2])('pretrains on %i ranks', (ranks) => {
-    const metrics = join(folder, `metrics-${ranks}.jsonl`)
-    const save = join(folder, `save-${ranks}`)
-    const launcher = ranks === 1 ? [] : [join(root, 'lib/cli/main.ts'), 'run', '--standalone', '--nproc-per-node', '2']
-    const { code, output } = node([
-      ...launcher,
-      join(root, 'examples/pretrain.ts'),
-      ...overrides,
-      `model.tensor_model_parallel_size=${ranks}`,
-      `logger.metrics_file=${metrics}`,
-      `checkpoint.save=${save}`,
-      `checkpoint.load=${save}`,
-    ])
-    expect(code, output).toBe(0)
-    expect(steps(metrics).map(({ step }) => step)).toEqual([1, 2, 3, 4])
-    expect(output).toContain('bfloat16, 2 layers of 64, vocabulary 8192')
-    expect(existsSync(join(save, 'iter_0000004/hf/config.json'))).toBe(true)
-    // First loss of a model that knows nothing: near log(8192).
-    expect(Math.abs((steps(metrics)[0]?.loss ?? 0) - Math.log(8192))).toBeLessThan(0.5)
-  }, 120_000)
+  it.each([1, 2])(
+    'pretrains on %i ranks',
+    (ranks) => {
+      const metrics = join(folder, `metrics-${ranks}.jsonl`)
+      const save = join(folder, `save-${ranks}`)
+      const launcher =
+        ranks === 1 ? [] : [join(root, 'lib/cli/main.ts'), 'run', '--standalone', '--nproc-per-node', '2']
+      const { code, output } = node([
+        ...launcher,
+        join(root, 'examples/pretrain.ts'),
+        ...overrides,
+        `model.tensor_model_parallel_size=${ranks}`,
+        `logger.metrics_file=${metrics}`,
+        `checkpoint.save=${save}`,
+        `checkpoint.load=${save}`,
+      ])
+      expect(code, output).toBe(0)
+      expect(steps(metrics).map(({ step }) => step)).toEqual([1, 2, 3, 4])
+      expect(output).toContain('bfloat16, 2 layers of 64, vocabulary 8192')
+      expect(existsSync(join(save, 'iter_0000004/hf/config.json'))).toBe(true)
+      // First loss of a model that knows nothing: near log(8192).
+      expect(Math.abs((steps(metrics)[0]?.loss ?? 0) - Math.log(8192))).toBeLessThan(0.5)
+    },
+    120_000,
+  )
 
   it('is refused unshrunk where memory does not suffice, before any is taken', () => {
     const { code, output } = node([join(root, 'examples/pretrain.ts'), 'model.num_layers=4000'])

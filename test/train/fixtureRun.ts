@@ -3,8 +3,8 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { AutoBridge } from '../../lib/bridge/autoBridge.js'
 import { type RunConfig, runConfig } from '../../lib/config/runConfig.js'
-import type { Dataset } from '../../lib/data/tokenDataset.js'
 import type { RunData } from '../../lib/data/datasets.js'
+import type { Dataset } from '../../lib/data/tokenDataset.js'
 import type { TokenBatch } from '../../lib/models/batch.js'
 import { readSafetensorsFile } from '../fixtures/safetensorsFile.js'
 
@@ -46,14 +46,20 @@ export function fixtureBatches(step: number, microBatchSize: number = batchSize,
 }
 
 /** The fixture's run; weights come from its folder. */
-export async function fixtureConfig(changes: { tp?: number; trainIters?: number; microBatchSize?: number } = {}): Promise<RunConfig> {
+export async function fixtureConfig(
+  changes: { tp?: number; trainIters?: number; microBatchSize?: number } = {},
+): Promise<RunConfig> {
   const model = (await AutoBridge.fromHfPretrained(trainingFixture)).toMegatronProvider()
   model.tensorModelParallelSize = changes.tp ?? 1
   model.seqLength = width - 1
   return runConfig({
     model,
     mixedPrecision: 'fp32',
-    train: { trainIters: changes.trainIters ?? steps, globalBatchSize: batchSize, microBatchSize: changes.microBatchSize ?? batchSize },
+    train: {
+      trainIters: changes.trainIters ?? steps,
+      globalBatchSize: batchSize,
+      microBatchSize: changes.microBatchSize ?? batchSize,
+    },
     validation: { evalInterval: null, evalIters: 1 },
     optimizer: { lr: 3e-4, minLr: 0, adamBeta1: 0.9, adamBeta2: 0.95, adamEps: 1e-8, weightDecay: 0.1, clipGrad: 1 },
     scheduler: { lrDecayStyle: 'constant', lrWarmupIters: 0 },

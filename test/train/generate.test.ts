@@ -26,7 +26,10 @@ describe('greedy', () => {
   it('stops each sequence at its end token, and all when the last has ended', async () => {
     const [first, second] = (await generate(model, prompts.slice(0, 2), { maxNewTokens: 30 })) as [number[], number[]]
     const end = first[4] as number
-    const [a, b] = (await generate(model, prompts.slice(0, 2), { maxNewTokens: 30, eosIds: [end] })) as [number[], number[]]
+    const [a, b] = (await generate(model, prompts.slice(0, 2), { maxNewTokens: 30, eosIds: [end] })) as [
+      number[],
+      number[],
+    ]
     expect(a).toEqual(first.slice(0, first.indexOf(end) + 1))
     const place = second.indexOf(end)
     expect(b).toEqual(place < 0 ? second : second.slice(0, place + 1))

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { run, start, type Step, steps } from './startRanks.js'
+import { run, type Step, start, steps } from './startRanks.js'
 import { work } from './worker.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'viaduct-layouts-'))
@@ -29,10 +29,17 @@ function expectSame(got: readonly Step[], expected: readonly Step[]): void {
 }
 
 describe('two ranks have the losses of one, dropout on', () => {
-  it.each([['tp', 2], ['dp', 1]] as const)('%s 2', async (name, tp) => {
-    await run({ ...task, tp, metrics: place(`${name}.jsonl`), save: place(name), saveInterval: 6 }, 2)
-    expectSame(steps(place(`${name}.jsonl`)), alone)
-  }, 120_000)
+  it.each([
+    ['tp', 2],
+    ['dp', 1],
+  ] as const)(
+    '%s 2',
+    async (name, tp) => {
+      await run({ ...task, tp, metrics: place(`${name}.jsonl`), save: place(name), saveInterval: 6 }, 2)
+      expectSame(steps(place(`${name}.jsonl`)), alone)
+    },
+    120_000,
+  )
 
   it('one rank goes on from a checkpoint of two', async () => {
     await run({ ...task, trainIters: 6, tp: 2, metrics: place('part.jsonl'), save: place('part') }, 2)

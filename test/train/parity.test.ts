@@ -2,8 +2,8 @@
 // Masked labels, refused ids, gradients that are not finite, and memory that does not grow.
 import { afterEach, describe, expect, it } from 'vitest'
 import { native } from '../../lib/addon/load.js'
-import { GPTModelProvider } from '../../lib/models/provider.js'
 import { runConfig } from '../../lib/config/runConfig.js'
+import { GPTModelProvider } from '../../lib/models/provider.js'
 import { type ForwardStep, forwardStep, setup, type TrainState, trainStep } from '../../lib/train/index.js'
 import { fixtureBatches, fixtureConfig, fixtureData, peerLosses, peerNorms } from './fixtureRun.js'
 
@@ -17,7 +17,9 @@ const lines: string[] = []
 const quiet = { data: fixtureData, log: (line: string) => void lines.push(line) }
 const relative = (a: number, b: number) => Math.abs(a / b - 1)
 
-async function fixtureState(changes: Parameters<typeof fixtureConfig>[0] & { nonFiniteGrads?: 'skip' } = {}): Promise<TrainState> {
+async function fixtureState(
+  changes: Parameters<typeof fixtureConfig>[0] & { nonFiniteGrads?: 'skip' } = {},
+): Promise<TrainState> {
   const config = await fixtureConfig(changes)
   if (changes.nonFiniteGrads) config.train.nonFiniteGrads = changes.nonFiniteGrads
   state = await setup(config, quiet)
@@ -32,8 +34,12 @@ describe('20 steps of a tiny Llama', () => {
     let slots = 0
     for (let step = 0; step < 20; step++) {
       const report = await trainStep(run, fixtureBatches(step, microBatchSize), forwardStep)
-      expect(relative(report.loss, peerLosses[step] as number), `loss of step ${step + 1}`).toBeLessThan(step < 10 ? 1e-6 : 1e-5)
-      expect(relative(report.gradNorm, peerNorms[step] as number), `norm of step ${step + 1}`).toBeLessThan(step < 5 ? 1e-5 : 1e-4)
+      expect(relative(report.loss, peerLosses[step] as number), `loss of step ${step + 1}`).toBeLessThan(
+        step < 10 ? 1e-6 : 1e-5,
+      )
+      expect(relative(report.gradNorm, peerNorms[step] as number), `norm of step ${step + 1}`).toBeLessThan(
+        step < 5 ? 1e-5 : 1e-4,
+      )
       expect(report).toMatchObject({ step: step + 1, lr: 3e-4, tokens: 256, updated: true })
       if (step === 1) slots = native.liveSlots()
       else if (step > 1) expect(native.liveSlots()).toBe(slots)
@@ -43,11 +49,17 @@ describe('20 steps of a tiny Llama', () => {
 
 describe('labels and ids', () => {
   const masked = (microBatches: ReturnType<typeof fixtureBatches>, which: (m: number) => boolean) =>
-    microBatches.map((batch, m) => (which(m) ? { ...batch, labels: new Int32Array(batch.tokens.length).fill(-100) } : batch))
+    microBatches.map((batch, m) =>
+      which(m) ? { ...batch, labels: new Int32Array(batch.tokens.length).fill(-100) } : batch,
+    )
 
   it('a micro-batch without labels counts 0 tokens, and the others count right', async () => {
     const run = await fixtureState()
-    const half = await trainStep(run, masked(fixtureBatches(0, 4), (m) => m === 1), forwardStep)
+    const half = await trainStep(
+      run,
+      masked(fixtureBatches(0, 4), (m) => m === 1),
+      forwardStep,
+    )
     await run.dispose()
     const again = await fixtureState()
     const alone = await trainStep(again, fixtureBatches(0, 4).slice(0, 1), forwardStep)
@@ -88,7 +100,9 @@ describe('labels and ids', () => {
       message: expect.stringContaining('global batch of step 1'),
     })
     expect(run.step).toBe(0)
-    expect(relative((await trainStep(run, fixtureBatches(0), forwardStep)).loss, peerLosses[0] as number)).toBeLessThan(1e-6)
+    expect(relative((await trainStep(run, fixtureBatches(0), forwardStep)).loss, peerLosses[0] as number)).toBeLessThan(
+      1e-6,
+    )
   })
 
   it.each([
@@ -116,7 +130,8 @@ describe('gradients that are not finite', () => {
     async (ctx, model, batch) => {
       const result = await forwardStep(ctx, model, batch)
       const parameter = [...model.namedParameters()].find(([key]) => key === name)?.[1]
-      if (ctx.rng.step === at && parameter?.mainGrad) native.fill(ctx.stream.id, parameter.mainGrad.slice(ctx, 0, 0, 1).handle, Number.NaN)
+      if (ctx.rng.step === at && parameter?.mainGrad)
+        native.fill(ctx.stream.id, parameter.mainGrad.slice(ctx, 0, 0, 1).handle, Number.NaN)
       return result
     }
   const victim = 'decoder.layers.1.mlp.linear_fc1.weight'
@@ -133,7 +148,9 @@ describe('gradients that are not finite', () => {
     const before = await parameters()
     await expect(trainStep(run, fixtureBatches(1), forward)).rejects.toMatchObject({
       code: 'ERR_NOT_FINITE',
-      message: expect.stringMatching(/step 2: the gradient of decoder\.layers\.1\.mlp\.linear_fc1\.weight on rank 0 is not finite/),
+      message: expect.stringMatching(
+        /step 2: the gradient of decoder\.layers\.1\.mlp\.linear_fc1\.weight on rank 0 is not finite/,
+      ),
     })
     expect(await parameters()).toEqual(before)
   })
@@ -144,7 +161,9 @@ describe('gradients that are not finite', () => {
     expect(report.updated).toBe(false)
     expect(run.skippedSteps).toBe(1)
     expect(run.optimizer.updates).toBe(0)
-    expect(relative((await trainStep(run, fixtureBatches(0), forwardStep)).loss, peerLosses[0] as number)).toBeLessThan(1e-6)
+    expect(relative((await trainStep(run, fixtureBatches(0), forwardStep)).loss, peerLosses[0] as number)).toBeLessThan(
+      1e-6,
+    )
   })
 })
 
@@ -160,7 +179,9 @@ describe('what cannot run', () => {
     const config = runConfig({ model, scheduler: { lrWarmupIters: 0 } })
     await expect(setup(config, quiet)).rejects.toMatchObject({
       code: 'ERR_OUT_OF_MEMORY',
-      message: expect.stringMatching(/this run needs .* on this machine .* a smaller recipe: llama_tiny_cpu_pretrain_config/s),
+      message: expect.stringMatching(
+        /this run needs .* on this machine .* a smaller recipe: llama_tiny_cpu_pretrain_config/s,
+      ),
     })
   })
 })

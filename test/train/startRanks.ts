@@ -21,7 +21,8 @@ export interface Started {
 /** Starts `ranks` processes; one runs without the launcher. One thread each, so that any number of ranks computes alike. */
 export function start(task: Work, ranks = 1): Started {
   const script = join(here, 'worker.ts')
-  const launcher = ranks === 1 ? [] : [join(root, 'lib/cli/main.ts'), 'run', '--standalone', '--nproc-per-node', String(ranks)]
+  const launcher =
+    ranks === 1 ? [] : [join(root, 'lib/cli/main.ts'), 'run', '--standalone', '--nproc-per-node', String(ranks)]
   const child = spawn(process.execPath, ['--import', 'tsx', ...launcher, script, JSON.stringify(task)], {
     cwd: root,
     env: { ...process.env, VIADUCT_NUM_THREADS: '1' },

@@ -1,7 +1,8 @@
 // A rank of a training run for tests: the fixture's model on the fixture's data, as the JSON argument says. Rank 0 appends every
 // step to `metrics` and prints it.
-import { forwardStep, pretrain } from '../../lib/train/index.js'
+
 import { initDistributed } from '../../lib/parallel/world.js'
+import { forwardStep, pretrain } from '../../lib/train/index.js'
 import { fixtureConfig, fixtureData } from './fixtureRun.js'
 
 /** What the test asks for. */

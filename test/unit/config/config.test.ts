@@ -4,26 +4,47 @@ import { applyOverrides, applyYaml, toPlain, toYaml } from '../../../lib/config/
 import { configProblems, resolve } from '../../../lib/config/resolve.js'
 import { type RunConfig, runConfig } from '../../../lib/config/runConfig.js'
 import { GPTModelProvider } from '../../../lib/models/provider.js'
-import { llama32_1b_pretrain_config, llama_tiny_cpu_pretrain_config } from '../../../recipes/llama.js'
+import { llama_tiny_cpu_pretrain_config, llama32_1b_pretrain_config } from '../../../recipes/llama.js'
 
 const tiny = (): RunConfig =>
   runConfig({
-    model: new GPTModelProvider({ numLayers: 2, hiddenSize: 64, numAttentionHeads: 4, vocabSize: 100, maxPositionEmbeddings: 64, seqLength: 32 }),
+    model: new GPTModelProvider({
+      numLayers: 2,
+      hiddenSize: 64,
+      numAttentionHeads: 4,
+      vocabSize: 100,
+      maxPositionEmbeddings: 64,
+      seqLength: 32,
+    }),
     train: { trainIters: 10, globalBatchSize: 8, microBatchSize: 2 },
     scheduler: { lrWarmupIters: 2 },
   })
 
 describe('sealing', () => {
   it.each<[string, (cfg: RunConfig) => void, string]>([
-    ['snake_case', (cfg) => Object.assign(cfg.train, { train_iters: 3 }), '[config.train] expected a known key, got "train_iters": write trainIters'],
+    [
+      'snake_case',
+      (cfg) => Object.assign(cfg.train, { train_iters: 3 }),
+      '[config.train] expected a known key, got "train_iters": write trainIters',
+    ],
     ['a misspelling', (cfg) => Object.assign(cfg.optimizer, { wieghtDecay: 0 }), 'write weightDecay'],
     ['an unknown section', (cfg) => Object.assign(cfg, { optimiser: {} }), 'write optimizer'],
-    ['reading a wrong section', (cfg) => void ((cfg as unknown as { trian: { trainIters: number } }).trian.trainIters = 1), 'write train'],
-    ['the model', (cfg) => Object.assign(cfg.model, { tensor_model_parallel_size: 2 }), 'write tensorModelParallelSize'],
+    [
+      'reading a wrong section',
+      (cfg) => void ((cfg as unknown as { trian: { trainIters: number } }).trian.trainIters = 1),
+      'write train',
+    ],
+    [
+      'the model',
+      (cfg) => Object.assign(cfg.model, { tensor_model_parallel_size: 2 }),
+      'write tensorModelParallelSize',
+    ],
     ['undefined', (cfg) => Object.assign(cfg.rng, { seed: undefined }), 'expected a value for seed'],
     ['a section with a wrong key', (cfg) => Object.assign(cfg, { rng: { sede: 1 } }), 'write seed'],
   ])('%s throws at the assignment', (_, change, message) => {
-    expect(() => change(tiny())).toThrow(expect.objectContaining({ code: 'ERR_CONFIG', message: expect.stringContaining(message) }))
+    expect(() => change(tiny())).toThrow(
+      expect.objectContaining({ code: 'ERR_CONFIG', message: expect.stringContaining(message) }),
+    )
   })
 
   it('a section that is replaced keeps the defaults of what is left out', () => {
@@ -139,13 +160,33 @@ describe('resolve', () => {
 
   it.each<[string, (cfg: RunConfig) => void, number, string]>([
     ['world too small', (cfg) => (cfg.model.tensorModelParallelSize = 4), 2, 'tp·pp·cp = 4 but 2 ranks run'],
-    ['an axis that is not built', (cfg) => (cfg.model.pipelineModelParallelSize = 2), 2, 'pipelineModelParallelSize=2: pipeline parallelism is not built yet'],
+    [
+      'an axis that is not built',
+      (cfg) => (cfg.model.pipelineModelParallelSize = 2),
+      2,
+      'pipelineModelParallelSize=2: pipeline parallelism is not built yet',
+    ],
     ['a wrong type', (cfg) => Object.assign(cfg.train, { trainIters: 'ten' }), 1, 'train.trainIters: expected'],
     ['an unknown word', (cfg) => Object.assign(cfg.scheduler, { lrDecayStyle: 'cosin' }), 1, 'scheduler.lrDecayStyle'],
-    ['WSD without its length', (cfg) => (cfg.scheduler.lrDecayStyle = 'WSD'), 1, 'scheduler.lrWsdDecayIters must be set'],
-    ['a save interval without a folder', (cfg) => (cfg.checkpoint.saveInterval = 5), 1, 'checkpoint.saveInterval is set but checkpoint.save is null'],
+    [
+      'WSD without its length',
+      (cfg) => (cfg.scheduler.lrDecayStyle = 'WSD'),
+      1,
+      'scheduler.lrWsdDecayIters must be set',
+    ],
+    [
+      'a save interval without a folder',
+      (cfg) => (cfg.checkpoint.saveInterval = 5),
+      1,
+      'checkpoint.saveInterval is set but checkpoint.save is null',
+    ],
     ['no validation data', (cfg) => (cfg.dataset.split = '1'), 1, 'leaves no validation data'],
-    ['a sequence longer than positions', (cfg) => (cfg.model.seqLength = 65), 1, 'model.seqLength=65 is longer than model.maxPositionEmbeddings=64'],
+    [
+      'a sequence longer than positions',
+      (cfg) => (cfg.model.seqLength = 65),
+      1,
+      'model.seqLength=65 is longer than model.maxPositionEmbeddings=64',
+    ],
   ])('%s', (_, change, world, message) => {
     const cfg = tiny()
     change(cfg)

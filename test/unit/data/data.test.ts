@@ -12,7 +12,10 @@ import { MemoryTokens, MockDataset, TokenDataset, unigramEntropy } from '../../.
 import { Tokenizer } from '../../../lib/data/tokenizer.js'
 
 let folder = ''
-const text = Array.from({ length: 40 }, (_, i) => `The ${i}th tensor isn't here: naïve café 東京 🙂 {x} += y[${i}];\n\tdone  .`).join('\n')
+const text = Array.from(
+  { length: 40 },
+  (_, i) => `The ${i}th tensor isn't here: naïve café 東京 🙂 {x} += y[${i}];\n\tdone  .`,
+).join('\n')
 
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'viaduct-data-'))
@@ -60,7 +63,14 @@ describe('sample order', () => {
 describe('loader', () => {
   const dataset = new TokenDataset(new MemoryTokens(Int32Array.from({ length: 701 }, (_, i) => i)), 7)
   const loader = (rank: number, size: number, microBatchSize = 2) =>
-    new BatchLoader({ dataset, globalBatchSize: 8, microBatchSize, dataParallelRank: rank, dataParallelSize: size, seed: 3 })
+    new BatchLoader({
+      dataset,
+      globalBatchSize: 8,
+      microBatchSize,
+      dataParallelRank: rank,
+      dataParallelSize: size,
+      seed: 3,
+    })
 
   it('cuts neighbours that share one token, each label once', () => {
     expect(dataset.length).toBe(100)
@@ -91,9 +101,17 @@ describe('loader', () => {
   })
 
   it('reads every sample once an epoch', () => {
-    const one = new BatchLoader({ dataset, globalBatchSize: 10, microBatchSize: 5, dataParallelRank: 0, dataParallelSize: 1, seed: 1 })
+    const one = new BatchLoader({
+      dataset,
+      globalBatchSize: 10,
+      microBatchSize: 5,
+      dataParallelRank: 0,
+      dataParallelSize: 1,
+      seed: 1,
+    })
     const seen: number[] = []
-    for (let step = 0; step < 10; step++) for (const b of one.next()) for (let i = 0; i < 5; i++) seen.push(b.tokens[i * 7] as number)
+    for (let step = 0; step < 10; step++)
+      for (const b of one.next()) for (let i = 0; i < 5; i++) seen.push(b.tokens[i * 7] as number)
     expect(seen.sort((a, b) => a - b)).toEqual(Array.from({ length: 100 }, (_, i) => 7 * i))
   })
 

@@ -6,9 +6,21 @@ import { checkSampling, sampleToken } from '../../../lib/inference/sampling.js'
 describe('philox', () => {
   // Known answers of Random123's philox4x32-10.
   it.each([
-    [[0, 0, 0, 0], [0, 0], [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]],
-    [[0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff], [0xffffffff, 0xffffffff], [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]],
-    [[0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0], [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]],
+    [
+      [0, 0, 0, 0],
+      [0, 0],
+      [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8],
+    ],
+    [
+      [0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff],
+      [0xffffffff, 0xffffffff],
+      [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd],
+    ],
+    [
+      [0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344],
+      [0xa4093822, 0x299f31d0],
+      [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1],
+    ],
   ] as const)('%j', (counter, key, expected) => {
     expect(philox(counter, key)).toEqual(expected)
   })
@@ -38,7 +50,9 @@ describe('sampling', () => {
     const weights = [...logits].map((x) => Math.exp(x / 0.7))
     const total = weights.reduce((a, b) => a + b)
     // Exact up to one of 2000 places at each border.
-    spread({ temperature: 0.7 }).forEach((share, id) => void expect(Math.abs(share - (weights[id] as number) / total)).toBeLessThan(0.0015))
+    spread({ temperature: 0.7 }).forEach(
+      (share, id) => void expect(Math.abs(share - (weights[id] as number) / total)).toBeLessThan(0.0015),
+    )
   })
 
   it('top-k keeps ties with the last, top-p the fewest that reach p', () => {
@@ -48,7 +62,10 @@ describe('sampling', () => {
     expect(spread({ temperature: 1, topP: 0.85 }).map((share) => share > 0)).toEqual([false, true, true, false, true])
   })
 
-  it.each([{ temperature: -1 }, { topK: 0 }, { topP: 0 }, { topP: 1.5 }, { temperature: Number.NaN }])('%j is refused', (options) => {
-    expect(() => checkSampling(options)).toThrow(expect.objectContaining({ code: 'ERR_USAGE' }))
-  })
+  it.each([{ temperature: -1 }, { topK: 0 }, { topP: 0 }, { topP: 1.5 }, { temperature: Number.NaN }])(
+    '%j is refused',
+    (options) => {
+      expect(() => checkSampling(options)).toThrow(expect.objectContaining({ code: 'ERR_USAGE' }))
+    },
+  )
 })

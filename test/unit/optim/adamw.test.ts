@@ -92,7 +92,11 @@ describe('AdamW', () => {
     const parameter = parameterOf('matrix', start, 'bfloat16')
     const adam = new AdamW(ctx, [parameter], options)
     const slots = [...adam.state()]
-    expect(slots.map(({ name }) => name)).toEqual(['optimizer.exp_avg.matrix', 'optimizer.exp_avg_sq.matrix', 'optimizer.master.matrix'])
+    expect(slots.map(({ name }) => name)).toEqual([
+      'optimizer.exp_avg.matrix',
+      'optimizer.exp_avg_sq.matrix',
+      'optimizer.master.matrix',
+    ])
     const master = slots[2]?.tensor as Tensor
     expect(await master.toFloat32Array()).toEqual(start.data.map((x) => bfloat16Value(bfloat16Bits(x))))
     native.upload(ctx.stream.id, (parameter.mainGrad as Tensor).handle, of('matrix.grad.1').data)
@@ -109,7 +113,11 @@ describe('AdamW', () => {
     const run = async (scale: number, factor: number) => {
       const parameter = parameterOf('vector', of('vector.0'))
       const adam = new AdamW(ctx, [parameter], options)
-      native.upload(ctx.stream.id, (parameter.mainGrad as Tensor).handle, of('vector.grad.1').data.map((x) => x * scale))
+      native.upload(
+        ctx.stream.id,
+        (parameter.mainGrad as Tensor).handle,
+        of('vector.grad.1').data.map((x) => x * scale),
+      )
       adam.step(ctx, { lr: 1e-3, factor })
       const result = await parameter.data.toFloat32Array()
       adam.dispose()
@@ -132,7 +140,14 @@ describe('gradients', () => {
     const replica = new Parameter(replicated([5], { replica: 1 }), 'float32', { kind: 'constant', value: 0 })
     const padded = new Parameter(splitDim([5, 4], 0, 1, 2, 8), 'float32', { kind: 'constant', value: 0 })
     const shared = new Parameter(
-      rowRuns([8, 2], [{ start: 0, count: 2 }, { start: 4, count: 2, replica: 1 }, { start: 6, count: 2 }]),
+      rowRuns(
+        [8, 2],
+        [
+          { start: 0, count: 2 },
+          { start: 4, count: 2, replica: 1 },
+          { start: 6, count: 2 },
+        ],
+      ),
       'float32',
       { kind: 'constant', value: 0 },
     )
