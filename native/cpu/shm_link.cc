@@ -59,7 +59,7 @@ struct Header {
 
 size_t ringBytesFor(int size) {
   // At most 16 MiB a group; a ring that stays in the second-level cache is the fastest.
-  size_t bytes = size_t{512} << 10;
+  size_t bytes = size_t{256} << 10;
   const auto rings = static_cast<size_t>(size) * static_cast<size_t>(size - 1);
   while (bytes > (size_t{32} << 10) && rings * bytes > (size_t{16} << 20)) bytes /= 2;
   return bytes;
