@@ -99,7 +99,9 @@ export function llama_tiny_cpu_pretrain_config(): RunConfig {
   cfg.optimizer.lr = 3e-3
   cfg.optimizer.minLr = 3e-4
   cfg.optimizer.adamEps = 1e-8
-  cfg.scheduler.lrWarmupIters = 12
+  // A share, so that shorter and longer runs warm up in proportion.
+  cfg.scheduler.lrWarmupIters = 0
+  cfg.scheduler.lrWarmupFraction = 0.1
   cfg.dataset.split = '95,5'
   cfg.checkpoint.save = null
   cfg.checkpoint.load = null

@@ -137,7 +137,7 @@ function scheduleProblems(config: RunConfig): string[] {
   say(
     warmup >= decay && scheduler.lrDecayStyle !== 'constant',
     `scheduler.lrWarmupIters=${warmup} must be less than scheduler.lrDecayIters=${decay}` +
-      (scheduler.lrDecayIters === null ? ' (train.trainIters)' : ''),
+      `${scheduler.lrDecayIters === null ? ' (train.trainIters)' : ''}: shorten the warm-up or set a longer decay`,
   )
   if (scheduler.lrDecayStyle === 'WSD') {
     const wsd = scheduler.lrWsdDecayIters

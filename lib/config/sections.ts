@@ -237,7 +237,7 @@ export const defaults: Sections = {
   },
   scheduler: {
     lrDecayStyle: 'cosine',
-    lrWarmupIters: 500,
+    lrWarmupIters: 0,
     lrWarmupFraction: null,
     lrWarmupInit: 0,
     lrDecayIters: null,

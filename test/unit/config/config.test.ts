@@ -151,7 +151,7 @@ describe('resolve', () => {
       'model.ffnHiddenSize=256 must be divisible by model.tensorModelParallelSize=3',
       'train.globalBatchSize=7 must be divisible by train.microBatchSize=2 times the data-parallel size 2 (6 ranks / tp·pp·cp = 3)',
       'optimizer.minLr=1 is larger than optimizer.lr=0.0003',
-      'scheduler.lrWarmupIters=20 must be less than scheduler.lrDecayIters=10 (train.trainIters)',
+      'scheduler.lrWarmupIters=20 must be less than scheduler.lrDecayIters=10 (train.trainIters): shorten the warm-up or set a longer decay',
       'tokenizer.vocabSize=200 is more than model.vocabSize=100: tokens would have no embedding',
       'dataset.path must be set for dataset.kind=text',
       'dataset.kind=text needs tokenizer.tokenizerType=HuggingFaceTokenizer',
