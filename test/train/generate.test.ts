@@ -5,6 +5,7 @@ import { AutoBridge } from '../../lib/bridge/autoBridge.js'
 import { generate, generateSteps } from '../../lib/inference/generate.js'
 import type { DistributedModel } from '../../lib/models/distributedModel.js'
 import { trainingFixture } from './fixtureRun.js'
+import { startScript } from './startRanks.js'
 
 let model: DistributedModel
 beforeAll(async () => {
@@ -47,15 +48,29 @@ describe('greedy', () => {
   })
 })
 
-describe('sampling', () => {
-  const options = { maxNewTokens: 20, temperature: 1, topK: 50, topP: 0.95 }
+const options = { maxNewTokens: 20, temperature: 1, topK: 50, topP: 0.95 }
 
+describe('sampling', () => {
   it('depends on seed, sequence and position alone', async () => {
     const first = await generate(model, prompts, { ...options, seed: 3 })
     expect(await generate(model, prompts, { ...options, seed: 3, useCache: false })).toEqual(first)
     expect(await generate(model, prompts, { ...options, seed: 4 })).not.toEqual(first)
     expect(await generate(model, [prompts[0] as number[]], { ...options, seed: 3 })).toEqual([first[0]])
   })
+})
+
+describe('tensor parallelism', () => {
+  it('two ranks give the tokens of one, greedy and sampled', async () => {
+    const started = startScript('generateRank.ts', [], 2)
+    expect(await started.end, started.lines.join('\n')).toBe(0)
+    const line = started.lines.find((text) => text.includes('RESULT '))
+    const ranks = JSON.parse(line?.slice(line.indexOf('RESULT ') + 7) ?? '[]') as unknown[]
+    const alone = {
+      greedy: await generate(model, prompts, { maxNewTokens: 40 }),
+      sampled: await generate(model, prompts, { ...options, seed: 3 }),
+    }
+    expect(ranks).toEqual([alone, alone])
+  }, 60_000)
 })
 
 describe('bad input', () => {

@@ -20,10 +20,15 @@ export interface Started {
 
 /** Starts `ranks` processes; one runs without the launcher. One thread each, so that any number of ranks computes alike. */
 export function start(task: Work, ranks = 1): Started {
-  const script = join(here, 'worker.ts')
+  return startScript('worker.ts', [JSON.stringify(task)], ranks)
+}
+
+/** Starts a script of this folder. */
+export function startScript(name: string, args: readonly string[], ranks: number): Started {
+  const script = join(here, name)
   const launcher =
     ranks === 1 ? [] : [join(root, 'lib/cli/main.ts'), 'run', '--standalone', '--nproc-per-node', String(ranks)]
-  const child = spawn(process.execPath, ['--import', 'tsx', ...launcher, script, JSON.stringify(task)], {
+  const child = spawn(process.execPath, ['--import', 'tsx', ...launcher, script, ...args], {
     cwd: root,
     env: { ...process.env, VIADUCT_NUM_THREADS: '1' },
     stdio: ['ignore', 'pipe', 'pipe'],
