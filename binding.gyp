@@ -1,6 +1,7 @@
 # One target, the addon. Sources, defines, include folders and libraries are listed by deploy/addon.mjs, so that a new
 # .cc file under native/ needs no edit here. Vector code is chosen at run time by Highway, hence no -march; no
-# floating-point contraction by the compiler, so that results depend on the code alone.
+# floating-point contraction by the compiler, so that results depend on the code alone. Never unloaded (nodelete): threads
+# of the kernels sleep in it.
 {
   "targets": [
     {
@@ -17,7 +18,7 @@
         "-std=c++17", "-O3", "-g0", "-fPIC", "-fopenmp", "-fexceptions", "-frtti", "-fvisibility=hidden",
         "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-cast-function-type", "-Wno-maybe-uninitialized"
       ],
-      "ldflags": ["-fopenmp", "-Wl,--as-needed", "-Wl,--gc-sections"],
+      "ldflags": ["-fopenmp", "-Wl,--as-needed", "-Wl,--gc-sections", "-Wl,-z,nodelete"],
       "libraries": ["<!@(node deploy/addon.mjs --gyp libraries)", "-lgomp", "-ldl", "-lpthread"],
       "conditions": [
         ["OS=='mac'", {

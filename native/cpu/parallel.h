@@ -1,30 +1,33 @@
-// Threads of the CPU kernels: one OpenMP team, entered by the stream's worker. Work is cut by shape alone, so results do
-// not depend on the number of threads.
+// Threads of the CPU kernels: one team a process, entered by a stream's worker. Work is cut by shape alone, so results do not
+// depend on the number of threads. Nobody waits for a thread that has not begun: where others take the cores, who called
+// does the work alone.
 #pragma once
 
 #include <cstdint>
 
 namespace viaduct::cpu {
 
-/// Threads a kernel may use; at least 1.
+/// Threads a kernel may use, the caller's included; at least 1.
 int numThreads();
 void setNumThreads(int n);
 
+/// Runs task(context, i) for i in [0, tasks) on the caller and the team; returns when all are done. A call from within a
+/// task, or while another thread has the team, runs on the caller alone.
+void runTeam(int64_t tasks, void (*task)(const void* context, int64_t i), const void* context);
+
 /// Calls f(i) for i in [0, tasks), each once, in any order, on any thread of the team. f must not throw.
 template <typename F>
-void parallelFor(int64_t tasks, F&& f) {
-  const int threads = numThreads();
-  if (tasks <= 1 || threads <= 1) {
+void parallelFor(int64_t tasks, const F& f) {
+  if (tasks <= 1 || numThreads() <= 1) {
     for (int64_t i = 0; i < tasks; ++i) f(i);
     return;
   }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t i = 0; i < tasks; ++i) f(i);
+  runTeam(tasks, [](const void* context, int64_t i) { (*static_cast<const F*>(context))(i); }, &f);
 }
 
 /// Cuts [0, n) into chunks of `grain` and calls f(begin, end) for each.
 template <typename F>
-void parallelChunks(int64_t n, int64_t grain, F&& f) {
+void parallelChunks(int64_t n, int64_t grain, const F& f) {
   const int64_t tasks = (n + grain - 1) / grain;
   parallelFor(tasks, [&](int64_t t) {
     const int64_t begin = t * grain;
