@@ -100,7 +100,12 @@ export async function trainConfig(
   } else {
     const model = provider as NonNullable<typeof provider>
     model.seqLength = Math.min(512, model.maxPositionEmbeddings)
-    config = runConfig({ model, mixedPrecision: model.paramsDtype === 'float32' ? 'fp32' : 'bf16_mixed' })
+    config = runConfig({
+      model,
+      mixedPrecision: model.paramsDtype === 'float32' ? 'fp32' : 'bf16_mixed',
+      // Also a small text leaves a sequence for validation.
+      dataset: { split: '95,5' },
+    })
   }
   if (flags.hf !== undefined) {
     config.checkpoint.pretrainedCheckpoint = absolute(flags.hf)

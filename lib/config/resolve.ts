@@ -161,7 +161,7 @@ function dataProblems({ dataset, tokenizer, model, checkpoint, validation, dist 
   say(dataset.kind !== 'mock' && dataset.path === null, `dataset.path must be set for dataset.kind=${dataset.kind}`)
   say(
     dataset.kind === 'text' && tokenizer.tokenizerType !== 'HuggingFaceTokenizer',
-    'dataset.kind=text needs tokenizer.tokenizerType=HuggingFaceTokenizer',
+    'dataset.kind=text needs tokenizer.tokenizerType=HuggingFaceTokenizer and tokenizer.tokenizerModel (--tokenizer DIR)',
   )
   say(
     tokenizer.tokenizerType === 'HuggingFaceTokenizer' && tokenizer.tokenizerModel === null,

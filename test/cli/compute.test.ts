@@ -1,0 +1,172 @@
+// `viaduct logits` and `viaduct generate` on one rank and on real ranks, from a folder and from a checkpoint.
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, test } from 'vitest'
+import { type HostTensor, readSafetensorsFile } from '../fixtures/safetensorsFile.js'
+import { temporaryFolder } from '../hostile/temporary.js'
+import { copyFixture, viaduct, viaductJson, writeInputs } from './commandLine.js'
+import { writeWords } from './wordsFolder.js'
+
+const folder = temporaryFolder()
+const inside = (...names: string[]) => join(folder, ...names)
+const inputs = ['input_ids', 'attention_mask', 'position_ids', 'labels']
+
+const norm = (x: Float32Array) => Math.sqrt(x.reduce((sum, v) => sum + v * v, 0))
+const largest = (x: Float32Array) => x.reduce((most, v) => Math.max(most, Math.abs(v)), 0)
+const minus = (a: Float32Array, b: Float32Array) => a.map((v, i) => v - (b[i] as number))
+
+/** The numbers of DESIGN section 5 for float32: logits 1e-5 of the largest, gradients 1e-4 of their norm, loss 1e-6. */
+function expectEqual(got: ReadonlyMap<string, HostTensor>, expected: ReadonlyMap<string, HostTensor>): void {
+  const data = (tensors: ReadonlyMap<string, HostTensor>, name: string) => (tensors.get(name) as HostTensor).data
+  expect(got.get('logits')?.shape).toEqual(expected.get('logits')?.shape)
+  expect(largest(minus(data(got, 'logits'), data(expected, 'logits')))).toBeLessThan(
+    1e-5 * largest(data(expected, 'logits')),
+  )
+  const [ours, theirs] = [got, expected].map((tensors) => data(tensors, 'loss')[0] as number) as [number, number]
+  expect(Math.abs(ours / theirs - 1)).toBeLessThan(1e-6)
+  const names = [...expected.keys()].filter((name) => name.startsWith('grad.'))
+  expect([...got.keys()].filter((name) => name.startsWith('grad.')).sort()).toEqual(names.sort())
+  const global = Math.sqrt(names.reduce((sum, name) => sum + norm(data(expected, name)) ** 2, 0))
+  for (const name of names) {
+    const floor = Math.max(norm(data(expected, name)), (1e-3 * global) / Math.sqrt(names.length))
+    expect(norm(minus(data(got, name), data(expected, name))) / floor, name).toBeLessThan(1e-4)
+  }
+}
+
+describe('logits', () => {
+  test.each([
+    ['plain', '1'],
+    ['plain', '2'],
+    ['plain', '4'],
+    ['tied_bias', '2'],
+    ['padded_left', '2'],
+    ['positions', '1'],
+  ])('and gradients of %s at tp %s are those of Transformers', async (name, tp) => {
+    const own = `${name}-${tp}`
+    const expected = copyFixture(name, inside(own))
+    writeInputs(inside(own, 'in.safetensors'), new Map([...expected].filter(([key]) => inputs.includes(key))))
+    const args = [
+      'logits',
+      own,
+      '--input',
+      join(own, 'in.safetensors'),
+      '--output',
+      `${own}.safetensors`,
+      '--grads',
+      '--tp',
+      tp,
+    ]
+    const report = await viaductJson<{ shape: number[]; loss: number; gradients: number }>(folder, args)
+    const got = readSafetensorsFile(inside(`${own}.safetensors`))
+    expectEqual(got, expected)
+    expect(report.loss).toBeCloseTo(got.get('loss')?.data[0] as number, 6)
+  })
+
+  test('of a checkpoint are those of its folder', async () => {
+    const expected = copyFixture('plain', inside('folder'))
+    writeInputs(inside('in.safetensors'), new Map([['input_ids', expected.get('input_ids') as HostTensor]]))
+    expect((await viaduct(folder, 'import', 'folder', 'ckpt', '--tp', '2')).code).toBe(0)
+    for (const dir of ['folder', 'ckpt']) {
+      const { code, stdout } = await viaduct(
+        folder,
+        'logits',
+        dir,
+        '--input',
+        'in.safetensors',
+        '--output',
+        `${dir}.out`,
+      )
+      expect([code, stdout]).toEqual([0, `${dir}.out\n`])
+    }
+    expect(readFileSync(inside('ckpt.out')).equals(readFileSync(inside('folder.out')))).toBe(true)
+  })
+
+  test('of wrong inputs are refused, on every rank, and nothing is written', async () => {
+    const ids = (values: number[]) =>
+      new Map([['input_ids', { shape: [1, values.length], data: Float32Array.from(values) }]])
+    copyFixture('plain', inside('model'))
+    writeInputs(inside('large.safetensors'), ids([1, 2, 97]))
+    writeInputs(inside('other.safetensors'), new Map([['tokens', { shape: [1, 1], data: Float32Array.of(1) }]]))
+    writeFileSync(inside('broken.safetensors'), 'no header')
+    for (const [input, code, tp] of [
+      ['large', 'ERR_TOKEN_ID', '2'],
+      ['other', 'ERR_DATA', '1'],
+      ['broken', 'ERR_SAFETENSORS', '1'],
+      ['absent', 'ERR_FILE_MISSING', '1'],
+    ] as const) {
+      const ended = await viaduct(
+        folder,
+        'logits',
+        'model',
+        '--input',
+        `${input}.safetensors`,
+        '--output',
+        'none.safetensors',
+        '--tp',
+        tp,
+      )
+      expect([input, ended.code]).toEqual([input, 3])
+      expect(ended.stderr).toContain(code)
+      expect(existsSync(inside('none.safetensors'))).toBe(false)
+    }
+    const layout = await viaduct(
+      folder,
+      'logits',
+      'model',
+      '--input',
+      'large.safetensors',
+      '--output',
+      'none.safetensors',
+      '--tp',
+      '3',
+    )
+    expect(layout.code).toBe(2)
+    expect(layout.stderr).toContain('numAttentionHeads=4')
+  })
+})
+
+describe('generate', () => {
+  beforeAll(() => {
+    writeWords(inside('words'))
+  })
+
+  const greedy = ['generate', 'words', '--prompt', 'the cat', '--max-new-tokens', '24', '--ignore-eos']
+
+  test('gives the same greedy tokens at tp 1 and 2, streamed and as JSON', async () => {
+    const one = await viaductJson<{ tokens: number[]; text: string }>(folder, greedy)
+    const two = await viaductJson<{ tokens: number[]; text: string }>(folder, [...greedy, '--tp', '2'])
+    expect(one.tokens).toHaveLength(24)
+    expect(new Set(one.tokens).size).toBeGreaterThan(2)
+    expect(two.tokens).toEqual(one.tokens)
+    expect(two.text).toBe(one.text)
+    const streamed = await viaduct(folder, ...greedy, '--tp', '2')
+    expect(streamed.stdout).toBe(`the cat${one.text}\n`)
+    expect(streamed.stderr).toContain('24 tokens')
+  })
+
+  test('samples by seed', async () => {
+    const sampled = (seed: string) =>
+      viaductJson<{ tokens: number[] }>(folder, [
+        ...greedy,
+        '--temperature',
+        '1',
+        '--top-k',
+        '50',
+        '--top-p',
+        '0.95',
+        '--seed',
+        seed,
+      ])
+    const [a, again, b] = [await sampled('1'), await sampled('1'), await sampled('2')]
+    expect(again.tokens).toEqual(a.tokens)
+    expect(b.tokens).not.toEqual(a.tokens)
+  })
+
+  test('names what is wrong', async () => {
+    copyFixture('plain', inside('mute'))
+    const mute = await viaduct(folder, 'generate', 'mute', '--prompt', 'x')
+    expect([mute.code, mute.stderr]).toEqual([3, expect.stringContaining('tokenizer.json')])
+    const cold = await viaduct(folder, ...greedy, '--temperature', '-1')
+    expect([cold.code, cold.stderr]).toEqual([2, expect.stringContaining('--temperature')])
+  })
+})

@@ -1,0 +1,197 @@
+// `viaduct train`: a few steps, a checkpoint, the same numbers after a resume, SIGTERM, and what is refused before a step.
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { describe, expect, test } from 'vitest'
+import { digestsOf, temporaryFolder } from '../hostile/temporary.js'
+import { startViaduct, viaduct, viaductJson } from './commandLine.js'
+import { writeWords } from './wordsFolder.js'
+
+const folder = temporaryFolder()
+const inside = (...names: string[]) => join(folder, ...names)
+
+interface Result {
+  readonly step: number
+  readonly losses: readonly number[]
+  readonly validation: { readonly loss: number } | null
+  readonly checkpoint: string | null
+  readonly reason: string
+}
+
+const tiny = [
+  'llama_tiny_cpu_pretrain_config',
+  'model.num_layers=1',
+  'model.seq_length=32',
+  'model.vocab_size=128',
+  'train.global_batch_size=4',
+  'train.micro_batch_size=2',
+  'scheduler.lr_warmup_fraction=0.2',
+  'scheduler.lr_decay_iters=6',
+]
+
+describe('train', () => {
+  test('trains, saves, and resumes bit for bit', async () => {
+    const whole = await viaductJson<Result>(folder, ['train', ...tiny, 'train.train_iters=6', '--save', 'whole'])
+    expect(whole).toMatchObject({ step: 6, reason: 'done', checkpoint: inside('whole', 'iter_0000006') })
+    expect(whole.losses).toHaveLength(6)
+    expect(whole.losses[0]).toBeCloseTo(Math.log(128), 0)
+    const first = await viaductJson<Result>(folder, ['train', ...tiny, 'train.train_iters=4', '--save', 'parts'])
+    const second = await viaductJson<Result>(folder, ['train', ...tiny, 'train.train_iters=6', '--save', 'parts'])
+    expect([...first.losses, ...second.losses]).toEqual(whole.losses)
+    expect(second.losses).toHaveLength(2)
+    const weights = (dir: string) =>
+      digestsOf(inside(dir, 'iter_0000006')).filter((line) => line.includes('.safetensors'))
+    expect(weights('parts')).toEqual(weights('whole'))
+    expect(weights('parts').length).toBeGreaterThan(0)
+  })
+
+  test('prints a line a step on two ranks, and the result exports', async () => {
+    const { code, stdout, stderr } = await viaduct(
+      folder,
+      'train',
+      ...tiny,
+      'train.train_iters=3',
+      '--save',
+      'two',
+      '--tp',
+      '2',
+    )
+    expect([code, stderr]).toEqual([0, ''])
+    expect(stdout).toMatch(/layout +2 ranks: tp 2, dp 1/)
+    expect(stdout.match(/^ +[123] +\d\.\d{5} /gm)).toHaveLength(3)
+    expect((await viaduct(folder, 'export', 'two', 'two-hf')).code).toBe(0)
+    expect(JSON.parse(readFileSync(inside('two-hf', 'config.json'), 'utf8'))).toMatchObject({
+      architectures: ['LlamaForCausalLM'],
+      vocab_size: 128,
+    })
+    expect((await viaduct(folder, 'verify', 'two-hf', '--ckpt', 'two', '--tp', '2')).code).toBe(0)
+  })
+
+  test('goes on from a Hugging Face folder, on text, and generates from the checkpoint', async () => {
+    writeWords(inside('words'))
+    mkdirSync(inside('text'))
+    writeFileSync(inside('text', 'a.txt'), 'the cat sat on the mat. '.repeat(400))
+    const args = [
+      'train',
+      '--hf',
+      'words',
+      '--data',
+      'text',
+      '--save',
+      'tuned',
+      'train.train_iters=4',
+      'train.global_batch_size=2',
+    ]
+    const { losses, checkpoint } = await viaductJson<Result>(folder, [...args, 'model.seq_length=32'])
+    expect(losses).toHaveLength(4)
+    expect(losses[3]).toBeLessThan(losses[0] as number)
+    expect(checkpoint).toBe(inside('tuned', 'iter_0000004'))
+    const { tokens } = await viaductJson<{ tokens: number[] }>(folder, [
+      'generate',
+      'tuned',
+      '--prompt',
+      'the',
+      '--max-new-tokens',
+      '4',
+      '--ignore-eos',
+    ])
+    expect(tokens).toHaveLength(4)
+    // The tokenizer has 260 tokens: a model with fewer rows is refused before a step.
+    const small = await viaduct(folder, 'train', ...tiny, '--tokenizer', 'words', '--data', 'text')
+    expect([small.code, small.stderr]).toEqual([2, expect.stringMatching(/260 tokens but model.vocabSize=128/)])
+  })
+
+  test('--dry-run tells configuration and price and starts nothing', async () => {
+    const { code, stdout, stderr } = await viaduct(
+      folder,
+      'train',
+      ...tiny,
+      'train.train_iters=9999',
+      '--save',
+      'dry',
+      '--tp',
+      '2',
+      '--dry-run',
+    )
+    expect(code).toBe(0)
+    expect(stdout).toContain('trainIters: 9999')
+    expect(stdout).toContain('tensorModelParallelSize: 2')
+    expect(stderr).toMatch(/memory +\d/)
+    expect(existsSync(inside('dry'))).toBe(false)
+    const json = await viaductJson<{ ranks: number; config: { train: { trainIters: number } } }>(folder, [
+      'train',
+      ...tiny,
+      'train.train_iters=7',
+      '--dry-run',
+      '--tp',
+      '2',
+    ])
+    expect(json).toMatchObject({ ranks: 2, config: { train: { trainIters: 7 } } })
+    // What it prints is a configuration again.
+    writeFileSync(inside('run.yaml'), `recipe: llama_tiny_cpu_pretrain_config\n${stdout}`)
+    const again = await viaduct(folder, 'train', 'run.yaml', '--dry-run')
+    expect(again.code).toBe(0)
+    expect(again.stdout).toBe(stdout)
+  })
+
+  test('finishes the step, saves, and exits with 143 on SIGTERM', async () => {
+    for (const tp of ['1', '2']) {
+      const { child, ended } = startViaduct(
+        folder,
+        'train',
+        ...tiny,
+        'train.train_iters=100000',
+        'scheduler.lr_decay_iters=100000',
+        '--save',
+        `term${tp}`,
+        '--tp',
+        tp,
+      )
+      let seen = ''
+      await new Promise<void>((go) => {
+        child.stdout?.on('data', (chunk) => {
+          seen += chunk
+          if (/^ +2 +\d\.\d{5} /m.test(seen)) go()
+        })
+        child.on('close', () => go())
+      })
+      child.kill('SIGTERM')
+      const { code, signal, stdout, stderr } = await ended
+      expect([code, signal], stderr).toEqual([143, null])
+      expect(stdout).toContain('SIGTERM')
+      const [saved] = readdirSync(inside(`term${tp}`)).filter((name) => name.startsWith('iter_'))
+      expect(readFileSync(inside(`term${tp}`, 'latest_checkpointed_iteration.txt'), 'utf8').trim()).toBe(
+        String(Number(saved?.slice(5))),
+      )
+      const step = Number(saved?.slice(5))
+      expect(step).toBeGreaterThan(1)
+      const after = await viaductJson<Result>(folder, [
+        'train',
+        ...tiny,
+        `train.train_iters=${step + 1}`,
+        'scheduler.lr_decay_iters=100000',
+        '--save',
+        `term${tp}`,
+      ])
+      expect(after.losses).toHaveLength(1)
+    }
+  })
+
+  test('tells all that is wrong before a process starts', async () => {
+    for (const [args, code, words] of [
+      [['nope_config'], 2, 'viaduct recipes'],
+      [['llama_tiny_cpu_pretrain_confg'], 2, 'did you mean llama_tiny_cpu_pretrain_config'],
+      [[...tiny, 'train.train_itres=1'], 2, 'trainIters'],
+      [[...tiny, 'train.train_iters=many'], 2, 'trainIters'],
+      [[...tiny, 'train.global_batch_size=3', 'scheduler.lr_warmup_iters=999'], 2, 'globalBatchSize=3'],
+      [[...tiny, '--pp', '2'], 2, 'pipelineModelParallelSize'],
+      [[...tiny, '--data', 'no-such-text'], 2, '--tokenizer'],
+      [[...tiny, '--tokenizer', 'words', '--data', 'no-such-text', 'model.vocab_size=260'], 3, 'no-such-text'],
+      [['missing.yaml'], 3, 'missing.yaml'],
+      [['--hf', 'meta-llama/Llama-3.2-1B'], 2, 'hub id'],
+      [[], 2, 'expected a recipe'],
+    ] as const) {
+      const ended = await viaduct(folder, 'train', ...args)
+      expect([args.at(-1), ended.code, ended.stderr]).toEqual([args.at(-1), code, expect.stringContaining(words)])
+    }
+  })
+})
