@@ -42,7 +42,11 @@ HWY_INLINE hn::Vec<D> LoadFloat(D d, const hwy::float16_t* p) {
 }
 HWY_INLINE float ScalarFloat(const float* p) { return *p; }
 HWY_INLINE float ScalarFloat(const hwy::bfloat16_t* p) { return toFloat(BF16{p->bits}); }
-HWY_INLINE float ScalarFloat(const hwy::float16_t* p) { return toFloat(F16{p->bits}); }
+HWY_INLINE float ScalarFloat(const hwy::float16_t* p) {
+  F16 bits;  // a native type on Arm, a struct elsewhere
+  std::memcpy(&bits, p, sizeof(bits));
+  return toFloat(bits);
+}
 
 // Four lines of four -> four columns, dst[j * ldd + 0..3].
 HWY_INLINE void Transpose4(hn::Vec<DF4> r0, hn::Vec<DF4> r1, hn::Vec<DF4> r2, hn::Vec<DF4> r3, float* HWY_RESTRICT dst,
