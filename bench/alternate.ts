@@ -15,10 +15,11 @@ export interface Runner {
   run(): Promise<number>
 }
 
-async function timed({ side, run }: Runner): Promise<Timed> {
-  const before = cpuTimes([side.pid])
-  const seconds = await run()
-  return { seconds, foreign: foreignShare(before, cpuTimes([side.pid])) }
+async function timed(runner: Runner): Promise<Timed> {
+  const pids = [runner.side.pid]
+  const before = cpuTimes(pids)
+  const seconds = await runner.run()
+  return { seconds, foreign: foreignShare(before, cpuTimes(pids)) }
 }
 
 /**
