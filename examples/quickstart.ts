@@ -117,7 +117,7 @@ await step('Write a small Llama in Hugging Face format', async () => {
     tie_word_embeddings: true,
     bos_token_id: 0,
     eos_token_id: 0,
-    initializer_range: 0.02,
+    initializer_range: cfg.model.initMethodStd,
     torch_dtype: 'float32',
   })
   const model = await bridge.toMegatronModel()

@@ -19,7 +19,7 @@ export const recipes: readonly Recipe[] = [
   {
     name: 'llama_tiny_cpu_pretrain_config',
     family: 'llama',
-    description: 'A Llama of 2 million parameters for a CPU, float32, about a minute',
+    description: 'A Llama of 0.7 million parameters for a CPU, float32, about a minute',
     config: llama_tiny_cpu_pretrain_config,
   },
 ]
