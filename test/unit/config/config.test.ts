@@ -154,7 +154,7 @@ describe('resolve', () => {
       'scheduler.lrWarmupIters=20 must be less than scheduler.lrDecayIters=10 (train.trainIters): shorten the warm-up or set a longer decay',
       'tokenizer.vocabSize=200 is more than model.vocabSize=100: tokens would have no embedding',
       'dataset.path must be set for dataset.kind=text',
-      'dataset.kind=text needs tokenizer.tokenizerType=HuggingFaceTokenizer',
+      'dataset.kind=text needs tokenizer.tokenizerType=HuggingFaceTokenizer and tokenizer.tokenizerModel (--tokenizer DIR)',
     ])
   })
 
