@@ -48,6 +48,11 @@ class Backend {
   virtual std::unique_ptr<Stream> createStream(int64_t id) = 0;
   virtual void setNumThreads(int64_t n) = 0;
   virtual int64_t numThreads() const = 0;
+  /// Which matmul runs, where there is a choice: "auto", or on the CPU "builtin" or "onednn". Process-wide.
+  virtual void setMatmulEngine(const std::string& engine) {
+    VIADUCT_CHECK(engine == "auto", "ERR_UNSUPPORTED", name(),
+                  "expected matmul engine auto, got " + engine + ": there is no other");
+  }
 
   /// Whether `op` (a method name below) runs for this dtype; with `why` filled when not.
   virtual bool supports(const std::string& op, DType dtype, std::string* why) const = 0;

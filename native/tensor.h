@@ -51,6 +51,7 @@ struct TensorRef {
   int64_t dim(int i) const { return shape[i < 0 ? ndim + i : i]; }
   /// Row-major without gaps.
   bool contiguous() const {
+    if (numel() == 0) return true;
     int64_t expected = 1;
     for (int i = ndim - 1; i >= 0; --i) {
       if (shape[i] != 1 && stride[i] != expected) return false;

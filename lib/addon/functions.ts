@@ -121,6 +121,7 @@ export interface Addon {
   setMemoryLimit(device: Device, bytes: integer): void
   trimMemory(device: Device): number
   setNumThreads(device: Device, threads: integer): void
+  setMatmulEngine(device: Device, engine: string): void
   supports(device: Device, op: string, dtype: DType): string
   empty(stream: integer, shape: Dims, dtype: DType): number
   view(handle: integer, shape: Dims, strides: Dims, offset: integer): number

@@ -24,6 +24,7 @@ void resetPeak(Backend& device) { device.resetPeak(); }
 void setMemoryLimit(Backend& device, int64_t bytes) { device.setMemoryLimit(bytes); }
 int64_t trimMemory(Backend& device) { return device.trim(); }
 void setNumThreads(Backend& device, int64_t n) { device.setNumThreads(n); }
+void setMatmulEngine(Backend& device, const std::string& engine) { device.setMatmulEngine(engine); }
 
 /// Empty text: supported; else the reason.
 std::string supports(Backend& device, const std::string& op, DType dtype) {
@@ -126,6 +127,7 @@ std::vector<Row> memoryRows() {
       row("setMemoryLimit", &setMemoryLimit),
       row("trimMemory", &trimMemory),
       row("setNumThreads", &setNumThreads),
+      row("setMatmulEngine", &setMatmulEngine),
       row("supports", &supports),
       row("empty", &empty),
       row("view", &view),

@@ -41,6 +41,7 @@ class CpuBackend final : public Backend {
   void addBias(Stream& s, Out y, In x, In bias) override;
 
   // matmul.cc
+  void setMatmulEngine(const std::string& engine) override;
   void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
 
   // norm.cc

@@ -226,6 +226,8 @@ std::string matmulEngine(DType dtype) {
   return usesOneDnn(dtype) ? onednn::version() : std::string("builtin ") + simdTarget();
 }
 
+void CpuBackend::setMatmulEngine(const std::string& name) { cpu::setMatmulEngine(name); }
+
 void CpuBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) {
   const auto isFloat = [](DType t) { return t == DType::F32 || t == DType::BF16 || t == DType::F16; };
   VIADUCT_CHECK(y.ndim == 2 && a.ndim == 2 && b.ndim == 2, "ERR_SHAPE", "matmul",
