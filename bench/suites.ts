@@ -1,7 +1,7 @@
 // What is measured: one function a suite. Each makes the same work for both sides, holds their results against each other, and
 // gives rows. Sizes are those of peer.py.
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, rmSync } from 'node:fs'
+import { existsSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { alternate, type Runner } from './alternate.js'
 import type { EnqueueCost } from './enqueue.js'
@@ -83,9 +83,11 @@ async function rowOf(options: BenchOptions, about: About, pairs: readonly Pair[]
   }
 }
 
-async function modelFolder(options: BenchOptions, size: SizeName, peer: Side): Promise<string> {
+const isMade = (folder: string) => existsSync(join(folder, 'config.json'))
+
+async function modelFolder(options: BenchOptions, size: SizeName, peer: Side | undefined): Promise<string> {
   const folder = join(options.work, size)
-  if (!existsSync(join(folder, 'config.json'))) await peer.call('make', { folder, size })
+  if (!isMade(folder)) await peer?.call('make', { folder, size })
   return folder
 }
 
@@ -135,7 +137,7 @@ export async function trainSuite(options: BenchOptions): Promise<Row[]> {
       const work = `training step (${size}), ${dtype}`
       process.stderr.write(`${work} `)
       await withSides(options, peerKinds, async ({ ours, peers }) => {
-        const folder = await modelFolder(options, size, (peers[0] as { side: Side }).side)
+        const folder = await modelFolder(options, size, peers[0]?.side)
         const mixed = dtype === 'bfloat16'
         await ours.call('load', { folder, mode: mixed ? 'mixed' : 'float32', train: true, batch: [batch, seqLength] })
         const own = new Trainer(ours, tokens)
@@ -176,7 +178,7 @@ export async function decodeSuite(options: BenchOptions): Promise<Row[]> {
       const work = `greedy decoding (${size}), ${mode}, ${options.newTokens} tokens after ${promptLength}`
       process.stderr.write(`${work} `)
       await withSides(options, peerKinds, async ({ ours, peers }) => {
-        const folder = await modelFolder(options, size, (peers[0] as { side: Side }).side)
+        const folder = await modelFolder(options, size, peers[0]?.side)
         const given = new Map<Side, string>()
         const runner = (side: Side): Runner => ({
           side,
@@ -224,8 +226,7 @@ export async function convertSuite(options: BenchOptions): Promise<Row[]> {
   const kinds = peerKinds.slice(0, 1)
   await withSides(options, kinds, async ({ ours, peers }) => {
     const { side } = peers[0] as { side: Side }
-    if (!existsSync(join(folder, 'config.json')))
-      await side.call('make_big', { folder, gigabytes: options.gigabytes, shards: 3 })
+    if (!isMade(folder)) await side.call('make_big', { folder, gigabytes: options.gigabytes, shards: 3 })
     const runner = (of: Side, command: string, args: Record<string, unknown>): Runner => ({
       side: of,
       async run() {
@@ -280,10 +281,10 @@ export async function convertSuite(options: BenchOptions): Promise<Row[]> {
 
 /** JavaScript and binding of each op enqueued. */
 export async function opsSuite(options: BenchOptions): Promise<Row[]> {
-  mkdirSync(options.work, { recursive: true })
-  return await withSides(options, peerKinds.slice(0, 1), async ({ ours, peers }) => {
+  const kinds = isMade(join(options.work, 'a')) ? [] : peerKinds.slice(0, 1)
+  return await withSides(options, kinds, async ({ ours, peers }) => {
     const { batch, seqLength, vocabulary } = sizes.a
-    const folder = await modelFolder(options, 'a', (peers[0] as { side: Side }).side)
+    const folder = await modelFolder(options, 'a', peers[0]?.side)
     await ours.call('load', { folder, mode: 'float32', train: true, batch: [batch, seqLength] })
     const tokens = randomTokens(batch, seqLength, vocabulary, 3)
     const cost = await ours.call<EnqueueCost & Record<string, unknown>>('enqueue', { tokens, rounds: 30 })
