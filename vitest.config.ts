@@ -1,9 +1,10 @@
 // How the tests run: real processes (the addon and its ranks want one each), at most two at a time.
-import { defineConfig } from 'vitest/config'
+import { configDefaults, defineConfig } from 'vitest/config'
 
 export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
+    exclude: [...configDefaults.exclude, 'test/oracle/**'],
     pool: 'forks',
     maxWorkers: 2,
     // An addon test may have to page in libraries and start ranks; a hang is a failure, not a wait.
