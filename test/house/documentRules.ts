@@ -91,7 +91,7 @@ function commandFault(words: readonly string[], facts: Facts): string | undefine
   if (
     file !== undefined &&
     /^\.{0,2}\/?[\w.-]+\//.test(file) &&
-    !file.startsWith('dist/') &&
+    !/^(dist|\.viaduct)\//.test(file) && // made by programs
     !facts.exists(posix.normalize(file))
   ) {
     return `there is no file ${file}`
