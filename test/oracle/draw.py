@@ -109,13 +109,14 @@ def parity(folder, index):
 
 def bf16(folder):
     config = config_of("default", 2, 4, hidden_size=64, head_dim=16, num_hidden_layers=3, vocab_size=257, torch_dtype="bfloat16", max_position_embeddings=128)
-    model = model_of(folder, config).to(torch.bfloat16)
+    save_weights(folder, model_of(folder, config), torch.bfloat16)
     ids = torch.randint(0, config["vocab_size"], (4, 128))
-    save_weights(folder, model, torch.bfloat16)
     save_file(dict(input_ids=ids), os.path.join(folder, "in.safetensors"))
+    # Loaded, not cast: a cast would round the frequencies of rope too, and neither result would be the model's.
+    load = transformers.LlamaForCausalLM.from_pretrained
     with torch.no_grad():
-        rounded = model(input_ids=ids).logits.float()
-        exact = model.float()(input_ids=ids).logits
+        rounded = load(folder, dtype=torch.bfloat16).eval()(input_ids=ids).logits.float()
+        exact = load(folder, dtype=torch.float32).eval()(input_ids=ids).logits
     save_file(dict(exact=exact.contiguous(), rounded=rounded.contiguous()), os.path.join(folder, "expected.safetensors"))
     tell(kind="bf16", folder=folder, config=config)
 

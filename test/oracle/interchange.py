@@ -50,13 +50,23 @@ def check(made, exported, checkpoints, new):
         with torch.no_grad():
             assert torch.equal(ours.float()(ids).logits, theirs.float()(ids).logits), name
         assert ours.config.to_dict() == {**theirs.config.to_dict(), "_name_or_path": ours.config._name_or_path}, name
+        # Tensor by tensor, as the safetensors package sees the files.
+        for file in sorted(os.listdir(os.path.join(made, name))):
+            if not file.endswith(".safetensors"):
+                continue
+            with safe_open(os.path.join(made, name, file), "pt") as f, safe_open(os.path.join(exported, name, file), "pt") as g:
+                assert list(f.keys()) == list(g.keys()) and f.metadata() == g.metadata(), (name, file)
+                for key in f.keys():
+                    x, y = f.get_tensor(key), g.get_tensor(key)
+                    assert x.dtype == y.dtype and x.shape == y.shape, (name, key)
+                    assert torch.equal(x.view(torch.uint8), y.view(torch.uint8)), (name, key)
         # The checkpoint's files are plain safetensors.
         folder = os.path.join(checkpoints, name, "iter_0000000")
         keys = []
         for file in sorted(os.listdir(folder)):
             if file.endswith(".safetensors"):
                 with safe_open(os.path.join(folder, file), "pt") as f:
-                    keys += f.keys()
+                    keys += [key.split("@")[0] for key in f.keys()]
                     assert all(f.get_tensor(k).numel() > 0 for k in f.keys())
         assert "decoder.layers.0.self_attention.linear_qkv.weight" in keys, keys
     model = load(new)

@@ -8,7 +8,7 @@ import { root, viaductJson } from '../cli/commandLine.js'
 import { readSafetensorsFile } from '../fixtures/safetensorsFile.js'
 import { temporaryFolder } from '../hostile/temporary.js'
 import { agreement } from '../parity/resultFile.js'
-import { python, runPython, seed } from './python.js'
+import { python, runPython } from './python.js'
 
 interface Drawn {
   readonly kind: 'parity' | 'bf16' | 'words'
@@ -22,6 +22,10 @@ interface Drawn {
   readonly tokens: readonly number[]
   readonly text: string
 }
+
+/** VIADUCT_ORACLE_SEED, or a fresh one; printed, so that a failure can be had again. */
+const seed = Number(process.env['VIADUCT_ORACLE_SEED'] ?? Math.floor(Math.random() * 1e9))
+if (python !== null) process.stdout.write(`VIADUCT_ORACLE_SEED=${seed}\n`)
 
 const folder = temporaryFolder()
 let drawn: Drawn[] = []

@@ -30,10 +30,6 @@ export const python = find()
 export const torchrun =
   python !== null && existsSync(join(dirname(python), 'torchrun')) ? join(dirname(python), 'torchrun') : null
 
-/** VIADUCT_ORACLE_SEED, or a fresh one; printed, so that a failure can be had again. */
-export const seed = Number(process.env['VIADUCT_ORACLE_SEED'] ?? Math.floor(Math.random() * 1e9))
-if (python !== null) process.stdout.write(`VIADUCT_ORACLE_SEED=${seed}\n`)
-
 /** Runs a Python script of this folder; its output. @throws with its errors. */
 export function runPython(script: string, ...args: string[]): string {
   const { status, stdout, stderr } = spawnSync(python as string, [join(import.meta.dirname, script), ...args], {
