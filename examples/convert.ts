@@ -19,6 +19,6 @@ await bridge.saveHfPretrained(model, './hf_exports/llama32_1b')
 
 // 4b) Or weights alone, one after the other.
 for await (const [name, weight] of bridge.exportHfWeights(model, { cpu: true })) {
-  console.log(name, weight?.shape)
+  console.log(name, weight.shape)
 }
 await model.dispose()
