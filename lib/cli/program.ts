@@ -7,7 +7,7 @@ import { reportError } from './report.js'
 export function createProgram(version: string): Command {
   const program = new Command('viaduct')
     .description(
-      'Carries language models between Hugging Face checkpoints and a Megatron-style parallel layout,\n' +
+      'Carries language models between Hugging Face checkpoints and a Megatron-style parallel layout, ' +
         'proves that it carried them exactly, and trains them there.',
     )
     .version(version)

@@ -9,7 +9,13 @@ import { say, styled } from './terminal.js'
  * @param debug - prints the stack of errors that are not ours on purpose.
  */
 export function reportError(error: unknown, options: { json?: boolean; debug?: boolean } = {}): number {
-  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2
+  if (error instanceof CommanderError) {
+    if (error.exitCode === 0) return 0
+    // Commander has printed it for people already.
+    const body = { code: 'ERR_USAGE', message: error.message.replace(/^error: /, '') }
+    if (options.json) process.stdout.write(`${JSON.stringify({ error: body })}\n`)
+    return 2
+  }
   writeErrorFile(error)
   const ours = error instanceof ViaductError
   if (options.json) {

@@ -100,6 +100,9 @@ export function failureReport(ends: readonly RankEnd[], node: number | null): Fa
   const what = `rank ${first.rank} (local rank ${first.localRank}, process ${first.pid}) failed first${where}: ${howEnded(first)}`
   const lines = [`viaduct run: ${what}`]
   if (first.error !== null) lines.push(...first.error.message.split('\n').map((line) => `  ${line}`))
+  if (first.error?.message.includes('Top-level await is currently not supported')) {
+    lines.push('  a .ts script is CommonJS here: name it .mts, or put "type": "module" into package.json')
+  }
   const others = ends.filter((end) => end !== first && failed(end))
   for (const end of others) {
     const why = end.error === null ? '' : `: ${end.error.message.split('\n')[0]}`

@@ -2,6 +2,8 @@
 import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
+import { AutoBridge } from '../../lib/bridge/autoBridge.js'
+import { verify } from '../../lib/bridge/verify.js'
 import { compareLogits } from '../../lib/cli/layoutLogits.js'
 import { writeLlama } from '../hostile/llamaFolder.js'
 import { digestsOf, temporaryFolder } from '../hostile/temporary.js'
@@ -95,7 +97,22 @@ describe('import and export', () => {
     for (const name of ['hub', 'strange-ckpt', 'ckpt3', 'out3']) expect(existsSync(inside(name))).toBe(false)
   })
 
+  test('tell how far they are', async () => {
+    const told: Record<string, [number, number][]> = { import: [], export: [], verify: [] }
+    const tell = (what: string) => (done: number, total: number) => void told[what]?.push([done, total])
+    const { bytes } = await AutoBridge.importCkpt(inside('llama'), inside('progress'), { onProgress: tell('import') })
+    await AutoBridge.exportCkpt(inside('progress'), inside('progress-out'), { onProgress: tell('export') })
+    await verify(inside('llama'), { onProgress: tell('verify') })
+    for (const [what, steps] of Object.entries(told)) {
+      expect(steps.length, what).toBeGreaterThan(10)
+      expect(steps.map(([done]) => done)).toEqual(steps.map(([done]) => done).sort((a, b) => a - b))
+      expect(steps.at(-1)).toEqual([bytes, bytes])
+    }
+  })
+
   test('an error is one line of JSON for programs', async () => {
+    const usage = await viaductJson<{ error: { code: string; message: string } }>(folder, ['import', 'llama'], 2)
+    expect(usage.error).toEqual({ code: 'ERR_USAGE', message: "missing required argument 'ckpt'" })
     const { error } = await viaductJson<{ error: { code: string; details: object } }>(
       folder,
       ['import', 'llama', 'ckpt'],

@@ -1,6 +1,6 @@
 // The program as a whole: help, information, wrong use, exit codes, `viaduct run`, and how soon it starts.
 import { execFileSync } from 'node:child_process'
-import { symlinkSync, writeFileSync } from 'node:fs'
+import { copyFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { temporaryFolder } from '../hostile/temporary.js'
@@ -110,6 +110,11 @@ describe('run', () => {
   test('takes TypeScript, and refuses what it cannot run', async () => {
     writeFileSync(inside('typed.ts'), 'const who: string = process.env["RANK"] ?? "none"\nconsole.log("rank", who)\n')
     expect((await viaduct(folder, 'run', 'typed.ts')).stdout).toBe('[rank0] rank 0\n')
+    writeFileSync(inside('awaits.ts'), 'await Promise.resolve()\nconsole.log("awaited")\n')
+    const awaits = await viaduct(folder, 'run', 'awaits.ts')
+    expect([awaits.code, awaits.stderr]).toEqual([1, expect.stringContaining('"type": "module"')])
+    copyFileSync(inside('awaits.ts'), inside('awaits.mts'))
+    expect((await viaduct(folder, 'run', 'awaits.mts')).stdout).toBe('[rank0] awaited\n')
     const missing = await viaduct(folder, 'run', 'missing.ts')
     expect([missing.code, missing.stderr]).toEqual([3, expect.stringContaining('missing.ts')])
     const python = await viaduct(folder, 'run', 'train.py')
