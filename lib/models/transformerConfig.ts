@@ -1,26 +1,12 @@
 // The one description of a decoder-only transformer, by Megatron-Core's field names in camelCase. Families translate a
 // Hugging Face config into it and back. No parallel size stands here, and nothing that only a file format knows.
 import type { DType } from '../base/dtype.js'
+import type { RopeParameters } from '../nn/rope.js'
 
 export type ActivationName = 'silu' | 'gelu' | 'gelu_tanh' | 'relu' | 'relu2' | 'quick_gelu'
 
 /** Rotary scaling, in the fields' HF spelling turned camelCase; `type: 'default'` has none of the others. */
-export interface RopeScaling {
-  readonly type: 'default' | 'linear' | 'dynamic' | 'llama3' | 'yarn'
-  readonly factor?: number
-  /** llama3 */
-  readonly lowFreqFactor?: number
-  readonly highFreqFactor?: number
-  /** llama3, yarn, dynamic */
-  readonly originalMaxPositionEmbeddings?: number
-  /** yarn */
-  readonly attentionFactor?: number
-  readonly betaFast?: number
-  readonly betaSlow?: number
-  readonly mscale?: number
-  readonly mscaleAllDim?: number
-  readonly truncate?: boolean
-}
+export type RopeScaling = RopeParameters
 
 export interface TransformerConfig {
   numLayers: number

@@ -4,13 +4,16 @@ import { assert } from '../base/errors.js'
 
 const f = Math.fround
 
-/** How a scaling changes the frequencies; see TransformerConfig.ropeScaling for the fields. */
+/** How a scaling changes the frequencies; fields as in Transformers, in camelCase. `default` takes none of them. */
 export interface RopeParameters {
   readonly type: 'default' | 'linear' | 'dynamic' | 'llama3' | 'yarn'
   readonly factor?: number
+  /** llama3 */
   readonly lowFreqFactor?: number
   readonly highFreqFactor?: number
+  /** llama3, yarn, dynamic */
   readonly originalMaxPositionEmbeddings?: number
+  /** yarn, as all below */
   readonly attentionFactor?: number
   readonly betaFast?: number
   readonly betaSlow?: number

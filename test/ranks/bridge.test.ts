@@ -1,51 +1,15 @@
 // The bridge over real processes: every rank reads and writes its own bytes, and the folder comes back byte for byte, also with
 // more ranks than key-value heads and with data-parallel copies.
-import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { mkdirSync, readdirSync, readFileSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { join, resolve } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { openWeights } from '../../lib/io/weightFolder.js'
 import { writeLlama } from '../hostile/llamaFolder.js'
 import { digestsOf, temporaryFolder } from '../hostile/temporary.js'
+import { runRanks } from './startRanks.js'
 
 const home = temporaryFolder()
-
-function freePort(): Promise<number> {
-  return new Promise((done) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as { port: number }
-      server.close(() => done(port))
-    })
-  })
-}
-
-async function runRanks(size: number, args: readonly string[]): Promise<void> {
-  const port = await freePort()
-  const ranks = Array.from({ length: size }, (_, rank) => {
-    const env = {
-      ...process.env,
-      RANK: `${rank}`,
-      LOCAL_RANK: `${rank}`,
-      WORLD_SIZE: `${size}`,
-      LOCAL_WORLD_SIZE: `${size}`,
-      MASTER_ADDR: '127.0.0.1',
-      MASTER_PORT: `${port}`,
-      OMP_NUM_THREADS: '1',
-    }
-    const child = spawn(process.execPath, ['--import', 'tsx', resolve(import.meta.dirname, 'bridgeRank.ts'), ...args], {
-      env,
-      stdio: ['ignore', 'pipe', 'pipe'],
-    })
-    let said = ''
-    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (said += String(chunk)))
-    return new Promise<void>((done, fail) => {
-      child.on('close', (code) => (code === 0 ? done() : fail(new Error(`rank ${rank} left with ${code}: ${said}`))))
-    })
-  })
-  await Promise.all(ranks)
-}
 
 describe.each([
   [2, 2, { shards: 3, attentionBias: true, mlpBias: true }],
@@ -56,7 +20,7 @@ describe.each([
     const folder = writeLlama(join(home, `hf${size}${tp}`), options)
     const out = join(home, `out${size}${tp}`)
     mkdirSync(out)
-    await runRanks(size, [folder, out, `${tp}`])
+    await runRanks(size, resolve(import.meta.dirname, 'bridgeRank.ts'), [folder, out, `${tp}`])
     const expected = digestsOf(folder)
     for (const name of ['exported', 'saved', 'resaved']) expect(digestsOf(join(out, name))).toEqual(expected)
     expect(readFileSync(join(out, 'checkpoint', 'latest_checkpointed_iteration.txt'), 'utf8')).toBe('5\n')

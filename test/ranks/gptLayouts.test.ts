@@ -1,8 +1,6 @@
 // Tensor parallelism over real processes: the same fixtures, the same numbers as on one rank, at 2, 3 and 4 ranks, with fewer key-value
 // heads than ranks and an odd vocabulary.
-import { spawn } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -10,45 +8,9 @@ import { describe, expect, test } from 'vitest'
 import { gate } from '../parity/gate.js'
 import { pack, readFixture, runsOf } from '../parity/llamaLayout.js'
 import type { Written } from './gptRank.js'
+import { runRanks } from './startRanks.js'
 
 const here = dirname(fileURLToPath(import.meta.url))
-
-function freePort(): Promise<number> {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as { port: number }
-      server.close(() => resolve(port))
-    })
-  })
-}
-
-async function runRanks(size: number, args: readonly string[]): Promise<void> {
-  const port = await freePort()
-  const ranks = Array.from({ length: size }, (_, rank) => {
-    const env = {
-      ...process.env,
-      RANK: `${rank}`,
-      LOCAL_RANK: `${rank}`,
-      WORLD_SIZE: `${size}`,
-      LOCAL_WORLD_SIZE: `${size}`,
-      MASTER_ADDR: '127.0.0.1',
-      MASTER_PORT: `${port}`,
-      OMP_NUM_THREADS: '1',
-    }
-    const child = spawn(process.execPath, ['--import', 'tsx', join(here, 'gptRank.ts'), ...args], {
-      env,
-      stdio: ['ignore', 'pipe', 'pipe'],
-    })
-    let said = ''
-    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (said += String(chunk)))
-    return new Promise<void>((resolve, reject) => {
-      child.on('close', (code) =>
-        code === 0 ? resolve() : reject(new Error(`rank ${rank} left with ${code}: ${said}`)),
-      )
-    })
-  })
-  await Promise.all(ranks)
-}
 
 describe.each([
   [2, ['plain', 'tied_bias', 'full_heads', 'padded_left', 'yarn']],
@@ -58,7 +20,7 @@ describe.each([
   test(`${names.join(', ')} within the numbers of one rank`, async () => {
     const folder = mkdtempSync(join(tmpdir(), 'viaduct-layouts-'))
     try {
-      await runRanks(size, [folder, ...names])
+      await runRanks(size, join(here, 'gptRank.ts'), [folder, ...names])
       for (const name of names) {
         const written = Array.from(
           { length: size },

@@ -66,3 +66,11 @@ export function startRanks(
   ).finally(() => native.storeServerClose(server.id))
   return { children, results }
 }
+
+/** Runs `script args` on all ranks. @throws what a rank said when it did not end well. */
+export async function runRanks(size: number, script: string, args: readonly string[]): Promise<void> {
+  const results = await startRanks(size, script, args).results
+  for (const { rank, code, signal, out } of results) {
+    if (code !== 0) throw new Error(`rank ${rank} left with ${signal ?? code}: ${out}`)
+  }
+}
