@@ -22,7 +22,7 @@ struct MemoryStats {
   int64_t peakBytes = 0;      // most ever handed out since resetPeak
   int64_t reservedBytes = 0;  // taken from the system
   int64_t liveBlocks = 0;
-  int64_t limitBytes = 0;     // 0: no limit
+  int64_t limitBytes = 0;  // 0: no limit
 };
 
 class Backend {
@@ -57,7 +57,8 @@ class Backend {
   /// Whether `op` (a method name below) runs for this dtype; with `why` filled when not.
   virtual bool supports(const std::string& op, DType dtype, std::string* why) const = 0;
 
-#define VIADUCT_OP { throw Error("ERR_UNSUPPORTED", name(), std::string(__func__) + " is not built for this device"); }
+#define VIADUCT_OP \
+  { throw Error("ERR_UNSUPPORTED", name(), std::string(__func__) + " is not built for this device"); }
 
   // ---- data movement and elementwise (elementwise.cc)
   /// y[...] = value.
@@ -87,13 +88,17 @@ class Backend {
 
   // ---- normalisation (norm.cc); x [T,H] row-strided in T, w [H], statistics F32 [T]
   /// h = x (+ residual); y = h * rstd * (w + zeroCentered), rstd = 1/sqrt(mean(h^2)+eps). `sum` receives h when a residual is given.
-  virtual void rmsNormForward(Stream& s, Out y, Out rstd, OptOut sum, In x, OptIn residual, In w, double eps, bool zeroCentered) VIADUCT_OP
+  virtual void rmsNormForward(Stream& s, Out y, Out rstd, OptOut sum, In x, OptIn residual, In w, double eps,
+                              bool zeroCentered) VIADUCT_OP
   /// dx = gradient of h (+ dResidual, the gradient that reaches h past the norm). dx may be dResidual.
-  virtual void rmsNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In rstd, OptIn dResidual, bool zeroCentered) VIADUCT_OP
+  virtual void rmsNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In rstd, OptIn dResidual,
+                                    bool zeroCentered) VIADUCT_OP
   /// dw[H] (F32) += sum over T of dy * x * rstd, ordered.
   virtual void rmsNormBackwardWeight(Stream& s, InOut dw, In dy, In x, In rstd) VIADUCT_OP
-  virtual void layerNormForward(Stream& s, Out y, Out mean, Out rstd, In x, In w, OptIn bias, double eps, bool zeroCentered) VIADUCT_OP
-  virtual void layerNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In mean, In rstd, bool zeroCentered) VIADUCT_OP
+  virtual void layerNormForward(Stream& s, Out y, Out mean, Out rstd, In x, In w, OptIn bias, double eps,
+                                bool zeroCentered) VIADUCT_OP
+  virtual void layerNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In mean, In rstd,
+                                      bool zeroCentered) VIADUCT_OP
   virtual void layerNormBackwardWeight(Stream& s, InOut dw, OptInOut dBias, In dy, In x, In mean, In rstd) VIADUCT_OP
 
   // ---- rotary embedding (rope.cc)
@@ -107,11 +112,13 @@ class Backend {
   /// Query i stands at key position queryOffset + i. Visible keys j: causal: j <= position; window > 0: j > position - window;
   /// firstKey I32 [B,S]: j >= firstKey[b,i] (left padding, packed sequences); keyEnd I32 [B]: j < keyEnd[b].
   /// A query that sees nothing gives zeros and lse = -inf. softcap > 0: score = softcap * tanh(score / softcap).
-  virtual void attentionForward(Stream& s, Out out, Out lse, In q, In k, In v, OptIn firstKey, OptIn keyEnd, double scale,
-                                bool causal, int64_t queryOffset, int64_t window, double softcap) VIADUCT_OP
+  virtual void attentionForward(Stream& s, Out out, Out lse, In q, In k, In v, OptIn firstKey, OptIn keyEnd,
+                                double scale, bool causal, int64_t queryOffset, int64_t window,
+                                double softcap) VIADUCT_OP
   /// dq, dk, dv have q's, k's and v's shape, any strides with the last contiguous; they are overwritten.
-  virtual void attentionBackward(Stream& s, Out dq, Out dk, Out dv, In dOut, In q, In k, In v, In out, In lse, OptIn firstKey,
-                                 OptIn keyEnd, double scale, bool causal, int64_t queryOffset, int64_t window, double softcap) VIADUCT_OP
+  virtual void attentionBackward(Stream& s, Out dq, Out dk, Out dv, In dOut, In q, In k, In v, In out, In lse,
+                                 OptIn firstKey, OptIn keyEnd, double scale, bool causal, int64_t queryOffset,
+                                 int64_t window, double softcap) VIADUCT_OP
 
   // ---- activations (activation.cc), contiguous
   /// x [T,2F]: gate first, then up. y[T,F] = act(gate) * up.
@@ -130,7 +137,8 @@ class Backend {
   // ---- vocabulary-parallel cross entropy (cross_entropy.cc); labels I32 or I64 [T], -100 ignored
   /// logits [T,V] is the shard of columns [vocabStart, vocabStart+V); columns at or past vocabSize are padding (-inf).
   /// stats F32 [3,T]: max, sum of exp(logit - max), logit of the label (0 if not here).
-  virtual void crossEntropyStats(Stream& s, Out stats, In logits, In labels, int64_t vocabStart, int64_t vocabSize) VIADUCT_OP
+  virtual void crossEntropyStats(Stream& s, Out stats, In logits, In labels, int64_t vocabStart,
+                                 int64_t vocabSize) VIADUCT_OP
   /// stats F32 [P,3,T] of all P shards, in rank order -> lse F32 [T], loss F32 [T] (0 where ignored).
   virtual void crossEntropyCombine(Stream& s, Out lse, Out loss, In stats, In labels) VIADUCT_OP
   /// dLogits[t,:] = (softmax - onehot) * dLoss[t], 0 where ignored or padded. dLoss F32 [T] or [1]. dLogits may be logits.
@@ -144,16 +152,18 @@ class Backend {
   virtual void clipFactor(Stream& s, Out norm, Out factor, In acc, double maxNorm) VIADUCT_OP
   /// AdamW as torch's single-tensor form. param, m, v, grad F32; `model` (BF16 or F16 copy of param) is rewritten when present.
   /// slots F32 [4]: lr, 1 - beta1^t, 1 - beta2^t, factor of the gradient. Decoupled decay: param *= 1 - lr * weightDecay.
-  virtual void adamw(Stream& s, InOut param, InOut m, InOut v, OptOut model, In grad, In slots, double beta1, double beta2,
-                     double eps, double weightDecay) VIADUCT_OP
+  virtual void adamw(Stream& s, InOut param, InOut m, InOut v, OptOut model, In grad, In slots, double beta1,
+                     double beta2, double eps, double weightDecay) VIADUCT_OP
 
   // ---- randomness (random.cc): Philox 4x32-10, counters by place
   /// y = x * mask / (1-p); x, y [T,C] contiguous, y may be x. Element (t,c) draws from the counter
   /// (sampleIds[t], positions[t], site, channelStart + c) under key rng I64 [2] = (seed, step). The same call on dy is the backward.
-  virtual void dropout(Stream& s, Out y, In x, In rng, In sampleIds, In positions, int64_t site, int64_t channelStart, double p) VIADUCT_OP
+  virtual void dropout(Stream& s, Out y, In x, In rng, In sampleIds, In positions, int64_t site, int64_t channelStart,
+                       double p) VIADUCT_OP
   /// Normal numbers by logical place: element with index i of y gets the draw of linear logical index
   /// sum_d (start[d] + i[d]) * logicalStride[d] under key (seed, nameHash). Any strides.
-  virtual void randomNormal(Stream& s, Out y, int64_t seed, int64_t nameHash, Dims start, Dims logicalStride, double mean, double std) VIADUCT_OP
+  virtual void randomNormal(Stream& s, Out y, int64_t seed, int64_t nameHash, Dims start, Dims logicalStride,
+                            double mean, double std) VIADUCT_OP
 
   // ---- sampling (sampling.cc)
   /// index I64 [T] of the largest of logits[t, 0..vocabSize), the first on ties; value F32 [T]. vocabStart is added to the index.

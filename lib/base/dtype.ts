@@ -56,18 +56,32 @@ export function dtypeFromSafetensors(name: string): DType | undefined {
  */
 export function parseDtype(name: string): DType {
   const short: Record<string, DType> = {
-    fp32: 'float32', float: 'float32', f32: 'float32', bf16: 'bfloat16', fp16: 'float16', half: 'float16', f16: 'float16',
-    fp64: 'float64', double: 'float64', long: 'int64', int: 'int32',
+    fp32: 'float32',
+    float: 'float32',
+    f32: 'float32',
+    bf16: 'bfloat16',
+    fp16: 'float16',
+    half: 'float16',
+    f16: 'float16',
+    fp64: 'float64',
+    double: 'float64',
+    long: 'int64',
+    int: 'int32',
   }
   const bare = name.replace(/^torch\./, '')
   const found = short[bare] ?? (Object.hasOwn(rows, bare) ? (bare as DType) : undefined)
   if (found !== undefined) return found
-  throw new ViaductError('ERR_DTYPE', 'dtype', `expected one of ${Object.keys(rows).join(', ')}, got ${JSON.stringify(name)}`)
+  throw new ViaductError(
+    'ERR_DTYPE',
+    'dtype',
+    `expected one of ${Object.keys(rows).join(', ')}, got ${JSON.stringify(name)}`,
+  )
 }
 
 /** Bytes of one element. @throws ERR_DTYPE for sub-byte dtypes. */
 export function dtypeBytes(dtype: DType): number {
   const bits = rows[dtype].bits
-  if (bits % 8 !== 0) throw new ViaductError('ERR_DTYPE', 'dtype', `${dtype} has ${bits} bits an element: no whole bytes`)
+  if (bits % 8 !== 0)
+    throw new ViaductError('ERR_DTYPE', 'dtype', `${dtype} has ${bits} bits an element: no whole bytes`)
   return bits / 8
 }

@@ -23,7 +23,11 @@ function find(): { root: string; manifest: Manifest } {
     if (parent === folder) break
     folder = parent
   }
-  throw new ViaductError('ERR_ADDON', 'package', `expected the package's package.json above ${fileURLToPath(import.meta.url)}, found none: install the package again`)
+  throw new ViaductError(
+    'ERR_ADDON',
+    'package',
+    `expected the package's package.json above ${fileURLToPath(import.meta.url)}, found none: install the package again`,
+  )
 }
 
 /** Absolute path of the package's folder. */

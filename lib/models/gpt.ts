@@ -121,7 +121,11 @@ export class GPTModel extends Module {
    */
   async forward(ctx: Ctx, batch: DeviceBatch, cache?: KvCache): Promise<Tensor> {
     if (this.config.paramsDtype === 'float16') {
-      throw new ViaductError('ERR_UNSUPPORTED', 'gpt', 'float16 models are carried, not computed: load with paramsDtype float32 (exact) or bfloat16')
+      throw new ViaductError(
+        'ERR_UNSUPPORTED',
+        'gpt',
+        'float16 models are carried, not computed: load with paramsDtype float32 (exact) or bfloat16',
+      )
     }
     return await withScope(ctx.with({ batch }), async (inner) => {
       const at = this.#attentionContext(inner, batch)

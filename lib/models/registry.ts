@@ -63,7 +63,9 @@ export function familyOf(config: HfConfig): FamilySpec {
 }
 
 /** The first family that can write this model as its own, with the config it would have; null when none can. */
-export function expressAsHf(config: TransformerConfig): { readonly family: FamilySpec; readonly config: HfConfig } | null {
+export function expressAsHf(
+  config: TransformerConfig,
+): { readonly family: FamilySpec; readonly config: HfConfig } | null {
   for (const family of new Set(families.values())) {
     try {
       return { family, config: family.toHf(config, null) }

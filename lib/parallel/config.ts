@@ -47,7 +47,8 @@ export function parallelProblems(config: ParallelConfig, worldSize = 0): string[
   for (const key of Object.keys(defaultParallel) as (keyof ParallelConfig)[]) {
     const value = config[key]
     if (typeof value === 'boolean' || value === null) continue
-    if (!Number.isInteger(value) || value < 1) problems.push(`${key} must be a whole number of at least 1, got ${value}`)
+    if (!Number.isInteger(value) || value < 1)
+      problems.push(`${key} must be a whole number of at least 1, got ${value}`)
     else if (value > 1 && key in unbuilt) {
       problems.push(`${key}=${value}: ${unbuilt[key as keyof typeof unbuilt]} is not built yet, use 1`)
     }

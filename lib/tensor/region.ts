@@ -59,7 +59,10 @@ export function identityRegion(shape: readonly number[]): Region {
  * Checks that boxes tile a tensor: inside it, disjoint, together as many elements as the tensor has.
  * @returns null when they do, else the reason, naming the boxes.
  */
-export function tilingFault(shape: readonly number[], boxes: readonly { start: readonly number[]; size: readonly number[] }[]): string | null {
+export function tilingFault(
+  shape: readonly number[],
+  boxes: readonly { start: readonly number[]; size: readonly number[] }[],
+): string | null {
   let covered = 0
   for (const box of boxes) {
     for (let d = 0; d < shape.length; d++) {

@@ -32,7 +32,15 @@ export function replicated(shape: readonly number[], options: ShardOptions = {})
   return {
     logicalShape: [...shape],
     localShape: [...shape],
-    blocks: [{ globalStart: zeros, localStart: zeros, size: [...shape], replica: options.replica ?? 0, gradSum: options.gradSum ?? [] }],
+    blocks: [
+      {
+        globalStart: zeros,
+        localStart: zeros,
+        size: [...shape],
+        replica: options.replica ?? 0,
+        gradSum: options.gradSum ?? [],
+      },
+    ],
   }
 }
 
@@ -40,7 +48,13 @@ export function replicated(shape: readonly number[], options: ShardOptions = {})
  * An even split of one dim. `padTo` (default: the dim itself) is the padded length that is divided by `parts`: a vocabulary
  * is padded in memory only, so blocks stop at the logical length.
  */
-export function splitDim(shape: readonly number[], dim: number, index: number, parts: number, padTo?: number): ShardSpec {
+export function splitDim(
+  shape: readonly number[],
+  dim: number,
+  index: number,
+  parts: number,
+  padTo?: number,
+): ShardSpec {
   const logical = shape[dim] as number
   const padded = padTo ?? logical
   assert(padded % parts === 0, `dim ${dim} of [${shape}] (padded to ${padded}) must be divisible by ${parts}`)
@@ -61,7 +75,12 @@ export function splitDim(shape: readonly number[], dim: number, index: number, p
  */
 export function rowRuns(
   shape: readonly number[],
-  runs: readonly { readonly start: number; readonly count: number; readonly replica?: number; readonly gradSum?: readonly string[] }[],
+  runs: readonly {
+    readonly start: number
+    readonly count: number
+    readonly replica?: number
+    readonly gradSum?: readonly string[]
+  }[],
 ): ShardSpec {
   const rest = shape.slice(1)
   const zeros = rest.map(() => 0)
@@ -87,7 +106,9 @@ export function loadRegions(spec: ShardSpec): Region[] {
 
 /** Local to logical regions of owned blocks only: what a save writes. */
 export function ownedRegions(spec: ShardSpec): Region[] {
-  return spec.blocks.filter((b) => b.replica === 0).map((b) => ({ from: b.localStart, to: b.globalStart, size: b.size }))
+  return spec.blocks
+    .filter((b) => b.replica === 0)
+    .map((b) => ({ from: b.localStart, to: b.globalStart, size: b.size }))
 }
 
 /** Elements that this rank owns. */

@@ -38,9 +38,8 @@ void startProfile(Stream& stream) { stream.startProfile(); }
 Value endProfile(Stream& stream) {
   std::vector<Value> rows;
   for (OpTime& time : stream.endProfile()) {
-    rows.push_back(Value(Value::Record{{"op", Value(std::move(time.op))},
-                                       {"count", Value(time.count)},
-                                       {"seconds", Value(time.seconds)}}));
+    rows.push_back(Value(Value::Record{
+        {"op", Value(std::move(time.op))}, {"count", Value(time.count)}, {"seconds", Value(time.seconds)}}));
   }
   return Value(std::move(rows));
 }

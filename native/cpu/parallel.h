@@ -22,7 +22,8 @@ void parallelFor(int64_t tasks, const F& f) {
     for (int64_t i = 0; i < tasks; ++i) f(i);
     return;
   }
-  runTeam(tasks, [](const void* context, int64_t i) { (*static_cast<const F*>(context))(i); }, &f);
+  runTeam(
+      tasks, [](const void* context, int64_t i) { (*static_cast<const F*>(context))(i); }, &f);
 }
 
 /// Cuts [0, n) into chunks of `grain` and calls f(begin, end) for each.
