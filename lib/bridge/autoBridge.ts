@@ -12,9 +12,11 @@ import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import type { FamilySpec, HfConfig } from '../models/family.js'
 import type { CoveragePolicy, Mapping } from '../models/mapping.js'
+import { tensorParallelProblems } from '../models/parameterTable.js'
 import { GPTModelProvider, type ProvideOptions } from '../models/provider.js'
 import { listArchitectures, supports } from '../models/registry.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
+import type { ParallelConfig } from '../parallel/config.js'
 import type { Tensor } from '../tensor/tensor.js'
 import {
   type ConversionReport,
@@ -102,6 +104,12 @@ export class AutoBridge {
   static async open(dir: string, options: FromPretrainedOptions = {}): Promise<AutoBridge> {
     await checkFolder(dir)
     return (await isCheckpoint(dir)) ? AutoBridge.fromCheckpoint(dir) : AutoBridge.fromHfPretrained(dir, options)
+  }
+
+  /** Refuses a layout that this model cannot be cut into. @throws ERR_LAYOUT_INVALID with all problems. */
+  checkLayout(parallel: Pick<ParallelConfig, 'tensorModelParallelSize'>): void {
+    const problems = tensorParallelProblems(this.transformerConfig, parallel.tensorModelParallelSize)
+    if (problems.length > 0) throw new ViaductError('ERR_LAYOUT_INVALID', 'parallel', problems.join('; '), { problems })
   }
 
   /** True when a family is there for this config. */

@@ -23,11 +23,19 @@ export function commandFile(): string {
   return fileURLToPath(new URL(`./main${extname(here)}`, import.meta.url))
 }
 
-/** Runs `work` on every rank of the layout; sets the exit code of the first failure. */
-export async function onRanks(flags: LayoutFlags, work: () => Promise<void>): Promise<void> {
+/**
+ * Runs `work` on every rank of the layout; sets the exit code of the first failure.
+ * @param check - what can be wrong before a process starts: runs here when ranks are to be started.
+ */
+export async function onRanks(
+  flags: LayoutFlags,
+  work: () => Promise<void>,
+  check: () => Promise<void> = async () => {},
+): Promise<void> {
   const launched = launchedRanks()
   const ranks = worldSizeOf(flags, launched)
   if (launched === null && ranks > 1) {
+    await check()
     const { launch } = await import('../launch/launcher.js')
     process.exitCode = await launch({
       script: commandFile(),

@@ -25,7 +25,7 @@ export interface LogitsOptions {
 /** What was computed. */
 export interface LogitsReport {
   readonly shape: readonly [number, number, number]
-  /** Mean over the labels that count; NaN when none does. */
+  /** Mean over the labels that count; 0 when a sequence has nothing to predict. */
   readonly loss: number
   readonly gradients: number
 }
@@ -77,11 +77,13 @@ export async function computeLogits(
     const host = await chunk.gatherLogits(ctx, logits)
     results.set('logits', float32([B, S, vocabSize], host))
     const { lossSum } = vocabParallelCrossEntropy(ctx, logits, device.labels as Tensor, vocabSize, chunk.tp)
-    const sum = ((await lossSum.toFloat32Array())[0] as number) / device.numTokens
+    // Nothing to predict (sequences of one token): the loss is 0 over 0 tokens.
+    const counted = Math.max(1, device.numTokens)
+    const sum = ((await lossSum.toFloat32Array())[0] as number) / counted
     results.set('loss', float32([1], Float32Array.of(sum)))
     let gradients = 0
     if (ctx.tape !== null) {
-      const seed = Tensor.fromHost(ctx, Float32Array.of(1 / device.numTokens), [1], 'float32')
+      const seed = Tensor.fromHost(ctx, Float32Array.of(1 / counted), [1], 'float32')
       await (ctx.tape as Tape).backward(ctx, [lossSum], [seed])
       await sumSharedGradients(
         ctx,
@@ -131,6 +133,8 @@ function readBatch(tensors: ReadonlyMap<string, HostTensor>, file: string): Toke
   const positions = read('position_ids')
   const given = read('labels') ?? tokens.map((id, i) => (mask?.[i] === 0 ? -100 : id))
   const labels = Int32Array.from(given, (_, i) => ((i + 1) % S === 0 ? -100 : (given[i + 1] as number)))
+  if (tensors.has('labels') && labels.every((label) => label === -100))
+    fail('expected a label that counts, got -100 for every position that has a predecessor')
   return {
     batchSize: B,
     seqLength: S,

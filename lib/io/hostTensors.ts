@@ -58,7 +58,7 @@ export async function writeHostTensors(path: string, tensors: ReadonlyMap<string
 
 /**
  * Whole numbers of an int64, int32 or bool tensor as numbers.
- * @throws ERR_DTYPE for other dtypes; ERR_DATA for numbers past 2^53.
+ * @throws ERR_TENSOR_DTYPE for other dtypes; ERR_DATA for numbers past 2^53.
  */
 export function wholeNumbers(name: string, tensor: HostTensor): number[] {
   const { bytes } = tensor
@@ -66,7 +66,11 @@ export function wholeNumbers(name: string, tensor: HostTensor): number[] {
   const widths: Partial<Record<DType, number>> = { int64: 8, int32: 4, uint8: 1, bool: 1 }
   const width = widths[tensor.dtype]
   if (width === undefined) {
-    throw new ViaductError('ERR_DTYPE', 'input', `expected ${name} to be int64, int32 or bool, got ${tensor.dtype}`)
+    throw new ViaductError(
+      'ERR_TENSOR_DTYPE',
+      'input',
+      `expected ${name} to be int64, int32 or bool, got ${tensor.dtype}`,
+    )
   }
   return Array.from({ length: bytes.byteLength / width }, (_, i) => {
     if (width === 1) return view.getUint8(i)

@@ -3,6 +3,7 @@
 import { join } from 'node:path'
 import { parseDtype } from '../../base/dtype.js'
 import { ViaductError } from '../../base/errors.js'
+import { AutoBridge } from '../../bridge/autoBridge.js'
 import { isCheckpoint, resolveCheckpoint } from '../../checkpoint/checkpointIndex.js'
 import { Tokenizer } from '../../data/tokenizer.js'
 import { generateText } from '../../inference/generateText.js'
@@ -34,39 +35,43 @@ export async function generateCommand(dir: string, flags: Flags): Promise<void> 
   const parallel = parallelFromFlags(flags)
   if (!(flags.temperature >= 0))
     throw new ViaductError('ERR_USAGE', 'generate', `expected --temperature of 0 or more, got ${flags.temperature}`)
-  await onRanks(flags, async () => {
-    const { model } = await openModel(dir, {
-      parallel,
-      device: flags.device,
-      ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
-    })
-    try {
-      const tokenizer = await Tokenizer.fromFolder(await tokenizerFolder(dir))
-      const stream = isFirstRank() && !flags.json
-      if (stream) process.stdout.write(flags.prompt)
-      const tokens: number[] = []
-      let text = ''
-      const started = performance.now()
-      const options = {
-        maxNewTokens: flags.maxNewTokens,
-        temperature: flags.temperature,
-        seed: flags.seed,
-        ...(flags.topK === undefined ? {} : { topK: flags.topK }),
-        ...(flags.topP === undefined ? {} : { topP: flags.topP }),
-        ...(flags.ignoreEos ? { eosIds: [] } : {}),
+  await onRanks(
+    flags,
+    async () => {
+      const { model } = await openModel(dir, {
+        parallel,
+        device: flags.device,
+        ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
+      })
+      try {
+        const tokenizer = await Tokenizer.fromFolder(await tokenizerFolder(dir))
+        const stream = isFirstRank() && !flags.json
+        if (stream) process.stdout.write(flags.prompt)
+        const tokens: number[] = []
+        let text = ''
+        const started = performance.now()
+        const options = {
+          maxNewTokens: flags.maxNewTokens,
+          temperature: flags.temperature,
+          seed: flags.seed,
+          ...(flags.topK === undefined ? {} : { topK: flags.topK }),
+          ...(flags.topP === undefined ? {} : { topP: flags.topP }),
+          ...(flags.ignoreEos ? { eosIds: [] } : {}),
+        }
+        for await (const piece of generateText(model, tokenizer, flags.prompt, options)) {
+          tokens.push(...piece.tokens)
+          text += piece.text
+          if (stream) process.stdout.write(piece.text)
+        }
+        if (!isFirstRank()) return
+        const seconds = (performance.now() - started) / 1000
+        if (flags.json) return print(JSON.stringify({ prompt: flags.prompt, text, tokens, seconds }))
+        print()
+        say(`${tokens.length} tokens, ${(tokens.length / seconds).toFixed(1)} tokens/s`)
+      } finally {
+        await model.dispose()
       }
-      for await (const piece of generateText(model, tokenizer, flags.prompt, options)) {
-        tokens.push(...piece.tokens)
-        text += piece.text
-        if (stream) process.stdout.write(piece.text)
-      }
-      if (!isFirstRank()) return
-      const seconds = (performance.now() - started) / 1000
-      if (flags.json) return print(JSON.stringify({ prompt: flags.prompt, text, tokens, seconds }))
-      print()
-      say(`${tokens.length} tokens, ${(tokens.length / seconds).toFixed(1)} tokens/s`)
-    } finally {
-      await model.dispose()
-    }
-  })
+    },
+    async () => (await AutoBridge.open(dir)).checkLayout(parallel),
+  )
 }

@@ -1,5 +1,6 @@
 // `viaduct logits`.
 import { parseDtype } from '../../base/dtype.js'
+import { AutoBridge } from '../../bridge/autoBridge.js'
 import { computeLogits } from '../../inference/logits.js'
 import type { DeviceKind } from '../../tensor/device.js'
 import { type LayoutFlags, parallelFromFlags } from '../layout.js'
@@ -17,18 +18,22 @@ interface Flags extends LayoutFlags {
 
 export async function logitsCommand(dir: string, flags: Flags): Promise<void> {
   const parallel = parallelFromFlags(flags)
-  await onRanks(flags, async () => {
-    const report = await computeLogits(dir, flags.input, flags.output, {
-      parallel,
-      grads: flags.grads ?? false,
-      device: flags.device,
-      ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
-    })
-    if (!isFirstRank()) return
-    if (flags.json) return print(JSON.stringify({ output: flags.output, ...report }))
-    say(
-      `logits [${report.shape}], loss ${report.loss.toFixed(6)}${flags.grads ? `, ${report.gradients} gradients` : ''}`,
-    )
-    print(flags.output)
-  })
+  await onRanks(
+    flags,
+    async () => {
+      const report = await computeLogits(dir, flags.input, flags.output, {
+        parallel,
+        grads: flags.grads ?? false,
+        device: flags.device,
+        ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
+      })
+      if (!isFirstRank()) return
+      if (flags.json) return print(JSON.stringify({ output: flags.output, ...report }))
+      say(
+        `logits [${report.shape}], loss ${report.loss.toFixed(6)}${flags.grads ? `, ${report.gradients} gradients` : ''}`,
+      )
+      print(flags.output)
+    },
+    async () => (await AutoBridge.open(dir)).checkLayout(parallel),
+  )
 }
