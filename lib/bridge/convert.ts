@@ -12,8 +12,9 @@ import { checkTarget } from '../io/atomic.js'
 import { copyRegion, type FileTensor, settleAll } from '../io/blocks.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import type { HfConfig } from '../models/family.js'
+import { shardOf, tensorParallelProblems } from '../models/layoutShards.js'
 import type { Binding, Coverage, CoveragePolicy } from '../models/mapping.js'
-import { parameterTable, shardOf, tensorParallelProblems } from '../models/parameterTable.js'
+import { parameterTable } from '../models/parameterTable.js'
 import { composeRegions, invertRegions } from '../tensor/region.js'
 import type { ShardBlock } from '../tensor/shardSpec.js'
 import { type PlannedTensor, type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
@@ -87,7 +88,7 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
       .find((d) => d !== undefined)
     if (stored === undefined) continue // permitted to be missing
     const dtype = options.dtype && dtypes[stored].isFloat ? options.dtype : stored
-    const shard = shardOf(row, config, ranks.rank % tp, tp)
+    const shard = shardOf(row, config, { rank: ranks.rank % tp, size: tp })
     const size = (block: ShardBlock) => block.size.reduce((n, d) => n * d, dtypes[dtype].bits / 8)
     for (const block of shard.blocks) if (block.replica === 0) own += size(block)
     tensors.push({

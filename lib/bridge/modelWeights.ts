@@ -9,8 +9,9 @@ import type { SavedTensor } from '../checkpoint/saveCheckpoint.js'
 import { type FileTensor, readRegion, settleAll, writeRegion } from '../io/blocks.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import { initializeParameter } from '../models/initialize.js'
+import { shardOf } from '../models/layoutShards.js'
 import type { Binding, Mapping, Part } from '../models/mapping.js'
-import { type ParameterRow, parameterTable, shardOf } from '../models/parameterTable.js'
+import { type ParameterRow, parameterTable } from '../models/parameterTable.js'
 import type { Parameter } from '../nn/parameter.js'
 import { allGather } from '../parallel/collectives.js'
 import type { Ctx } from '../tensor/ctx.js'
@@ -230,7 +231,7 @@ async function assemble(
   const count = all ? model.mesh.get('tp').size : 1
   for (let rank = 0; rank < count; rank++) {
     const shard = all
-      ? shardOf(row, mapping.config, rank, count, model.config.paddedVocabSize)
+      ? shardOf(row, mapping.config, { rank, size: count }, { paddedVocab: model.config.paddedVocabSize })
       : { ...parameter.shard, blocks: parameter.shard.blocks.map((b) => ({ ...b, replica: 0 })) }
     for (const { from, to, size } of composeRegions(ownedRegions(shard), toTheirs)) {
       using source = place(all ?? held, from, size, strides, rank * volume(localShape))

@@ -15,8 +15,9 @@ import { compareRanges, createFile, type FileTensor, readRegion, settleAll, writ
 import type { JsonValue } from '../io/jsonDocument.js'
 import { fileInside } from '../io/paths.js'
 import type { HfConfig } from '../models/family.js'
+import { shardOf, tensorParallelProblems } from '../models/layoutShards.js'
 import type { Binding, Coverage, CoveragePolicy } from '../models/mapping.js'
-import { type ParameterRow, parameterTable, shardOf, tensorParallelProblems } from '../models/parameterTable.js'
+import { type ParameterRow, parameterTable } from '../models/parameterTable.js'
 import { Ctx } from '../tensor/ctx.js'
 import { composeRegions, invertRegions } from '../tensor/region.js'
 import { withScope } from '../tensor/scope.js'
@@ -206,7 +207,7 @@ async function throughShards(
   const ctx = Ctx.create({ device: 'cpu' })
   await withScope(ctx, async (inner) => {
     for (let rank = 0; rank < tp; rank++) {
-      const shard = shardOf(row, model.config, rank, tp)
+      const shard = shardOf(row, model.config, { rank, size: tp })
       if (shard.blocks.length === 0) continue
       const local = Tensor.empty(inner, shard.localShape, dtype)
       native.fill(inner.stream.id, local.handle, 0)

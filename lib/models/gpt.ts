@@ -1,5 +1,5 @@
 // The one decoder-only model: embedding, layers, final norm, output layer, by Megatron-Core's names. Tokens are flattened:
-// T = B·S, row b·S+s. Shards come from parameterTable; this file knows how the parts are joined and nothing of files.
+// T = B·S, row b·S+s. Shards come from layoutShards.ts; this file knows how the parts are joined and nothing of files.
 import { ViaductError } from '../base/errors.js'
 import type { AttentionContext } from '../nn/coreAttention.js'
 import { Module } from '../nn/module.js'
@@ -18,7 +18,8 @@ import type { Tensor } from '../tensor/tensor.js'
 import type { DeviceBatch } from './batch.js'
 import { type Hidden, TransformerLayer } from './block.js'
 import { KvCache } from './kvCache.js'
-import { parameterTable, shardOf } from './parameterTable.js'
+import { shardOf } from './layoutShards.js'
+import { parameterTable } from './parameterTable.js'
 import type { TransformerConfig } from './transformerConfig.js'
 
 /** What GPTModel takes besides the transformer's description. */
@@ -72,7 +73,7 @@ export class GPTModel extends Module {
     const rows = new Map(parameterTable(config).map((row) => [row.name, row]))
     const shard = (name: string): ShardSpec | null => {
       const row = rows.get(name)
-      return row ? shardOf(row, config, tp.rank, tp.size, options.paddedVocabSize) : null
+      return row ? shardOf(row, config, tp, { paddedVocab: options.paddedVocabSize }) : null
     }
     const needed = (name: string): ShardSpec => {
       const found = shard(name)

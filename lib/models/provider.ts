@@ -11,7 +11,7 @@ import { withScope } from '../tensor/scope.js'
 import { DistributedModel } from './distributedModel.js'
 import { GPTModel } from './gpt.js'
 import { allocateParameter, initializeParameter } from './initialize.js'
-import { tensorParallelProblems } from './parameterTable.js'
+import { tensorParallelProblems } from './layoutShards.js'
 import type { ActivationName, RopeScaling, TransformerConfig } from './transformerConfig.js'
 
 /** Settings of a provider besides the transformer and the parallel sizes. */

@@ -4,8 +4,9 @@ import { describe, expect, it } from 'vitest'
 import { JsonDocument, type JsonValue } from '../../../lib/io/jsonDocument.js'
 import { llama } from '../../../lib/models/families/llama.js'
 import type { HfConfig } from '../../../lib/models/family.js'
+import { shardOf, tensorParallelProblems } from '../../../lib/models/layoutShards.js'
 import { bindRules, matchesPattern } from '../../../lib/models/mapping.js'
-import { parameterTable, shardOf, tensorParallelProblems } from '../../../lib/models/parameterTable.js'
+import { parameterTable } from '../../../lib/models/parameterTable.js'
 import type { TransformerConfig } from '../../../lib/models/transformerConfig.js'
 import { tilingFault } from '../../../lib/tensor/region.js'
 
@@ -157,7 +158,9 @@ describe('mapping', () => {
         }
         fc.pre(tensorParallelProblems(c, tp).length === 0)
         for (const row of parameterTable(c)) {
-          const blocks = Array.from({ length: tp }, (_, r) => shardOf(row, c, r, tp)).flatMap((s) => s.blocks)
+          const blocks = Array.from({ length: tp }, (_, r) => shardOf(row, c, { rank: r, size: tp })).flatMap(
+            (s) => s.blocks,
+          )
           expect(
             tilingFault(
               row.shape,
@@ -165,7 +168,7 @@ describe('mapping', () => {
             ),
           ).toBeNull()
           for (let r = 0; r < tp; r++) {
-            const { localShape, blocks: own } = shardOf(row, c, r, tp)
+            const { localShape, blocks: own } = shardOf(row, c, { rank: r, size: tp })
             const fault = tilingFault(
               localShape,
               own.map((b) => ({ start: b.localStart, size: b.size })),
