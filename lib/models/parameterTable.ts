@@ -1,7 +1,7 @@
 // The logical parameters of a decoder-only transformer, by Megatron's names: shape, place in the model, kind of cut. The cutting
 // itself is in layoutShards.ts. Derived from the config alone: converting needs no model in memory. A test compares it with the
 // assembled model's own.
-import type { TransformerConfig } from './transformerConfig.js'
+import { hasExperts, type TransformerConfig } from './transformerConfig.js'
 
 /**
  * How a parameter is cut over tp (of an expert: over etp).
@@ -30,9 +30,9 @@ export function qkvRows(config: TransformerConfig): number {
 
 /** All parameters in the order of the model. */
 export function parameterTable(config: TransformerConfig): ParameterRow[] {
-  const { hiddenSize: H, ffnHiddenSize: F, vocabSize: V } = config
-  const attention = config.numAttentionHeads * config.kvChannels
-  const fc1 = config.gatedLinearUnit ? 2 * F : F
+  const { hiddenSize: H, vocabSize: V, kvChannels: D } = config
+  const heads = config.numAttentionHeads * D
+  const gates = config.gatedLinearUnit ? 2 : 1
   const fc1Cut: Cut = config.gatedLinearUnit ? 'gated' : 'column'
   const rows: ParameterRow[] = []
   let at: ParameterRow['layer'] = 'embedding'
@@ -42,20 +42,42 @@ export function parameterTable(config: TransformerConfig): ParameterRow[] {
     add(`${prefix}weight`, [H], 'replicated')
     if (config.normalization === 'LayerNorm') add(`${prefix}bias`, [H], 'replicated')
   }
+  const attention = (prefix: string) => {
+    norm(`${prefix}.linear_qkv.layer_norm_`)
+    add(`${prefix}.linear_qkv.weight`, [qkvRows(config), H], 'qkv')
+    if (config.addQkvBias) add(`${prefix}.linear_qkv.bias`, [qkvRows(config)], 'qkv')
+    if (config.qkLayernorm !== null) {
+      const perHead = config.qkLayernorm === 'perHead'
+      add(`${prefix}.q_layernorm.weight`, [perHead ? D : heads], perHead ? 'perHead' : 'heads')
+      add(`${prefix}.k_layernorm.weight`, [perHead ? D : config.numQueryGroups * D], perHead ? 'perHead' : 'kvHeads')
+    }
+    add(`${prefix}.linear_proj.weight`, [H, heads], 'row')
+    if (config.addProjBias) add(`${prefix}.linear_proj.bias`, [H], 'replicated')
+  }
+  const dense = (prefix: string) => {
+    const { ffnHiddenSize: F } = config
+    norm(`${prefix}.linear_fc1.layer_norm_`)
+    add(`${prefix}.linear_fc1.weight`, [gates * F, H], fc1Cut)
+    if (config.addMlpBias) add(`${prefix}.linear_fc1.bias`, [gates * F], fc1Cut)
+    add(`${prefix}.linear_fc2.weight`, [H, F], 'row')
+    if (config.addMlpBias) add(`${prefix}.linear_fc2.bias`, [H], 'replicated')
+  }
+  const experts = (prefix: string) => {
+    const E = config.numMoeExperts as number
+    const F = config.moeFfnHiddenSize ?? config.ffnHiddenSize
+    add(`${prefix}.router.weight`, [E, H], 'replicated')
+    for (let e = 0; e < E; e++) add(`${prefix}.experts.linear_fc1.weight${e}`, [gates * F, H], fc1Cut, e)
+    for (let e = 0; e < E; e++) add(`${prefix}.experts.linear_fc2.weight${e}`, [H, F], 'row', e)
+  }
   add('embedding.word_embeddings.weight', [V, H], 'vocab')
   for (let i = 0; i < config.numLayers; i++) {
     at = i
     const layer = `decoder.layers.${i}`
-    norm(`${layer}.self_attention.linear_qkv.layer_norm_`)
-    add(`${layer}.self_attention.linear_qkv.weight`, [qkvRows(config), H], 'qkv')
-    if (config.addQkvBias) add(`${layer}.self_attention.linear_qkv.bias`, [qkvRows(config)], 'qkv')
-    add(`${layer}.self_attention.linear_proj.weight`, [H, attention], 'row')
-    if (config.addProjBias) add(`${layer}.self_attention.linear_proj.bias`, [H], 'replicated')
-    norm(`${layer}.mlp.linear_fc1.layer_norm_`)
-    add(`${layer}.mlp.linear_fc1.weight`, [fc1, H], fc1Cut)
-    if (config.addMlpBias) add(`${layer}.mlp.linear_fc1.bias`, [fc1], fc1Cut)
-    add(`${layer}.mlp.linear_fc2.weight`, [H, F], 'row')
-    if (config.addMlpBias) add(`${layer}.mlp.linear_fc2.bias`, [H], 'replicated')
+    attention(`${layer}.self_attention`)
+    if (hasExperts(config, i)) {
+      norm(`${layer}.pre_mlp_layernorm.`)
+      experts(`${layer}.mlp`)
+    } else dense(`${layer}.mlp`)
   }
   at = 'final'
   norm('decoder.final_layernorm.')

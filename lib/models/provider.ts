@@ -12,7 +12,15 @@ import { DistributedModel } from './distributedModel.js'
 import { GPTModel } from './gpt.js'
 import { allocateParameter, initializeParameter } from './initialize.js'
 import { tensorParallelProblems } from './layoutShards.js'
-import type { ActivationName, RopeScaling, TransformerConfig } from './transformerConfig.js'
+import {
+  type ActivationName,
+  plainDecoder,
+  type QkLayernorm,
+  type RopeScaling,
+  type TransformerConfig,
+  transformerFields,
+  unbuiltFeatures,
+} from './transformerConfig.js'
 
 /** Settings of a provider besides the transformer and the parallel sizes. */
 export interface ProviderSettings {
@@ -84,6 +92,16 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   attentionDropout = 0
   hiddenDropout = 0
   paramsDtype: DType = 'float32'
+  qkLayernorm: QkLayernorm | null = plainDecoder.qkLayernorm
+  clipQkv: number | null = plainDecoder.clipQkv
+  windowSize: number | null = plainDecoder.windowSize
+  numMoeExperts: number | null = plainDecoder.numMoeExperts
+  moeRouterTopk: number = plainDecoder.moeRouterTopk
+  moeFfnHiddenSize: number | null = plainDecoder.moeFfnHiddenSize
+  moeLayerFreq: TransformerConfig['moeLayerFreq'] = plainDecoder.moeLayerFreq
+  moeRouterPreSoftmax: boolean = plainDecoder.moeRouterPreSoftmax
+  moeRouterLoadBalancingType: TransformerConfig['moeRouterLoadBalancingType'] = plainDecoder.moeRouterLoadBalancingType
+  moeAuxLossCoeff: number = plainDecoder.moeAuxLossCoeff
 
   tensorModelParallelSize = defaultParallel.tensorModelParallelSize
   pipelineModelParallelSize = defaultParallel.pipelineModelParallelSize
@@ -132,11 +150,20 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
 
   /**
    * Checks everything across fields and freezes the provider. A second call does nothing.
-   * @throws ERR_LAYOUT_INVALID or ERR_CONFIG with all problems together.
+   * @throws ERR_LAYOUT_INVALID or ERR_CONFIG with all problems together; ERR_UNSUPPORTED for what only converts.
    */
   finalize(): void {
     const state = stateOf(this)
     if (state.final) return
+    const unbuilt = unbuiltFeatures(this)
+    if (unbuilt.length > 0) {
+      throw new ViaductError(
+        'ERR_UNSUPPORTED',
+        'model',
+        `expected a model whose forward pass is built, got one with ${unbuilt.join(', ')}: such a model converts (import, export, verify); it neither trains nor generates yet`,
+        { features: unbuilt },
+      )
+    }
     const own = modelProblems(this)
     const layout = parallelProblems(this)
     if (own.length === 0 && layout.length === 0)
@@ -166,7 +193,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
     const device = Device.open(options.device ?? 'auto')
     const mesh = options.mesh ?? (await Mesh.create(this, await initDistributed()))
     await mesh.kvReplicas(this.numQueryGroups)
-    const config = transformerOf(this, options.dtype ?? this.paramsDtype)
+    const config = { ...transformerFields(this), paramsDtype: options.dtype ?? this.paramsDtype }
     const { paddedVocabSize, recomputeGranularity } = this
     const chunk = new GPTModel(config, { groups: mesh, paddedVocabSize, recomputeGranularity })
     const { wrapWithDdp = true } = options
@@ -195,61 +222,6 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
       await model.dispose()
       throw error
     }
-  }
-}
-
-/** The transformer's fields alone. */
-function transformerOf(provider: GPTModelProvider, paramsDtype: DType): TransformerConfig {
-  const {
-    numLayers,
-    hiddenSize,
-    ffnHiddenSize,
-    numAttentionHeads,
-    numQueryGroups,
-    kvChannels,
-    normalization,
-    layernormEpsilon,
-    activation,
-    gatedLinearUnit,
-    addQkvBias,
-    addProjBias,
-    addMlpBias,
-    rotaryBase,
-    rotaryPercent,
-    rotaryInterleaved,
-    ropeScaling,
-    maxPositionEmbeddings,
-    vocabSize,
-    shareEmbeddingsAndOutputWeights,
-    initMethodStd,
-    attentionDropout,
-    hiddenDropout,
-  } = provider
-  return {
-    numLayers,
-    hiddenSize,
-    ffnHiddenSize,
-    numAttentionHeads,
-    numQueryGroups,
-    kvChannels,
-    normalization,
-    layernormEpsilon,
-    activation,
-    gatedLinearUnit,
-    addQkvBias,
-    addProjBias,
-    addMlpBias,
-    rotaryBase,
-    rotaryPercent,
-    rotaryInterleaved,
-    ropeScaling,
-    maxPositionEmbeddings,
-    vocabSize,
-    shareEmbeddingsAndOutputWeights,
-    initMethodStd,
-    attentionDropout,
-    hiddenDropout,
-    paramsDtype,
   }
 }
 

@@ -5,6 +5,9 @@ import type { RopeParameters } from '../nn/rope.js'
 
 export type ActivationName = 'silu' | 'gelu' | 'gelu_tanh' | 'relu' | 'relu2' | 'quick_gelu'
 
+/** RMSNorm of queries and keys: of each head alone with one weight for all heads, or over the channels of all heads. */
+export type QkLayernorm = 'perHead' | 'allHeads'
+
 /** Rotary scaling, in the fields' HF spelling turned camelCase; `type: 'default'` has none of the others. */
 export type RopeScaling = RopeParameters
 
@@ -42,4 +45,94 @@ export interface TransformerConfig {
   hiddenDropout: number
   /** Dtype of parameters and activations. */
   paramsDtype: DType
+
+  /** Norm of queries and keys before they rotate. */
+  qkLayernorm: QkLayernorm | null
+  /** Queries, keys and values are clamped to plus and minus this, after their norms. */
+  clipQkv: number | null
+  /** A token sees this many last positions, itself included; null: all. */
+  windowSize: number | null
+
+  /** Experts of a layer; null: no layer has experts. */
+  numMoeExperts: number | null
+  /** Experts that a token goes to. */
+  moeRouterTopk: number
+  moeFfnHiddenSize: number | null
+  /** 1: every layer has experts. A list: 1 for a layer with experts, 0 for a dense one. */
+  moeLayerFreq: 1 | readonly (0 | 1)[]
+  /** Softmax over all experts, then the highest without another normalisation; else softmax over the chosen ones. */
+  moeRouterPreSoftmax: boolean
+  moeRouterLoadBalancingType: 'aux_loss' | 'seq_aux_loss' | 'none'
+  moeAuxLossCoeff: number
+}
+
+/** What a plain dense decoder has in the fields that only some families use. */
+export const plainDecoder = {
+  qkLayernorm: null,
+  clipQkv: null,
+  windowSize: null,
+  numMoeExperts: null,
+  moeRouterTopk: 2,
+  moeFfnHiddenSize: null,
+  moeLayerFreq: 1,
+  moeRouterPreSoftmax: false,
+  moeRouterLoadBalancingType: 'none',
+  moeAuxLossCoeff: 0,
+} as const satisfies Partial<TransformerConfig>
+
+/** True when a layer's feed-forward part is a mixture of experts. */
+export function hasExperts(config: TransformerConfig, layer: number): boolean {
+  if (config.numMoeExperts === null) return false
+  return config.moeLayerFreq === 1 || config.moeLayerFreq[layer] === 1
+}
+
+/** What of this config no forward pass computes yet, as `field=value`; such a model converts and is not built. */
+export function unbuiltFeatures(config: TransformerConfig): string[] {
+  const features = ['numMoeExperts', 'qkLayernorm', 'clipQkv', 'windowSize'] as const
+  return features.filter((key) => config[key] !== null).map((key) => `${key}=${config[key]}`)
+}
+
+const keys: { readonly [K in keyof TransformerConfig]: true } = {
+  numLayers: true,
+  hiddenSize: true,
+  ffnHiddenSize: true,
+  numAttentionHeads: true,
+  numQueryGroups: true,
+  kvChannels: true,
+  normalization: true,
+  layernormEpsilon: true,
+  activation: true,
+  gatedLinearUnit: true,
+  addQkvBias: true,
+  addProjBias: true,
+  addMlpBias: true,
+  rotaryBase: true,
+  rotaryPercent: true,
+  rotaryInterleaved: true,
+  ropeScaling: true,
+  maxPositionEmbeddings: true,
+  vocabSize: true,
+  shareEmbeddingsAndOutputWeights: true,
+  initMethodStd: true,
+  attentionDropout: true,
+  hiddenDropout: true,
+  paramsDtype: true,
+  qkLayernorm: true,
+  clipQkv: true,
+  windowSize: true,
+  numMoeExperts: true,
+  moeRouterTopk: true,
+  moeFfnHiddenSize: true,
+  moeLayerFreq: true,
+  moeRouterPreSoftmax: true,
+  moeRouterLoadBalancingType: true,
+  moeAuxLossCoeff: true,
+}
+
+/** All fields, in the order of the type. */
+export const transformerKeys = Object.keys(keys) as (keyof TransformerConfig)[]
+
+/** The transformer's fields of a wider object. */
+export function transformerFields(wider: TransformerConfig): TransformerConfig {
+  return Object.fromEntries(transformerKeys.map((key) => [key, wider[key]])) as unknown as TransformerConfig
 }

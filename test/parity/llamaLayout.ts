@@ -1,7 +1,7 @@
 // Hugging Face's Llama tensors in Megatron's layout and gradients back, written from the two definitions, independent of lib/models'
 // mapping rules. Whole tensors only: one rank.
 import { join } from 'node:path'
-import type { TransformerConfig } from '../../lib/models/transformerConfig.js'
+import { plainDecoder, type TransformerConfig } from '../../lib/models/transformerConfig.js'
 import { fixtureConfig, type HostTensor, llamaFixtures, readSafetensorsFile } from '../fixtures/safetensorsFile.js'
 
 export interface Fixture {
@@ -44,6 +44,7 @@ export function readFixture(name: string): Fixture {
     attentionDropout: 0,
     hiddenDropout: 0,
     paramsDtype: 'float32',
+    ...plainDecoder,
   }
   const folder = join(llamaFixtures, name)
   return {

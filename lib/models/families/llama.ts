@@ -6,7 +6,7 @@ import { ConfigReader } from '../configReader.js'
 import type { FamilySpec, HfConfig, HfValue } from '../family.js'
 import { derived, gated, qkv, type Rule, rename, tied } from '../mapping.js'
 import { readRope, sameRope, writeRope } from '../ropeConfig.js'
-import type { ActivationName, TransformerConfig } from '../transformerConfig.js'
+import { type ActivationName, plainDecoder, type TransformerConfig } from '../transformerConfig.js'
 
 /** HF names of activations; the first of a name is the one that is written. */
 const activations: Readonly<Record<string, ActivationName>> = {
@@ -77,6 +77,7 @@ function fromHf(hf: HfConfig): TransformerConfig {
     attentionDropout: read.real('attention_dropout', { min: 0, max: 1, fallback: 0 }),
     hiddenDropout: 0,
     paramsDtype: readDtype(read),
+    ...plainDecoder,
   }
   read.finish()
   return config
