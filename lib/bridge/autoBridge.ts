@@ -27,7 +27,7 @@ import {
   openConverted,
 } from './convert.js'
 import { type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
-import { checkFolder, type HfModel, mappingOf, openHfModel, readHfConfig } from './hfModel.js'
+import { checkFolder, type HfModel, mappingOf, openHfModel, readParcel } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
 import {
   type ExportWeightsOptions,
@@ -89,14 +89,15 @@ export class AutoBridge {
   /** A bridge without weights: models get initial values, exports get new files. */
   static fromHfConfig(config: HfConfig | JsonDocument): AutoBridge {
     const document = config instanceof JsonDocument ? config : JsonDocument.from(config as JsonValue)
-    const { family, config: transformer, mapping } = readHfConfig(document.value as HfConfig)
-    return new AutoBridge(document, family, transformer, mapping, null, HfParcel.fromConfig(document), null)
+    const parcel = HfParcel.fromConfig(document)
+    const { family, config: transformer, mapping } = readParcel(parcel)
+    return new AutoBridge(document, family, transformer, mapping, null, parcel, null)
   }
 
   /** A bridge whose weights are in one of our checkpoints. @throws ERR_CHECKPOINT */
   static async fromCheckpoint(dir: string): Promise<AutoBridge> {
     const { checkpoint, parcel } = await openConverted(dir)
-    const { family, config, mapping } = readHfConfig(parcel.config.value as HfConfig)
+    const { family, config, mapping } = readParcel(parcel)
     return new AutoBridge(parcel.config, family, config, mapping, null, parcel, checkpoint.folder)
   }
 
@@ -171,7 +172,7 @@ export class AutoBridge {
     options: ExportWeightsOptions = {},
   ): AsyncGenerator<[string, Tensor | null]> {
     const mapping = this.mappingFor(model)
-    const names = this.parcel.layout?.files.flatMap((file) => [...file.header.entries.keys()]) ?? []
+    const names = [...(this.parcel.tensorNames ?? [])]
     return exportWeights(
       model,
       mapping,
@@ -247,7 +248,7 @@ export class AutoBridge {
   }
 
   private mappingFor(model: DistributedModel): Mapping {
-    return mappingOf(this.family, transformerOf(model))
+    return mappingOf(this.family, transformerOf(model), this.parcel.tensorNames)
   }
 
   /** config.json of the model as it is now: only what changed differs from the source's text. */

@@ -18,7 +18,7 @@ import { parameterTable } from '../models/parameterTable.js'
 import { composeRegions, invertRegions } from '../tensor/region.js'
 import type { ShardBlock } from '../tensor/shardSpec.js'
 import { type PlannedTensor, type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
-import { type HfModel, openHfModel, placeOf, readHfConfig } from './hfModel.js'
+import { type HfModel, openHfModel, placeOf, readHfConfig, readParcel } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
 
 export interface ImportOptions extends CoveragePolicy {
@@ -57,7 +57,7 @@ export async function importBlock(
     binding.parts.flatMap((part) => {
       const source = model.weights.tensors.get(part.name)
       if (source === undefined) return []
-      return composeRegions(part.regions, wanted).map((region) => copyRegion(placeOf(source), target, region))
+      return composeRegions(part.regions, wanted).map((region) => copyRegion(placeOf(source, part), target, region))
     }),
   )
 }
@@ -184,7 +184,7 @@ export async function exportPart(
 export async function exportCkpt(dir: string, hf: string, options: ExportOptions = {}): Promise<ConversionReport> {
   const ranks = options.ranks ?? solo
   const { checkpoint, parcel } = await openConverted(dir)
-  const { mapping } = readHfConfig(parcel.config.value as HfConfig)
+  const { mapping } = readParcel(parcel)
   const coverage = await coverageOf(checkpoint, mapping)
   const plan = planExport(mapping, parcel, (ours) => checkpoint.tensors.get(ours)?.dtype ?? null, options)
   const described = parcel.with({ config: exportedConfig(parcel, plan.mainDtype) })

@@ -12,11 +12,12 @@ import {
   tensorBytes,
 } from '../io/safetensorsHeader.js'
 import { indexFile, singleFile } from '../io/weightFolder.js'
-import type { Binding, Mapping, Part } from '../models/mapping.js'
+import { type BoundPart, type Mapping, tensorShape } from '../models/mapping.js'
 
-/** One HF tensor to write: from a logical tensor, or carried from the source. */
-export type Origin = { readonly binding: Binding; readonly part: Part } | { readonly carried: FileTensor }
+/** Where the bytes come from: a logical tensor, or a tensor carried from the source. */
+export type Origin = BoundPart | { readonly carried: FileTensor }
 
+/** A HF tensor to write, or a slice of one that stacks experts. */
 export interface PlannedTensor {
   readonly name: string
   readonly file: string
@@ -55,11 +56,11 @@ export function planExport(
   held: (ours: string) => DType | null,
   options: PlanOptions = {},
 ): ExportPlan {
-  const originOf = (name: string): Origin | null => {
+  const originsOf = (name: string): readonly Origin[] => {
     const bound = mapping.byTheirs.get(name) ?? mapping.byTheirs.get(mapping.tied.get(name) ?? '')
-    if (bound && held(bound.binding.ours) !== null) return bound
+    if (bound?.every(({ binding }) => held(binding.ours) !== null)) return bound
     const carried = mapping.derived.has(name) ? parcel.carried.get(name) : undefined
-    return carried ? { carried } : null
+    return carried ? [{ carried }] : []
   }
   const planOf = (name: string, origin: Origin): TensorPlan => {
     if ('carried' in origin) return { name, dtype: origin.carried.dtype, shape: origin.carried.shape }
@@ -67,19 +68,19 @@ export function planExport(
     return {
       name,
       dtype: options.weightDtype && dtypes[dtype].isFloat ? options.weightDtype : dtype,
-      shape: origin.part.shape,
+      shape: tensorShape(origin.part),
     }
   }
   const { layout } = parcel
-  const names = new Set(layout?.files.flatMap((file) => [...file.header.entries.keys()]) ?? [])
+  const names = new Set(parcel.tensorNames)
   for (const name of mapping.byTheirs.keys()) names.add(name)
-  const origins = new Map<string, Origin>()
+  const origins = new Map<string, readonly Origin[]>()
   for (const name of names) {
-    const origin = originOf(name)
-    if (origin) origins.set(name, origin)
+    const found = originsOf(name)
+    if (found.length > 0) origins.set(name, found)
   }
   if (origins.size === 0) throw new ViaductError('ERR_COVERAGE', 'export', 'expected tensors to export, got none')
-  const plans = new Map([...origins].map(([name, origin]) => [name, planOf(name, origin)]))
+  const plans = new Map([...origins].map(([name, [first]]) => [name, planOf(name, first as Origin)]))
 
   let files: { name: string; header: SafetensorsHeader }[]
   let asSource = false
@@ -94,9 +95,13 @@ export function planExport(
     )
   }
   const tensors = files.flatMap(({ name: file, header }) =>
-    [...header.entries.values()].map(({ name, dtype, shape, begin, end }) => {
-      const origin = origins.get(name) as Origin
-      return { name, file, dtype, shape, offset: header.bytes.length + begin, bytes: end - begin, origin }
+    [...header.entries.values()].flatMap(({ name, dtype, shape: whole, begin, end }) => {
+      const found = origins.get(name) as readonly Origin[]
+      const bytes = (end - begin) / found.length
+      return found.map((origin, i): PlannedTensor => {
+        const shape = 'part' in origin ? origin.part.shape : whole
+        return { name, file, dtype, shape, offset: header.bytes.length + begin + i * bytes, bytes, origin }
+      })
     }),
   )
   const index = asSource ? (layout?.index ?? null) : indexOf(files, layout?.index !== null && layout !== null)

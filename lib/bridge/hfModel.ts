@@ -8,7 +8,15 @@ import { compareRanges, type FileTensor } from '../io/blocks.js'
 import { isFolder } from '../io/paths.js'
 import { openWeights, type TensorSource, type WeightFolder } from '../io/weightFolder.js'
 import type { FamilySpec, HfConfig } from '../models/family.js'
-import { bindRules, type Coverage, type CoveragePolicy, type Mapping, proveCoverage } from '../models/mapping.js'
+import {
+  bindRules,
+  type Coverage,
+  type CoveragePolicy,
+  type Mapping,
+  type Part,
+  proveCoverage,
+  type TensorNames,
+} from '../models/mapping.js'
 import { parameterTable } from '../models/parameterTable.js'
 import { familyOf } from '../models/registry.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
@@ -24,16 +32,21 @@ export interface HfModel {
   readonly coverage: Coverage
 }
 
-/** Family, config and mapping of a HF config. @throws ERR_ARCHITECTURE, ERR_HF_CONFIG */
-export function readHfConfig(hf: HfConfig): { family: FamilySpec; config: TransformerConfig; mapping: Mapping } {
+/** Family and config of a HF config. @throws ERR_ARCHITECTURE, ERR_HF_CONFIG */
+export function readHfConfig(hf: HfConfig): { family: FamilySpec; config: TransformerConfig } {
   const family = familyOf(hf)
-  const config = family.fromHf(hf)
-  return { family, config, mapping: mappingOf(family, config) }
+  return { family, config: family.fromHf(hf) }
 }
 
-/** The mapping of a family for one config. */
-export function mappingOf(family: FamilySpec, config: TransformerConfig): Mapping {
-  return bindRules(family.rules(config), parameterTable(config), config)
+/** The mapping of a family for one config, in the spelling of the source's names; null: as for new files. */
+export function mappingOf(family: FamilySpec, config: TransformerConfig, names: TensorNames | null): Mapping {
+  return bindRules(family.rules(config), parameterTable(config), config, names)
+}
+
+/** Family, config and mapping of what a checkpoint keeps of its source. @throws ERR_ARCHITECTURE, ERR_HF_CONFIG */
+export function readParcel(parcel: HfParcel): { family: FamilySpec; config: TransformerConfig; mapping: Mapping } {
+  const { family, config } = readHfConfig(parcel.config.value as HfConfig)
+  return { family, config, mapping: mappingOf(family, config, parcel.tensorNames) }
 }
 
 /** Refuses what is no folder: hub ids are fetched by another program until downloads are built. @throws ERR_FILE_MISSING, ERR_OFFLINE */
@@ -58,8 +71,9 @@ export async function checkFolder(path: string): Promise<void> {
 export async function openHfModel(folder: string, policy: CoveragePolicy = {}): Promise<HfModel> {
   await checkFolder(folder)
   const plain = await HfParcel.fromFolder(folder, null)
-  const { family, config, mapping } = readHfConfig(plain.config.value as HfConfig)
+  const { family, config } = readHfConfig(plain.config.value as HfConfig)
   const weights = await openWeights(folder)
+  const mapping = mappingOf(family, config, weights.tensors)
   const facts = new Map([...weights.tensors].map(([name, source]) => [name, source.entry]))
   const coverage = proveCoverage(mapping, facts, policy)
   for (const copy of coverage.tied) await checkTied(weights, copy, mapping.tied.get(copy) as string)
@@ -73,9 +87,11 @@ export async function openHfModel(folder: string, policy: CoveragePolicy = {}): 
   return { folder, family, config, mapping, parcel, weights, coverage }
 }
 
-/** A tensor of a weight folder, for block reads. */
-export function placeOf(source: TensorSource): FileTensor {
-  return { path: source.path, offset: source.offset, dtype: source.entry.dtype, shape: source.entry.shape }
+/** A tensor of a weight folder, or the slice of it that a part is, for block reads. */
+export function placeOf({ path, offset, entry }: TensorSource, part: Part | null = null): FileTensor {
+  const slice = part?.slice ?? { index: 0, count: 1 }
+  const bytes = (entry.end - entry.begin) / slice.count
+  return { path, offset: offset + slice.index * bytes, dtype: entry.dtype, shape: part?.shape ?? entry.shape }
 }
 
 async function checkTied(weights: WeightFolder, copy: string, original: string): Promise<void> {

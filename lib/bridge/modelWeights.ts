@@ -66,7 +66,7 @@ export async function loadModelWeights(model: DistributedModel, hf: HfModel, see
           const source = hf.weights.tensors.get(part.name)
           if (source === undefined) return []
           return composeRegions(part.regions, local).map((region) =>
-            readRegion(placeOf(source), parameter.data, region),
+            readRegion(placeOf(source, part), parameter.data, region),
           )
         }),
       )

@@ -103,7 +103,8 @@ export async function verify(folder: string, options: VerifyOptions = {}): Promi
     }
   })
   const order = new Map([...model.weights.tensors.keys()].map((name, i) => [name, i]))
-  const tensors = all.flatMap((r) => r.tensors).sort((a, b) => (order.get(a.name) ?? 0) - (order.get(b.name) ?? 0))
+  const place = ({ name }: VerifiedTensor) => order.get(name.replace(/\[\d+\]$/, '')) ?? 0
+  const tensors = all.flatMap((r) => r.tensors).sort((a, b) => place(a) - place(b))
   const problems = all.flatMap((r) => r.problems)
   return {
     ok: problems.length === 0,
@@ -130,7 +131,10 @@ function checkConfig({ parcel, family, config }: HfModel): [boolean, string | nu
 }
 
 interface Placed {
+  /** HF name, with the index of its slice where it is one: `experts.down_proj[3]`. */
   readonly name: string
+  /** The source's file. */
+  readonly file: string
   readonly part: Binding['parts'][number]
   readonly source: FileTensor
   readonly bytes: number
@@ -155,13 +159,14 @@ async function verifyBinding(
   for (const { name, part } of [...binding.parts.map((p) => ({ name: p.name, part: p })), ...copies]) {
     const source = sources.get(name)
     if (source === undefined || part === undefined) continue
-    const bytes = source.entry.end - source.entry.begin
+    const bytes = (source.entry.end - source.entry.begin) / (part.slice?.count ?? 1)
     placed.push({
-      name,
+      name: part.slice === null ? name : `${name}[${part.slice.index}]`,
       part,
-      source: placeOf(source),
+      file: source.file,
+      source: placeOf(source, part),
       bytes,
-      place: { path: file, offset, dtype: source.entry.dtype, shape: source.entry.shape },
+      place: { path: file, offset, dtype: source.entry.dtype, shape: part.shape },
     })
     offset += Math.ceil(bytes / 8) * 8
   }
@@ -172,12 +177,10 @@ async function verifyBinding(
     if (checkpoint) problems.push(...(await fromCheckpoint(checkpoint, binding, placed)))
     else await throughShards(model, row, binding, placed, tp)
     const tensors: VerifiedTensor[] = []
-    for (const { name, source, bytes, place } of placed) {
+    for (const { name, file: home, source, bytes, place } of placed) {
       const { differing, first } = await compareRanges(source, place, bytes)
       if (differing > 0)
-        problems.push(
-          `${name} of ${sources.get(name)?.file}: ${differing} of ${bytes} bytes differ, the first at byte ${first}`,
-        )
+        problems.push(`${name} of ${home}: ${differing} of ${bytes} bytes differ, the first at byte ${first}`)
       tensors.push({
         name,
         shape: source.shape,
@@ -217,7 +220,7 @@ async function throughShards(
         if (source)
           await settleAll(
             composeRegions(part.regions, loadRegions(shard)).map((region) =>
-              readRegion(placeOf(source), local, region),
+              readRegion(placeOf(source, part), local, region),
             ),
           )
       }

@@ -88,6 +88,11 @@ export class HfParcel {
     )
   }
 
+  /** Names of the weights' tensors; null where no layout is kept. */
+  get tensorNames(): ReadonlySet<string> | null {
+    return this.layout && new Set(this.layout.files.flatMap((file) => [...file.header.entries.keys()]))
+  }
+
   /** The same files with another config, or with carried tensors. */
   with(changes: { readonly config?: JsonDocument; readonly carried?: ReadonlyMap<string, FileTensor> }): HfParcel {
     const { folder, config, others, leftOut, layout, carried } = this

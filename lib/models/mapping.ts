@@ -6,23 +6,40 @@ import { identityRegion, type Region, tilingFault, volume } from '../tensor/regi
 import type { ParameterRow } from './parameterTable.js'
 import type { TransformerConfig } from './transformerConfig.js'
 
-/** One HF tensor's part of a logical tensor. */
+/** What one HF tensor, or one slice of it, contributes to a logical tensor. */
 export interface Part {
   readonly name: string
+  /** Shape that the regions speak of: the HF tensor's, or its slice's. */
   readonly shape: readonly number[]
-  /** HF tensor -> logical tensor. */
+  /** Where the HF tensor stacks all experts along a first dim of its own: which of how many slices; null: all of the tensor. */
+  readonly slice: { readonly index: number; readonly count: number } | null
+  /** HF tensor or slice -> logical tensor. */
   readonly regions: readonly Region[]
 }
 
-/** A rule: which HF tensors make up one logical tensor. `*` in names stands for the layer's index. */
+/** Shape of the whole HF tensor that a part is of. */
+export function tensorShape({ shape, slice }: Part): readonly number[] {
+  return slice === null ? shape : [slice.count, ...shape]
+}
+
+/**
+ * A rule: which HF tensors make up one logical tensor. In names `*` stands for the layer's index and `{e}` for the expert's. A HF
+ * name without `{e}` under a logical name with it is a stack of all experts, of which each takes its slice.
+ */
 export interface MappingRule {
   readonly kind: 'rename' | 'qkv' | 'gated'
   /** Megatron's name. */
   readonly ours: string
   /** HF names, in the order in which `place` answers. */
   readonly theirs: readonly string[]
-  /** For a logical shape: each HF tensor's shape and regions. */
-  place(shape: readonly number[], config: TransformerConfig): Omit<Part, 'name'>[]
+  /** For a logical shape: each HF tensor's (or slice's) shape and regions. */
+  place(shape: readonly number[], config: TransformerConfig): Pick<Part, 'shape' | 'regions'>[]
+}
+
+/** Several ways to write the same parameters; the source's names decide, the first one is for new files. */
+export interface SpellingRule {
+  readonly kind: 'spellings'
+  readonly choices: readonly (readonly MappingRule[])[]
 }
 
 /** A HF tensor that may be there and repeats another one: the output layer of tied embeddings. Compared, then written again. */
@@ -41,7 +58,7 @@ export interface DerivedRule {
   values(config: TransformerConfig): Float64Array
 }
 
-export type Rule = MappingRule | TiedRule | DerivedRule
+export type Rule = MappingRule | SpellingRule | TiedRule | DerivedRule
 
 /** Same tensor, another name. */
 export function rename(ours: string, theirs: string): MappingRule {
@@ -87,6 +104,11 @@ export function gated(ours: string, theirs: { gate: string; up: string }): Mappi
   }
 }
 
+/** Several ways to write the same parameters, the one for new files first. */
+export function spellings(...choices: MappingRule[][]): SpellingRule {
+  return { kind: 'spellings', choices }
+}
+
 /** A copy that the source may carry though config ties it. */
 export function tied(copy: string, of: string): TiedRule {
   return { kind: 'tied', copy, of }
@@ -104,52 +126,75 @@ export interface Binding {
   readonly parts: readonly Part[]
 }
 
+/** A part with the binding that it belongs to. */
+export interface BoundPart {
+  readonly binding: Binding
+  readonly part: Part
+}
+
 /** All rules of one model, resolved to names and shapes, and proved: both sides of each binding tile. */
 export interface Mapping {
   readonly config: TransformerConfig
   readonly bindings: ReadonlyMap<string, Binding>
-  /** HF name -> its binding and part. */
-  readonly byTheirs: ReadonlyMap<string, { readonly binding: Binding; readonly part: Part }>
+  /** HF name -> its one reader, or those of its slices in their order. */
+  readonly byTheirs: ReadonlyMap<string, readonly BoundPart[]>
   readonly tied: ReadonlyMap<string, string>
   readonly derived: ReadonlyMap<string, DerivedRule>
 }
 
+/** Names of a source's tensors. */
+export type TensorNames = Pick<ReadonlySet<string>, 'has'>
+
 /**
  * Resolves rules for a model's parameters.
+ * @param names - of the source or, for an export, of the source that it came from: they choose the spelling. null: new files.
  * @throws ERR_COVERAGE when a parameter has no rule or two, or a rule's regions do not tile: a fault of the family's table.
  */
 export function bindRules(
   rules: readonly Rule[],
   parameters: readonly ParameterRow[],
   config: TransformerConfig,
+  names: TensorNames | null = null,
 ): Mapping {
   const bindings = new Map<string, Binding>()
-  const byTheirs = new Map<string, { binding: Binding; part: Part }>()
+  const byTheirs = new Map<string, BoundPart[]>()
   const ties = new Map<string, string>()
   const formulas = new Map<string, DerivedRule>()
   const problems: string[] = []
   const shapes = new Map(parameters.map((p) => [p.name, p.shape]))
-  for (const rule of rules) {
-    if (rule.kind === 'tied') ties.set(rule.copy, rule.of)
-    else if (rule.kind === 'derived')
-      for (const [name] of expand([rule.theirs], config)) formulas.set(name as string, rule)
-    else {
-      for (const [ours, ...theirs] of expand([rule.ours, ...rule.theirs], config)) {
-        const shape = shapes.get(ours as string)
-        if (shape === undefined) continue // the rule is for another variant (a bias that this config lacks)
-        if (bindings.has(ours as string)) problems.push(`${ours} has two rules`)
-        const parts = rule.place(shape, config).map((part, i) => ({ name: theirs[i] as string, ...part }))
-        const binding = { ours: ours as string, shape, parts }
-        problems.push(...bindingProblems(binding))
-        bindings.set(binding.ours, binding)
-        for (const part of parts) {
-          if (byTheirs.has(part.name)) problems.push(`${part.name} is read by two rules`)
-          byTheirs.set(part.name, { binding, part })
-        }
+  const bind = (rule: MappingRule) => {
+    for (const { ours, theirs, expert } of instances(rule, config)) {
+      const shape = shapes.get(ours)
+      if (shape === undefined) continue // the rule is for another variant (a bias that this config lacks)
+      if (bindings.has(ours)) problems.push(`${ours} has two rules`)
+      const parts = rule.place(shape, config).map((part, i): Part => {
+        const stacked = expert !== null && !rule.theirs[i]?.includes('{e}')
+        const slice = stacked ? { index: expert, count: config.numMoeExperts as number } : null
+        return { name: theirs[i] as string, slice, ...part }
+      })
+      const binding = { ours, shape, parts }
+      problems.push(...bindingProblems(binding))
+      bindings.set(ours, binding)
+      for (const part of parts) {
+        const readers = byTheirs.get(part.name) ?? []
+        if (readers.length !== (part.slice?.index ?? 0)) problems.push(`${part.name} is read by two rules`)
+        readers.push({ binding, part })
+        byTheirs.set(part.name, readers)
       }
     }
   }
+  for (const rule of rules) {
+    if (rule.kind === 'tied') ties.set(rule.copy, rule.of)
+    else if (rule.kind === 'derived') for (const name of layersOf(rule.theirs, config)) formulas.set(name, rule)
+    else if (rule.kind === 'spellings') {
+      for (const chosen of spellingOf(rule, shapes, config, names)) bind(chosen)
+    } else bind(rule)
+  }
   for (const { name } of parameters) if (!bindings.has(name)) problems.push(`${name} has no rule`)
+  for (const [name, readers] of byTheirs) {
+    const count = readers[0]?.part.slice?.count ?? 1
+    if (readers.length < count) problems.push(`${readers.length} of the ${count} slices of ${name} are read`)
+  }
   if (problems.length > 0)
     throw new ViaductError(
       'ERR_COVERAGE',
@@ -158,6 +203,18 @@ export function bindRules(
       { problems },
     )
   return { config, bindings, byTheirs, tied: ties, derived: formulas }
+}
+
+/** The spelling of which the source has a name. Where it has names of two, the coverage proof names those of the second. */
+function spellingOf(
+  { choices }: SpellingRule,
+  shapes: ReadonlyMap<string, unknown>,
+  config: TransformerConfig,
+  names: TensorNames | null,
+): readonly MappingRule[] {
+  const occurs = (rule: MappingRule) =>
+    instances(rule, config).some(({ ours, theirs }) => shapes.has(ours) && theirs.some((name) => names?.has(name)))
+  return choices.find((choice) => choice.some(occurs)) ?? (choices[0] as readonly MappingRule[])
 }
 
 /** Both sides tile: each logical element has one source, each HF element one reader. */
@@ -176,10 +233,24 @@ function bindingProblems(binding: Binding): string[] {
   return problems
 }
 
-/** Names with `*` once per layer, others once. */
-function expand(names: readonly string[], config: TransformerConfig): string[][] {
-  if (!names.some((name) => name.includes('*'))) return [[...names]]
-  return Array.from({ length: config.numLayers }, (_, i) => names.map((name) => name.replace('*', String(i))))
+/** A rule's names for each layer and expert that they speak of. */
+function instances(rule: MappingRule, config: TransformerConfig) {
+  const ofExpert = (name: string, expert: number | null) => name.replace('{e}', String(expert))
+  const experts = rule.ours.includes('{e}') ? Array.from({ length: config.numMoeExperts ?? 0 }, (_, e) => e) : [null]
+  const theirs = rule.theirs.map((name) => layersOf(name, config))
+  return layersOf(rule.ours, config).flatMap((ours, layer) =>
+    experts.map((expert) => ({
+      ours: ofExpert(ours, expert),
+      theirs: theirs.map((names) => ofExpert(names[layer] as string, expert)),
+      expert,
+    })),
+  )
+}
+
+/** A name with `*` once per layer, another once. */
+function layersOf(name: string, config: TransformerConfig): string[] {
+  if (!name.includes('*')) return [name]
+  return Array.from({ length: config.numLayers }, (_, i) => name.replace('*', String(i)))
 }
 
 /** A tensor as a source describes it. */
@@ -250,17 +321,17 @@ export function proveCoverage(
   }
   for (const [name, facts] of source) {
     const original = mapping.tied.get(name)
-    const bound = mapping.byTheirs.get(name)
+    const bound = mapping.byTheirs.get(name)?.[0]
     const formula = mapping.derived.get(name)
     if (allowed(name, policy.ignore)) lists.ignored.push(name)
     else if (bound) {
       lists.mapped.push(name)
-      checkShape(name, facts.shape, bound.part.shape)
+      checkShape(name, facts.shape, tensorShape(bound.part))
       const problem = dtypeProblem(name, facts.dtype)
       if (problem) kinds.push(problem)
     } else if (original !== undefined) {
       lists.tied.push(name)
-      checkShape(name, facts.shape, mapping.byTheirs.get(original)?.part.shape ?? [])
+      checkShape(name, facts.shape, mapping.byTheirs.get(original)?.[0]?.part.shape ?? [])
     } else if (formula) {
       lists.derived.push(name)
       checkShape(name, facts.shape, formula.shape(mapping.config))

@@ -112,22 +112,22 @@ describe('mapping', () => {
     const c = config()
     const { byTheirs } = bindRules(llama.rules(c), parameterTable(c), c)
     // 2 groups of 4 heads of 8 channels: group 1 begins at row (4 + 2) * 8 = 48.
-    expect(byTheirs.get('model.layers.1.self_attn.q_proj.weight')?.part.regions[1]).toEqual({
+    expect(byTheirs.get('model.layers.1.self_attn.q_proj.weight')?.[0]?.part.regions[1]).toEqual({
       from: [32, 0],
       to: [48, 0],
       size: [32, 64],
     })
-    expect(byTheirs.get('model.layers.1.self_attn.k_proj.weight')?.part.regions[1]).toEqual({
+    expect(byTheirs.get('model.layers.1.self_attn.k_proj.weight')?.[0]?.part.regions[1]).toEqual({
       from: [8, 0],
       to: [80, 0],
       size: [8, 64],
     })
-    expect(byTheirs.get('model.layers.1.self_attn.v_proj.weight')?.part.regions[0]).toEqual({
+    expect(byTheirs.get('model.layers.1.self_attn.v_proj.weight')?.[0]?.part.regions[0]).toEqual({
       from: [0, 0],
       to: [40, 0],
       size: [8, 64],
     })
-    expect(byTheirs.get('model.layers.0.mlp.up_proj.weight')?.part.regions).toEqual([
+    expect(byTheirs.get('model.layers.0.mlp.up_proj.weight')?.[0]?.part.regions).toEqual([
       { from: [0, 0], to: [96, 0], size: [96, 64] },
     ])
   })
