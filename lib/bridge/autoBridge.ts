@@ -11,12 +11,12 @@ import { type SaveOptions, saveCheckpoint } from '../checkpoint/saveCheckpoint.j
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import type { FamilySpec, HfConfig } from '../models/family.js'
-import { tensorParallelProblems } from '../models/layoutShards.js'
+import { layoutProblems } from '../models/layoutShards.js'
 import type { CoveragePolicy, Mapping } from '../models/mapping.js'
 import { GPTModelProvider, type ProvideOptions } from '../models/provider.js'
 import { listArchitectures, supports } from '../models/registry.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
-import type { ParallelConfig } from '../parallel/config.js'
+import { type ParallelConfig, refuseLayout } from '../parallel/config.js'
 import type { Tensor } from '../tensor/tensor.js'
 import {
   type ConversionReport,
@@ -107,10 +107,13 @@ export class AutoBridge {
     return (await isCheckpoint(dir)) ? AutoBridge.fromCheckpoint(dir) : AutoBridge.fromHfPretrained(dir, options)
   }
 
-  /** Refuses a layout that this model cannot be cut into. @throws ERR_LAYOUT_INVALID with all problems. */
-  checkLayout(parallel: Pick<ParallelConfig, 'tensorModelParallelSize'>): void {
-    const problems = tensorParallelProblems(this.transformerConfig, parallel.tensorModelParallelSize)
-    if (problems.length > 0) throw new ViaductError('ERR_LAYOUT_INVALID', 'parallel', problems.join('; '), { problems })
+  /**
+   * Refuses a layout that this model cannot be cut into.
+   * @param worldSize - ranks that will run; 0 when not known yet.
+   * @throws ERR_LAYOUT_INVALID with all problems.
+   */
+  checkLayout(parallel: ParallelConfig, worldSize = 0): void {
+    refuseLayout(layoutProblems(this.transformerConfig, parallel, worldSize))
   }
 
   /** True when a family is there for this config. */

@@ -12,19 +12,19 @@ import { checkTarget } from '../io/atomic.js'
 import { copyRegion, type FileTensor, settleAll } from '../io/blocks.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import type { HfConfig } from '../models/family.js'
-import { shardOf, tensorParallelProblems } from '../models/layoutShards.js'
+import { layoutProblems, rankShards } from '../models/layoutShards.js'
 import type { Binding, Coverage, CoveragePolicy } from '../models/mapping.js'
 import { parameterTable } from '../models/parameterTable.js'
+import { defaultParallel, type ParallelConfig, parallelOf, refuseLayout } from '../parallel/config.js'
 import { composeRegions, invertRegions } from '../tensor/region.js'
 import type { ShardBlock } from '../tensor/shardSpec.js'
 import { type PlannedTensor, type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
 import { type HfModel, openHfModel, placeOf, readHfConfig, readParcel } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
 
-export interface ImportOptions extends CoveragePolicy {
+/** The layout decides who writes what; ranks beyond tp·pp·cp are data-parallel copies. One rank alone writes everything. */
+export interface ImportOptions extends CoveragePolicy, Partial<ParallelConfig> {
   readonly ranks?: Ranks
-  /** Tensor-parallel size of the layout; ranks beyond it are data-parallel copies. Default 1. */
-  readonly tensorModelParallelSize?: number
   /** Casts floating tensors; default: exactly as in the source. */
   readonly dtype?: DType
   readonly overwrite?: boolean
@@ -70,14 +70,16 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
   const ranks = options.ranks ?? solo
   const model = await openHfModel(hf, options)
   const { config, mapping, coverage, parcel } = model
-  const tp = ranks.size === 1 ? 1 : (options.tensorModelParallelSize ?? 1)
-  const problems = tensorParallelProblems(config, options.tensorModelParallelSize ?? 1)
-  if (ranks.size % tp !== 0)
-    problems.push(`the ${ranks.size} ranks must be a multiple of tensorModelParallelSize=${tp}`)
-  if (problems.length > 0) throw new ViaductError('ERR_LAYOUT_INVALID', 'parallel', problems.join('; '), { problems })
+  const wanted = parallelOf(options)
+  refuseLayout(layoutProblems(config, wanted, ranks.size === 1 ? 0 : ranks.size))
+  const parallel = ranks.size === 1 ? defaultParallel : wanted
   await onFirst(ranks, () => checkTarget(dir, options.overwrite ?? false))
 
+  const shards = new Map(
+    rankShards(config, parallel, ranks.size, ranks.rank).map(({ row, shard }) => [row.name, shard]),
+  )
   const tensors: SavedTensor[] = []
+  let count = 0
   let bytes = 0
   let own = 0
   let carried = 0
@@ -88,7 +90,10 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
       .find((d) => d !== undefined)
     if (stored === undefined) continue // permitted to be missing
     const dtype = options.dtype && dtypes[stored].isFloat ? options.dtype : stored
-    const shard = shardOf(row, config, { rank: ranks.rank % tp, size: tp })
+    count++
+    bytes += row.shape.reduce((n, d) => n * d, dtypes[dtype].bits / 8)
+    const shard = shards.get(row.name)
+    if (shard === undefined) continue // another rank's
     const size = (block: ShardBlock) => block.size.reduce((n, d) => n * d, dtypes[dtype].bits / 8)
     for (const block of shard.blocks) if (block.replica === 0) own += size(block)
     tensors.push({
@@ -101,7 +106,6 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
         options.onProgress?.(carried, own)
       },
     })
-    bytes += row.shape.reduce((n, d) => n * d, dtypes[dtype].bits / 8)
   }
   const conversion = {
     source: 'huggingface',
@@ -120,7 +124,7 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
     extras: (temporary) => parcel.writeTo(temporary),
     ...(options.signal ? { signal: options.signal } : {}),
   })
-  return { folder, tensors: tensors.length, bytes, coverage, leftOut: parcel.leftOut }
+  return { folder, tensors: count, bytes, coverage, leftOut: parcel.leftOut }
 }
 
 export interface ExportOptions extends PlanOptions {

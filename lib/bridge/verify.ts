@@ -15,9 +15,10 @@ import { compareRanges, createFile, type FileTensor, readRegion, settleAll, writ
 import type { JsonValue } from '../io/jsonDocument.js'
 import { fileInside } from '../io/paths.js'
 import type { HfConfig } from '../models/family.js'
-import { shardOf, tensorParallelProblems } from '../models/layoutShards.js'
+import { layoutProblems, type RowCutter, rowCutter } from '../models/layoutShards.js'
 import type { Binding, Coverage, CoveragePolicy } from '../models/mapping.js'
 import { type ParameterRow, parameterTable } from '../models/parameterTable.js'
+import { type ParallelConfig, parallelOf, refuseLayout, smallestWorld } from '../parallel/config.js'
 import { Ctx } from '../tensor/ctx.js'
 import { composeRegions, invertRegions } from '../tensor/region.js'
 import { withScope } from '../tensor/scope.js'
@@ -26,11 +27,10 @@ import { Tensor } from '../tensor/tensor.js'
 import { exportPart, type OnProgress } from './convert.js'
 import { type HfModel, openHfModel, placeOf } from './hfModel.js'
 
-export interface VerifyOptions extends CoveragePolicy {
+/** The layout is simulated: this process cuts the shards of all its ranks. */
+export interface VerifyOptions extends CoveragePolicy, Partial<ParallelConfig> {
   /** A checkpoint to compare the folder with, instead of the layout's shards. */
   readonly ckpt?: string
-  /** Simulated tensor-parallel size. Default 1. */
-  readonly tensorModelParallelSize?: number
   readonly ranks?: Ranks
   readonly onProgress?: OnProgress
 }
@@ -55,7 +55,8 @@ export interface Verification {
   readonly partial: boolean
   readonly folder: string
   readonly checkpoint: string | null
-  readonly tensorModelParallelSize: number
+  /** The simulated layout. */
+  readonly parallel: ParallelConfig
   readonly version: string
   readonly tensors: readonly VerifiedTensor[]
   readonly differingBytes: number
@@ -72,10 +73,11 @@ export interface Verification {
  */
 export async function verify(folder: string, options: VerifyOptions = {}): Promise<Verification> {
   const ranks = options.ranks ?? solo
-  const tp = options.tensorModelParallelSize ?? 1
+  const parallel = parallelOf(options)
   const model = await openHfModel(folder, options)
-  const unfit = tensorParallelProblems(model.config, tp)
-  if (unfit.length > 0) throw new ViaductError('ERR_LAYOUT_INVALID', 'parallel', unfit.join('; '), { problems: unfit })
+  refuseLayout(layoutProblems(model.config, parallel))
+  const world = smallestWorld(parallel)
+  const cutters = Array.from({ length: world }, (_, rank) => rowCutter(model.config, parallel, world, rank))
   const checkpoint = options.ckpt === undefined ? null : await openCheckpoint(options.ckpt)
   const own: { tensors: VerifiedTensor[]; problems: string[] } = { tensors: [], problems: [] }
   const [configKept, configProblem] = checkConfig(model)
@@ -89,7 +91,7 @@ export async function verify(folder: string, options: VerifyOptions = {}): Promi
       const total = [...model.weights.tensors.values()].reduce((n, { entry }) => n + entry.end - entry.begin, 0)
       for (const row of rows) {
         const binding = model.mapping.bindings.get(row.name) as Binding
-        const result = await verifyBinding(model, checkpoint, row, binding, tp, join(scratch, 'tensor'))
+        const result = await verifyBinding(model, checkpoint, row, binding, cutters, join(scratch, 'tensor'))
         own.tensors.push(...result.tensors)
         own.problems.push(...result.problems)
         options.onProgress?.(
@@ -111,7 +113,7 @@ export async function verify(folder: string, options: VerifyOptions = {}): Promi
     partial: model.coverage.partial,
     folder,
     checkpoint: checkpoint?.folder ?? null,
-    tensorModelParallelSize: tp,
+    parallel,
     version: packageVersion(),
     tensors,
     differingBytes: tensors.reduce((n, t) => n + t.differingBytes, 0),
@@ -146,7 +148,7 @@ async function verifyBinding(
   checkpoint: OpenCheckpoint | null,
   row: ParameterRow,
   binding: Binding,
-  tp: number,
+  cutters: readonly RowCutter[],
   file: string,
 ): Promise<{ tensors: VerifiedTensor[]; problems: string[] }> {
   const placed: Placed[] = []
@@ -175,7 +177,7 @@ async function verifyBinding(
   await createFile(file, offset, new Uint8Array(0))
   try {
     if (checkpoint) problems.push(...(await fromCheckpoint(checkpoint, binding, placed)))
-    else await throughShards(model, row, binding, placed, tp)
+    else await throughShards(model, row, binding, placed, cutters)
     const tensors: VerifiedTensor[] = []
     for (const { name, file: home, source, bytes, place } of placed) {
       const { differing, first } = await compareRanges(source, place, bytes)
@@ -204,14 +206,14 @@ async function throughShards(
   row: ParameterRow,
   binding: Binding,
   placed: readonly Placed[],
-  tp: number,
+  cutters: readonly RowCutter[],
 ): Promise<void> {
   const dtype = placed[0]?.source.dtype as FileTensor['dtype']
   const ctx = Ctx.create({ device: 'cpu' })
   await withScope(ctx, async (inner) => {
-    for (let rank = 0; rank < tp; rank++) {
-      const shard = shardOf(row, model.config, { rank, size: tp })
-      if (shard.blocks.length === 0) continue
+    for (const cut of cutters) {
+      const shard = cut(row)
+      if (shard === null || shard.blocks.length === 0) continue
       const local = Tensor.empty(inner, shard.localShape, dtype)
       native.fill(inner.stream.id, local.handle, 0)
       await inner.stream.sync()

@@ -1,7 +1,8 @@
-// The layout flags: --tp --pp --vpp --cp --ep --etp --dp --no-sp, and the number of ranks that they mean.
+// The layout flags: --tp --pp --vpp --cp --ep --etp --dp --no-sp and how blocks are spread over stages; and the number of ranks
+// that they mean.
 import { type Command, InvalidArgumentError } from 'commander'
 import { ViaductError } from '../base/errors.js'
-import { checkParallel, type ParallelConfig } from '../parallel/config.js'
+import { checkParallel, checkRunnable, type ParallelConfig, parallelOf, smallestWorld } from '../parallel/config.js'
 
 /** The flags as commander gives them. */
 export interface LayoutFlags {
@@ -13,6 +14,9 @@ export interface LayoutFlags {
   etp?: number
   dp?: number
   sp?: boolean
+  pipelineLayout?: string
+  numLayersInFirstPipelineStage?: number
+  numLayersInLastPipelineStage?: number
 }
 
 /** For commander: a whole number of at least 1. */
@@ -33,27 +37,53 @@ export function addLayoutFlags(command: Command): Command {
     .option('--etp <n>', 'expert tensor parallel size', positiveInt)
     .option('--dp <n>', 'data parallel size', positiveInt)
     .option('--no-sp', 'no sequence parallelism (it is on where --tp > 1 once it is built)')
+    .option('--pipeline-layout <stages>', "what each stage holds, in Megatron's form, e.g. 'Ett|(ttt|)*2tL'")
+    .option('--num-layers-in-first-pipeline-stage <n>', 'blocks of the first stage', positiveInt)
+    .option('--num-layers-in-last-pipeline-stage <n>', 'blocks of the last stage', positiveInt)
 }
 
 /** The flags again as arguments, for the ranks that are started. */
 export function layoutArguments(flags: LayoutFlags): string[] {
-  const names = ['tp', 'pp', 'vpp', 'cp', 'ep', 'etp', 'dp'] as const
-  const sizes = names.flatMap((name) => (flags[name] === undefined ? [] : [`--${name}`, String(flags[name])]))
-  return flags.sp === false ? [...sizes, '--no-sp'] : sizes
+  const names = {
+    tp: 'tp',
+    pp: 'pp',
+    vpp: 'vpp',
+    cp: 'cp',
+    ep: 'ep',
+    etp: 'etp',
+    dp: 'dp',
+    pipelineLayout: 'pipeline-layout',
+    numLayersInFirstPipelineStage: 'num-layers-in-first-pipeline-stage',
+    numLayersInLastPipelineStage: 'num-layers-in-last-pipeline-stage',
+  } as const
+  const given = Object.entries(names).flatMap(([key, flag]) => {
+    const value = flags[key as keyof typeof names]
+    return value === undefined ? [] : [`--${flag}`, String(value)]
+  })
+  return flags.sp === false ? [...given, '--no-sp'] : given
 }
 
-/** Sizes of a layout; what was not given is 1. @throws ERR_LAYOUT_INVALID with all problems. */
+/** Sizes of a layout that converts; what was not given is 1. @throws ERR_LAYOUT_INVALID with all problems. */
 export function parallelFromFlags(flags: LayoutFlags): ParallelConfig {
-  const parallel: ParallelConfig = {
+  const parallel = parallelOf({
     tensorModelParallelSize: flags.tp ?? 1,
     pipelineModelParallelSize: flags.pp ?? 1,
     virtualPipelineModelParallelSize: flags.vpp ?? null,
     contextParallelSize: flags.cp ?? 1,
     expertModelParallelSize: flags.ep ?? 1,
     expertTensorParallelSize: flags.etp ?? 1,
-    sequenceParallel: false,
-  }
+    pipelineModelParallelLayout: flags.pipelineLayout ?? null,
+    numLayersInFirstPipelineStage: flags.numLayersInFirstPipelineStage ?? null,
+    numLayersInLastPipelineStage: flags.numLayersInLastPipelineStage ?? null,
+  })
   checkParallel(parallel)
+  return parallel
+}
+
+/** As parallelFromFlags, for a model that runs. @throws ERR_LAYOUT_INVALID also for what is not built yet. */
+export function runnableFromFlags(flags: LayoutFlags): ParallelConfig {
+  const parallel = parallelFromFlags(flags)
+  checkRunnable(parallel)
   return parallel
 }
 
@@ -63,13 +93,7 @@ export function parallelFromFlags(flags: LayoutFlags): ParallelConfig {
  */
 export function worldSizeOf(flags: LayoutFlags, launched: number | null): number {
   const model = (flags.tp ?? 1) * (flags.pp ?? 1) * (flags.cp ?? 1)
-  const experts = (flags.ep ?? 1) * (flags.etp ?? 1)
-  if (launched === null) {
-    let dp = flags.dp ?? 1
-    const inner = (flags.tp ?? 1) * (flags.cp ?? 1)
-    if (flags.dp === undefined) while ((inner * dp) % experts !== 0) dp++
-    return model * dp
-  }
+  if (launched === null) return flags.dp === undefined ? smallestWorld(parallelFromFlags(flags)) : model * flags.dp
   if (launched % model !== 0) {
     throw new ViaductError(
       'ERR_LAYOUT_INVALID',

@@ -7,7 +7,7 @@ import { nearest, ViaductError } from '../base/errors.js'
 import { AutoBridge } from '../bridge/autoBridge.js'
 import { applyOverrides, applyYaml } from '../config/overrides.js'
 import { type RunConfig, runConfig } from '../config/runConfig.js'
-import { type LayoutFlags, parallelFromFlags } from './layout.js'
+import { type LayoutFlags, layoutArguments, runnableFromFlags } from './layout.js'
 
 /** The flags of `viaduct train` that make the configuration. */
 export interface TrainFlags extends LayoutFlags {
@@ -119,8 +119,8 @@ export async function trainConfig(
 }
 
 function applyFlags(config: RunConfig, flags: TrainFlags): void {
-  const given = [flags.tp, flags.pp, flags.vpp, flags.cp, flags.ep, flags.etp].some((size) => size !== undefined)
-  if (given) Object.assign(config.model, parallelFromFlags(flags))
+  const { dp: _dp, sp: _sp, ...model } = flags
+  if (layoutArguments(model).length > 0) Object.assign(config.model, runnableFromFlags(flags))
   if (flags.data !== undefined) {
     config.dataset.kind = 'text'
     config.dataset.path = absolute(flags.data)

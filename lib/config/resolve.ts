@@ -2,7 +2,7 @@
 // frozen. Pure: no process starts, no file is read. F35 of the fault list is decided here, before any rank exists.
 import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
-import { parallelProblems } from '../parallel/config.js'
+import { runProblems } from '../parallel/config.js'
 import { freezeConfig, type RunConfig, sectionNames } from './runConfig.js'
 import { schemas } from './sections.js'
 
@@ -45,7 +45,7 @@ export function configProblems(config: RunConfig, worldSize: number): string[] {
   }
   if (problems.length > 0) return problems
   return [
-    ...parallelProblems(config.model, worldSize).map((problem) => `model.${problem}`),
+    ...runProblems(config.model, worldSize).map((problem) => `model.${problem}`),
     ...modelProblems(config),
     ...batchProblems(config, worldSize),
     ...scheduleProblems(config),

@@ -1,15 +1,45 @@
-// Cuts logical parameters into the shards of a rank. Rows come from parameterTable.ts, sizes from ParallelConfig; no model, no
-// group, no file is needed. The axes of gradient sums are explained in docs/runtime.md, section 7.
-import { ViaductError } from '../base/errors.js'
+// Cuts logical parameters into the shards of a rank, in any layout. Rows come from parameterTable.ts, sizes from ParallelConfig; no
+// model, no group, no file is needed. The axes of gradient sums are explained in docs/runtime.md, section 7.
+import { type ParallelConfig, parallelProblems, refuseLayout } from '../parallel/config.js'
+import { pipelineProblems, pipelineStages } from '../parallel/pipelineStages.js'
+import { rankCoordinates } from '../parallel/rankCoordinates.js'
 import { replicated, rowRuns, type ShardSpec, splitDim } from '../tensor/shardSpec.js'
-import type { ParameterRow } from './parameterTable.js'
+import { type ParameterRow, parameterTable } from './parameterTable.js'
 import type { TransformerConfig } from './transformerConfig.js'
+
+/** Fields of the config that are widths of matrices, for messages. */
+const widths = ['ffnHiddenSize', 'moeFfnHiddenSize', 'moeSharedExpertIntermediateSize'] as const
+
+/** What a cut divides evenly over the ranks, by matrices; heads are checked apart. */
+function cutWidth({ cut, shape }: ParameterRow): number | null {
+  if (cut === 'gated') return (shape[0] as number) / 2
+  if (cut === 'column') return shape[0] as number
+  return cut === 'row' ? (shape[1] as number) : null
+}
+
+const divisors = (n: number) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0)
+
+/** Widths that a number of ranks does not divide, each once. */
+function widthProblems(
+  key: 'tensorModelParallelSize' | 'expertTensorParallelSize',
+  size: number,
+  rows: readonly ParameterRow[],
+  config: TransformerConfig,
+): string[] {
+  const found = new Map<number, string>()
+  for (const row of rows) {
+    const width = cutWidth(row)
+    if (width === null || width % size === 0 || found.has(width)) continue
+    const field = widths.find((name) => (config as unknown as Record<string, unknown>)[name] === width)
+    found.set(width, field ?? `the width of ${row.name}`)
+  }
+  return [...found].map(([width, name]) => `${key} must divide ${name}=${width}, got ${size}`)
+}
 
 /** What about a tensor-parallel size does not fit this config; empty when it fits. */
 export function tensorParallelProblems(config: TransformerConfig, tp: number): string[] {
   const problems: string[] = []
-  const { numAttentionHeads: heads, numQueryGroups: groups, ffnHiddenSize } = config
-  const divisors = (n: number) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0)
+  const { numAttentionHeads: heads, numQueryGroups: groups } = config
   if (heads % tp !== 0)
     problems.push(
       `tensorModelParallelSize must divide numAttentionHeads=${heads}, got ${tp}: use ${divisors(heads).join(', ')}`,
@@ -17,9 +47,120 @@ export function tensorParallelProblems(config: TransformerConfig, tp: number): s
   if (groups % tp !== 0 && tp % groups !== 0) {
     problems.push(`tensorModelParallelSize must divide numQueryGroups=${groups} or be a multiple of it, got ${tp}`)
   }
-  if (ffnHiddenSize % tp !== 0)
-    problems.push(`tensorModelParallelSize must divide ffnHiddenSize=${ffnHiddenSize}, got ${tp}`)
-  return problems
+  // The attention's output projection is as wide as its heads, which were just looked at.
+  const dense = parameterTable(config).filter((row) => row.expert === null && !row.name.endsWith('.linear_proj.weight'))
+  return [...problems, ...widthProblems('tensorModelParallelSize', tp, dense, config)]
+}
+
+function expertProblems(config: TransformerConfig, parallel: ParallelConfig): string[] {
+  const { expertModelParallelSize: ep, expertTensorParallelSize: etp } = parallel
+  const experts = parameterTable(config).filter((row) => row.expert !== null)
+  if (experts.length === 0) {
+    const given = [
+      ['expertModelParallelSize', ep],
+      ['expertTensorParallelSize', etp],
+    ] as const
+    return given.flatMap(([key, size]) => (size > 1 ? [`${key}=${size}: the model has no experts, use 1`] : []))
+  }
+  const count = expertCount(experts)
+  const problems =
+    count % ep === 0
+      ? []
+      : [`expertModelParallelSize must divide the ${count} experts, got ${ep}: use ${divisors(count).join(', ')}`]
+  return [...problems, ...widthProblems('expertTensorParallelSize', etp, experts, config)]
+}
+
+const expertCount = (rows: readonly ParameterRow[]) =>
+  rows.reduce((most, { expert }) => Math.max(most, (expert ?? -1) + 1), 0)
+
+/**
+ * Everything about a layout that does not fit a model, all together, each with what would; empty when it fits.
+ * @param worldSize - ranks that run; 0 when not known yet.
+ */
+export function layoutProblems(config: TransformerConfig, parallel: ParallelConfig, worldSize = 0): string[] {
+  const sizes = parallelProblems(parallel, worldSize)
+  if (parallelProblems(parallel).length > 0) return sizes
+  return [
+    ...sizes,
+    ...tensorParallelProblems(config, parallel.tensorModelParallelSize),
+    ...expertProblems(config, parallel),
+    ...pipelineProblems(parallel, config.numLayers),
+  ]
+}
+
+/** A parameter and the part of it that a rank holds. */
+export interface RankShard {
+  readonly row: ParameterRow
+  readonly shard: ShardSpec
+}
+
+/**
+ * The part of a parameter that one rank of a world holds; null where it holds none. Of copies along tp (of an expert: etp) and of
+ * a tied embedding's copy on the last stage, one has replica 0; copies along dp, cp and edp all have, and are shared out by who
+ * saves.
+ * @throws ERR_LAYOUT_INVALID when the layout does not fit; see layoutProblems.
+ */
+export function shardOn(
+  row: ParameterRow,
+  config: TransformerConfig,
+  parallel: ParallelConfig,
+  worldSize: number,
+  rank: number,
+): ShardSpec | null {
+  return rowCutter(config, parallel, worldSize, rank)(row)
+}
+
+/** All parts that one rank of a world holds, in the order of the model. @throws as shardOn */
+export function rankShards(
+  config: TransformerConfig,
+  parallel: ParallelConfig,
+  worldSize: number,
+  rank: number,
+): RankShard[] {
+  const cut = rowCutter(config, parallel, worldSize, rank)
+  return parameterTable(config).flatMap((row) => {
+    const shard = cut(row)
+    return shard === null ? [] : [{ row, shard }]
+  })
+}
+
+/** The part of a parameter that a certain rank holds. */
+export type RowCutter = (row: ParameterRow) => ShardSpec | null
+
+/** shardOn for many parameters: what depends on the rank alone is worked out once. @throws as shardOn */
+export function rowCutter(
+  config: TransformerConfig,
+  parallel: ParallelConfig,
+  worldSize: number,
+  rank: number,
+): RowCutter {
+  refuseLayout(layoutProblems(config, parallel, worldSize))
+  const at = rankCoordinates(parallel, worldSize, rank)
+  const stages = pipelineStages(parallel, config.numLayers)
+  const tp = { rank: at.tp, size: parallel.tensorModelParallelSize }
+  const etp = { rank: at.etp, size: parallel.expertTensorParallelSize }
+  const perRank = expertCount(parameterTable(config)) / parallel.expertModelParallelSize
+  const last = stages.placeOf('final').stage
+  const tied = config.shareEmbeddingsAndOutputWeights && last !== 0
+  return (row) => {
+    const isHere = stages.placeOf(row.layer).stage === at.pp
+    if (row.expert !== null)
+      return isHere && Math.floor(row.expert / perRank) === at.ep ? shardOf(row, config, etp) : null
+    const isTied = tied && row.layer === 'embedding'
+    if (!isHere && !(isTied && at.pp === last)) return null
+    const shard = shardOf(row, config, tp, { sequenceParallel: parallel.sequenceParallel })
+    return isTied ? onBothEnds(shard, isHere ? 0 : 1) : shard
+  }
+}
+
+/** A tied embedding: the first stage owns it, the last computes logits with a copy, both see a part of the gradient. */
+function onBothEnds(shard: ShardSpec, copy: 0 | 1): ShardSpec {
+  const blocks = shard.blocks.map((block) => ({
+    ...block,
+    replica: block.replica + copy,
+    gradSum: [...block.gradSum, 'embd'],
+  }))
+  return { ...shard, blocks }
 }
 
 export interface CutOptions {
@@ -30,9 +171,9 @@ export interface CutOptions {
 }
 
 /**
- * The shard of one tensor-parallel rank.
+ * The shard of one tensor-parallel rank (of an expert: of one expert-tensor-parallel rank). The size must fit; see
+ * tensorParallelProblems.
  * @param tp - the rank in its group, and the group's size.
- * @throws ERR_LAYOUT_INVALID when tp does not fit.
  */
 export function shardOf(
   row: ParameterRow,
@@ -70,8 +211,6 @@ export function shardOf(
 }
 
 function qkvShard(shape: readonly number[], config: TransformerConfig, rank: number, tp: number): ShardSpec {
-  const problems = tensorParallelProblems(config, tp)
-  if (problems.length > 0) throw new ViaductError('ERR_LAYOUT_INVALID', 'parallel', problems.join('; '), { problems })
   const { numQueryGroups: groups, kvChannels: D } = config
   const heads = config.numAttentionHeads / groups
   const groupRows = (heads + 2) * D

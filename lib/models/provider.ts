@@ -3,7 +3,7 @@
 import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
 import { sealed } from '../base/sealed.js'
-import { defaultParallel, type ParallelConfig, parallelProblems } from '../parallel/config.js'
+import { defaultParallel, type ParallelConfig, runProblems } from '../parallel/config.js'
 import { Mesh } from '../parallel/mesh.js'
 import { initDistributed } from '../parallel/world.js'
 import { Device, type DeviceKind } from '../tensor/device.js'
@@ -110,6 +110,11 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   expertModelParallelSize = defaultParallel.expertModelParallelSize
   expertTensorParallelSize = defaultParallel.expertTensorParallelSize
   sequenceParallel = defaultParallel.sequenceParallel
+  pipelineModelParallelLayout = defaultParallel.pipelineModelParallelLayout
+  numLayersInFirstPipelineStage = defaultParallel.numLayersInFirstPipelineStage
+  numLayersInLastPipelineStage = defaultParallel.numLayersInLastPipelineStage
+  accountForEmbeddingInPipelineSplit = defaultParallel.accountForEmbeddingInPipelineSplit
+  accountForLossInPipelineSplit = defaultParallel.accountForLossInPipelineSplit
 
   makeVocabSizeDivisibleBy = 128
   seqLength: number
@@ -165,7 +170,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
       )
     }
     const own = modelProblems(this)
-    const layout = parallelProblems(this)
+    const layout = runProblems(this)
     if (own.length === 0 && layout.length === 0)
       layout.push(...tensorParallelProblems(this, this.tensorModelParallelSize))
     const problems = [...own, ...layout]

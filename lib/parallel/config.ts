@@ -1,5 +1,5 @@
-// Parallel sizes, by Megatron's names in camelCase. They are written once (on the provider), checked by `checkParallel`,
-// and turned into groups by Mesh.create; nothing else reads them.
+// Parallel sizes, by Megatron's names in camelCase. Any layout converts (`checkParallel`); what models in memory cannot do yet is
+// refused apart (`checkRunnable`). Which layers a stage has is in pipelineStages.ts, who a rank is in rankCoordinates.ts.
 import { ViaductError } from '../base/errors.js'
 
 export interface ParallelConfig {
@@ -7,7 +7,7 @@ export interface ParallelConfig {
   tensorModelParallelSize: number
   /** Stages of layers. Default 1. */
   pipelineModelParallelSize: number
-  /** Chunks of layers on each stage; null: one. */
+  /** Chunks of layers on each stage; null: one, or what pipelineModelParallelLayout says. */
   virtualPipelineModelParallelSize: number | null
   /** Ranks that share each sequence. Default 1. */
   contextParallelSize: number
@@ -17,6 +17,16 @@ export interface ParallelConfig {
   expertTensorParallelSize: number
   /** Norms and dropout on sequence shards where tp > 1. */
   sequenceParallel: boolean
+  /** What each stage holds, in Megatron's form `Et|tt|tL`; null: blocks are spread evenly. See pipelineStages.ts. */
+  pipelineModelParallelLayout: string | null
+  /** Blocks of the first stage, over all its chunks; null: as many as the others. */
+  numLayersInFirstPipelineStage: number | null
+  /** Blocks of the last stage, over all its chunks; null: as many as the others. */
+  numLayersInLastPipelineStage: number | null
+  /** The embedding counts as a block when blocks are spread. */
+  accountForEmbeddingInPipelineSplit: boolean
+  /** The output layer and loss count as a block when blocks are spread. */
+  accountForLossInPipelineSplit: boolean
 }
 
 export const defaultParallel: Readonly<ParallelConfig> = {
@@ -27,9 +37,75 @@ export const defaultParallel: Readonly<ParallelConfig> = {
   expertModelParallelSize: 1,
   expertTensorParallelSize: 1,
   sequenceParallel: false,
+  pipelineModelParallelLayout: null,
+  numLayersInFirstPipelineStage: null,
+  numLayersInLastPipelineStage: null,
+  accountForEmbeddingInPipelineSplit: false,
+  accountForLossInPipelineSplit: false,
 }
 
-/** Axes that are built. Others take 1 and refuse more by name. */
+/** The parallel fields of an object that has more or fewer, with defaults for what it lacks. */
+export function parallelOf(given: Partial<ParallelConfig>): ParallelConfig {
+  const keys = Object.keys(defaultParallel) as (keyof ParallelConfig)[]
+  return { ...defaultParallel, ...Object.fromEntries(keys.flatMap((key) => (key in given ? [[key, given[key]]] : []))) }
+}
+
+const sizes = [
+  ['tp', 'tensorModelParallelSize'],
+  ['pp', 'pipelineModelParallelSize'],
+  ['vpp', 'virtualPipelineModelParallelSize'],
+  ['cp', 'contextParallelSize'],
+  ['ep', 'expertModelParallelSize'],
+  ['etp', 'expertTensorParallelSize'],
+] as const
+
+/** A layout in few words, e.g. `tp 2, pp 4`; what is 1 is left out, but for tp. */
+export function describeParallel(parallel: ParallelConfig): string {
+  const named = sizes.filter(([name, key]) => name === 'tp' || (parallel[key] ?? 1) > 1)
+  const stages = parallel.pipelineModelParallelLayout
+  return [...named.map(([name, key]) => `${name} ${parallel[key]}`), ...(stages === null ? [] : [stages])].join(', ')
+}
+
+/** The smallest world of a layout: tp·pp·cp times the least dp that lets ep·etp divide tp·cp·dp. */
+export function smallestWorld(parallel: ParallelConfig): number {
+  const inner = parallel.tensorModelParallelSize * parallel.contextParallelSize
+  const experts = parallel.expertModelParallelSize * parallel.expertTensorParallelSize
+  let dp = 1
+  while ((inner * dp) % experts !== 0) dp++
+  return inner * dp * parallel.pipelineModelParallelSize
+}
+
+/**
+ * All problems of the sizes, in one list; empty when they are fine. What depends on the model is in layoutShards.ts.
+ * @param worldSize - ranks that run; 0 when not known yet.
+ */
+export function parallelProblems(config: ParallelConfig, worldSize = 0): string[] {
+  const problems: string[] = []
+  for (const [, key] of sizes) {
+    const value = config[key]
+    if (value !== null && (!Number.isInteger(value) || value < 1))
+      problems.push(`${key} must be a whole number of at least 1, got ${value}`)
+  }
+  if (problems.length > 0 || worldSize === 0) return problems
+  const model = config.tensorModelParallelSize * config.pipelineModelParallelSize * config.contextParallelSize
+  const experts = config.expertModelParallelSize * config.expertTensorParallelSize
+  if (worldSize < model) {
+    problems.push(
+      `tp·pp·cp = ${model} but ${worldSize} ${worldSize === 1 ? 'rank runs' : 'ranks run'}: ` +
+        `viaduct run --nproc-per-node ${model} SCRIPT`,
+    )
+  } else if (worldSize % model !== 0) {
+    problems.push(`the ${worldSize} ranks must be a multiple of tp·pp·cp = ${model}`)
+  } else if ((worldSize / config.pipelineModelParallelSize) % experts !== 0) {
+    problems.push(
+      `ep·etp = ${experts} must divide tp·cp·dp = ${worldSize / config.pipelineModelParallelSize}: ` +
+        `use ${smallestWorld(config)} ranks or a multiple`,
+    )
+  }
+  return problems
+}
+
+/** Axes that models in memory do not have yet. */
 const unbuilt = {
   pipelineModelParallelSize: 'pipeline parallelism',
   virtualPipelineModelParallelSize: 'virtual pipeline stages',
@@ -38,40 +114,36 @@ const unbuilt = {
   expertTensorParallelSize: 'expert tensor parallelism',
 } as const
 
-/**
- * All problems of the sizes, in one list; empty when they are fine.
- * @param worldSize - ranks that run; 0 when not known yet.
- */
-export function parallelProblems(config: ParallelConfig, worldSize = 0): string[] {
+/** As parallelProblems, and what training and inference cannot do yet, by name. */
+export function runProblems(config: ParallelConfig, worldSize = 0): string[] {
   const problems: string[] = []
-  for (const key of Object.keys(defaultParallel) as (keyof ParallelConfig)[]) {
-    const value = config[key]
-    if (typeof value === 'boolean' || value === null) continue
-    if (!Number.isInteger(value) || value < 1)
-      problems.push(`${key} must be a whole number of at least 1, got ${value}`)
-    else if (value > 1 && key in unbuilt) {
-      problems.push(`${key}=${value}: ${unbuilt[key as keyof typeof unbuilt]} is not built yet, use 1`)
-    }
+  for (const [key, what] of Object.entries(unbuilt)) {
+    const value = config[key as keyof typeof unbuilt]
+    if (value !== null && value > 1) problems.push(`${key}=${value}: ${what} is not built yet, use 1`)
   }
-  if (config.sequenceParallel && config.tensorModelParallelSize > 1) {
+  if (config.sequenceParallel && config.tensorModelParallelSize > 1)
     problems.push('sequenceParallel=true: sequence parallelism is not built yet, use false')
+  for (const key of [
+    'pipelineModelParallelLayout',
+    'numLayersInFirstPipelineStage',
+    'numLayersInLastPipelineStage',
+  ] as const) {
+    if (config[key] !== null) problems.push(`${key}=${config[key]}: pipeline parallelism is not built yet, use null`)
   }
-  if (problems.length === 0 && worldSize > 0) {
-    const model = config.tensorModelParallelSize * config.pipelineModelParallelSize * config.contextParallelSize
-    if (worldSize < model) {
-      problems.push(
-        `tp·pp·cp = ${model} but ${worldSize} ${worldSize === 1 ? 'rank runs' : 'ranks run'}: ` +
-          `viaduct run --nproc-per-node ${model} SCRIPT`,
-      )
-    } else if (worldSize % model !== 0) {
-      problems.push(`the ${worldSize} ranks must be a multiple of tp·pp·cp = ${model}`)
-    }
-  }
-  return problems
+  return [...parallelProblems(config, problems.length > 0 ? 0 : worldSize), ...problems]
 }
 
-/** @throws ERR_LAYOUT_INVALID with all problems. */
-export function checkParallel(config: ParallelConfig, worldSize = 0): void {
-  const problems = parallelProblems(config, worldSize)
+/** @throws ERR_LAYOUT_INVALID with all problems, when there are any. */
+export function refuseLayout(problems: readonly string[]): void {
   if (problems.length > 0) throw new ViaductError('ERR_LAYOUT_INVALID', 'parallel', problems.join('; '), { problems })
+}
+
+/** @throws ERR_LAYOUT_INVALID with all problems of the sizes. */
+export function checkParallel(config: ParallelConfig, worldSize = 0): void {
+  refuseLayout(parallelProblems(config, worldSize))
+}
+
+/** @throws ERR_LAYOUT_INVALID with all reasons why a model cannot run like this. */
+export function checkRunnable(config: ParallelConfig, worldSize = 0): void {
+  refuseLayout(runProblems(config, worldSize))
 }

@@ -2,27 +2,21 @@
 // parts of the world, made at creation and shared between meshes of the same sizes.
 import { ViaductError } from '../base/errors.js'
 import type { Groups } from '../tensor/ctx.js'
-import { checkParallel, type ParallelConfig } from './config.js'
+import { checkRunnable, type ParallelConfig } from './config.js'
 import { CommGroup } from './group.js'
+import { denseGrid, expertGrid, type Grid, placeOnGrid } from './rankCoordinates.js'
 import type { World } from './world.js'
 
 /** Axes that have a group. `dp_cp`: ranks that share a parameter's gradient; `embd`: first and last stage of a pipeline. */
 export type Axis = 'tp' | 'cp' | 'dp' | 'pp' | 'ep' | 'etp' | 'dp_cp' | 'tp_kv' | 'embd' | 'world'
-
-type Grid = readonly (readonly [axis: string, size: number])[]
 
 /** Parts of the world along some axes of a grid whose first axis is the innermost. */
 export function partsAlong(grid: Grid, axes: readonly string[]): number[][] {
   const parts = new Map<string, number[]>()
   const total = grid.reduce((product, [, size]) => product * size, 1)
   for (let rank = 0; rank < total; rank++) {
-    let rest = rank
-    const place = grid.map(([axis, size]) => {
-      const at = rest % size
-      rest = Math.floor(rest / size)
-      return axes.includes(axis) ? 0 : at
-    })
-    const key = place.join()
+    const place = Object.entries(placeOnGrid(grid, rank))
+    const key = place.map(([axis, at]) => (axes.includes(axis) ? 0 : at)).join()
     const part = parts.get(key)
     if (part === undefined) parts.set(key, [rank])
     else part.push(rank)
@@ -50,25 +44,15 @@ export class Mesh implements Groups {
    * @throws ERR_LAYOUT_INVALID when the sizes do not fit the world.
    */
   static async create(parallel: MeshConfig, world: World): Promise<Mesh> {
-    checkParallel(parallel, world.size)
+    checkRunnable(parallel, world.size)
     const tp = parallel.tensorModelParallelSize
     const cp = parallel.contextParallelSize
     const pp = parallel.pipelineModelParallelSize
     const ep = parallel.expertModelParallelSize
     const etp = parallel.expertTensorParallelSize
     const dp = world.size / (tp * cp * pp)
-    const grid: Grid = [
-      ['tp', tp],
-      ['cp', cp],
-      ['dp', dp],
-      ['pp', pp],
-    ]
-    const experts: Grid = [
-      ['etp', etp],
-      ['ep', ep],
-      ['expert_dp', world.size / (etp * ep * pp)],
-      ['pp', pp],
-    ]
+    const grid = denseGrid(parallel, world.size)
+    const experts = expertGrid(parallel, world.size)
     const mesh = new Mesh(world, grid, { tp, cp, dp, pp, ep, etp, dp_cp: dp * cp, world: world.size })
     for (const axis of ['tp', 'cp', 'dp', 'pp'])
       mesh.#groups.set(axis, await world.part(axis, partsAlong(grid, [axis])))

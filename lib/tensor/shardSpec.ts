@@ -1,7 +1,7 @@
 // How a local tensor is a shard of a logical one. Axis names are opaque here: meshes give them meaning. Norms, clipping,
 // checkpoint, export and byte counts look at owned blocks only. See the gradient-sum table in docs/runtime.md.
 import { assert } from '../base/errors.js'
-import { type Region, volume } from './region.js'
+import { composeRegions, type Region, volume } from './region.js'
 
 /** A box of the logical tensor that this rank holds. */
 export interface ShardBlock {
@@ -114,4 +114,56 @@ export function ownedRegions(spec: ShardSpec): Region[] {
 /** Elements that this rank owns. */
 export function ownedElements(spec: ShardSpec): number {
   return ownedRegions(spec).reduce((n, r) => n + volume(r.size), 0)
+}
+
+/** A run of the flat local tensor and the box of the logical tensor that it is. */
+export interface FlatRange {
+  /** First element in the flat local tensor. */
+  readonly offset: number
+  /** Number of elements. */
+  readonly count: number
+  /** The box; `localStart` and the rest are as of the block that it is cut from. */
+  readonly block: ShardBlock
+}
+
+/**
+ * Elements [begin, end) of the flat local tensor as contiguous runs, each a box of the logical tensor: how an optimizer that cuts
+ * flat parameters anywhere says what it holds. Padding is left out. A matrix yields at most three runs a block.
+ */
+export function flatRanges(shard: ShardSpec, begin: number, end: number): FlatRange[] {
+  const { localShape } = shard
+  return flatBoxes(localShape, begin, end).flatMap(({ start, size }) =>
+    shard.blocks.flatMap((block) => {
+      const whole = localShape.every((n, d) => d === 0 || (block.localStart[d] === 0 && block.size[d] === n))
+      assert(whole, `a block of [${block.size}] in a local tensor [${localShape}] must be a run of rows`)
+      const [inside] = composeRegions(
+        [{ from: block.globalStart, to: block.localStart, size: block.size }],
+        [{ from: start, to: start, size }],
+      )
+      if (inside === undefined) return []
+      const { from: globalStart, to: localStart, size: boxSize } = inside
+      const offset = localStart.reduce((at, n, d) => at * (localShape[d] as number) + n, 0)
+      return [{ offset, count: volume(boxSize), block: { ...block, globalStart, localStart, size: boxSize } }]
+    }),
+  )
+}
+
+/** [begin, end) of a flat tensor as boxes: a first part of a row, whole rows, a last part of a row. */
+function flatBoxes(shape: readonly number[], begin: number, end: number): { start: number[]; size: number[] }[] {
+  if (end <= begin) return []
+  const [, ...rest] = shape
+  if (rest.length === 0)
+    return shape.length === 0 ? [{ start: [], size: [] }] : [{ start: [begin], size: [end - begin] }]
+  const row = volume(rest)
+  const partOf = (at: number, from: number, to: number) =>
+    flatBoxes(rest, from, to).map(({ start, size }) => ({ start: [at, ...start], size: [1, ...size] }))
+  const first = Math.floor(begin / row)
+  const last = Math.floor(end / row)
+  if (first === last) return partOf(first, begin - first * row, end - first * row)
+  const whole = Math.ceil(begin / row)
+  return [
+    ...(whole > first ? partOf(first, begin - first * row, row) : []),
+    ...(last > whole ? [{ start: [whole, ...rest.map(() => 0)], size: [last - whole, ...rest] }] : []),
+    ...partOf(last, 0, end - last * row),
+  ]
 }

@@ -35,18 +35,22 @@ beforeAll(async () => {
 })
 
 describe('import and export', () => {
-  test.each([['1'], ['2'], ['4']])('give every file back byte for byte, imported at tp %s', async (tp) => {
-    const [ckpt, out] = [`ckpt-tp${tp}`, `out-tp${tp}`]
+  test.each([
+    [1, ['--tp', '1']],
+    [4, ['--tp', '4']],
+    [4, ['--tp', '2', '--pp', '2']],
+    [2, ['--pp', '2', '--pipeline-layout', 'E|ttL']],
+  ])('give every file back byte for byte, imported by %i ranks with %j', async (ranks, layout) => {
+    const [ckpt, out] = [`ckpt${layout.join('')}`, `out${layout.join('')}`]
     const report = await viaductJson<{ tensors: number; partial: boolean }>(folder, [
       'import',
       'llama',
       ckpt,
-      '--tp',
-      tp,
+      ...layout,
     ])
     expect(report).toMatchObject({ tensors: 15, partial: false })
     const files = readdirSync(inside(ckpt, 'iter_0000000')).filter((name) => name.endsWith('.safetensors'))
-    expect(files).toHaveLength(Number(tp))
+    expect(files).toHaveLength(ranks)
     expect((await viaduct(folder, 'export', ckpt, out)).code).toBe(0)
     expect(digestsOf(inside(out))).toEqual(digestsOf(inside('llama')))
     expect(digestsOf(inside(out)).length).toBeGreaterThan(5)

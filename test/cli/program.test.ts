@@ -87,8 +87,13 @@ describe('wrong use', () => {
 
   test('more parallelism than is built, or than heads divide, is told by name', async () => {
     copyFixture('plain', inside('plain'))
-    const pp = await viaduct(folder, 'import', 'plain', 'c', '--pp', '2')
-    expect([pp.code, pp.stderr]).toEqual([2, expect.stringContaining('pipelineModelParallelSize')])
+    const pp = await viaduct(folder, 'generate', 'plain', '--prompt', 'a', '--pp', '2')
+    expect([pp.code, pp.stderr]).toEqual([2, expect.stringContaining('pipeline parallelism is not built yet')])
+    const uneven = await viaduct(folder, 'import', 'plain', 'c', '--pp', '3', '--ep', '2')
+    expect([uneven.code, uneven.stderr]).toEqual([
+      2,
+      expect.stringMatching(/the model has no experts, use 1.*cannot be spread evenly over 3 stages: use 1, 2/),
+    ])
     const tp = await viaduct(folder, 'verify', 'plain', '--tp', '3')
     expect([tp.code, tp.stderr]).toEqual([2, expect.stringContaining('use 1, 2')])
   })

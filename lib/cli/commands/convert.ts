@@ -3,8 +3,8 @@ import { parseDtype } from '../../base/dtype.js'
 import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import type { ConversionReport } from '../../bridge/convert.js'
-import { type LayoutFlags, parallelFromFlags } from '../layout.js'
-import { isFirstRank, onRanks } from '../ranks.js'
+import { type LayoutFlags, parallelFromFlags, worldSizeOf } from '../layout.js'
+import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
 import { byteProgress, formatBytes, formatSeconds, print, say, styled } from '../terminal.js'
 
 interface ImportFlags extends LayoutFlags {
@@ -63,18 +63,23 @@ function report(what: string, result: ConversionReport, started: number, json: b
 export async function importCommand(hf: string, ckpt: string, flags: ImportFlags): Promise<void> {
   const parallel = parallelFromFlags(flags)
   const started = performance.now()
-  await onRanks(flags, async () => {
+  const policy = {
+    ...(flags.ignore === undefined ? {} : { ignore: flags.ignore }),
+    ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
+  }
+  const work = async () => {
     const bar = byteProgress('importing')
     const result = await AutoBridge.importCkpt(hf, ckpt, {
-      tensorModelParallelSize: parallel.tensorModelParallelSize,
+      ...parallel,
       overwrite: flags.overwrite ?? false,
       ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
       ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
-      ...(flags.ignore === undefined ? {} : { ignore: flags.ignore }),
-      ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
+      ...policy,
     }).finally(bar.stop)
     if (isFirstRank()) report('imported', result, started, flags.json)
-  })
+  }
+  const world = worldSizeOf(flags, launchedRanks())
+  await onRanks(flags, work, async () => (await AutoBridge.fromHfPretrained(hf, policy)).checkLayout(parallel, world))
 }
 
 export async function exportCommand(ckpt: string, hf: string, flags: ExportFlags): Promise<void> {

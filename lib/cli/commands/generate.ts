@@ -9,7 +9,7 @@ import { Tokenizer } from '../../data/tokenizer.js'
 import { generateText } from '../../inference/generateText.js'
 import { openModel } from '../../inference/logits.js'
 import type { DeviceKind } from '../../tensor/device.js'
-import { type LayoutFlags, parallelFromFlags } from '../layout.js'
+import { type LayoutFlags, runnableFromFlags } from '../layout.js'
 import { isFirstRank, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
 
@@ -32,7 +32,7 @@ async function tokenizerFolder(dir: string): Promise<string> {
 }
 
 export async function generateCommand(dir: string, flags: Flags): Promise<void> {
-  const parallel = parallelFromFlags(flags)
+  const parallel = runnableFromFlags(flags)
   if (!(flags.temperature >= 0))
     throw new ViaductError('ERR_USAGE', 'generate', `expected --temperature of 0 or more, got ${flags.temperature}`)
   await onRanks(

@@ -3,7 +3,7 @@ import { parseDtype } from '../../base/dtype.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import { computeLogits } from '../../inference/logits.js'
 import type { DeviceKind } from '../../tensor/device.js'
-import { type LayoutFlags, parallelFromFlags } from '../layout.js'
+import { type LayoutFlags, runnableFromFlags } from '../layout.js'
 import { isFirstRank, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
 
@@ -17,7 +17,7 @@ interface Flags extends LayoutFlags {
 }
 
 export async function logitsCommand(dir: string, flags: Flags): Promise<void> {
-  const parallel = parallelFromFlags(flags)
+  const parallel = runnableFromFlags(flags)
   await onRanks(
     flags,
     async () => {

@@ -3,6 +3,7 @@ import { AutoBridge } from '../../bridge/autoBridge.js'
 import { type Verification, verify } from '../../bridge/verify.js'
 import { withWorldRanks } from '../../bridge/worldRanks.js'
 import { writeFileAtomic } from '../../io/atomic.js'
+import { describeParallel, runProblems } from '../../parallel/config.js'
 import { type LayoutFlags, parallelFromFlags, worldSizeOf } from '../layout.js'
 import { compareLayouts, type LogitsComparison, logitsTolerance, mostWeightBytes } from '../layoutLogits.js'
 import { isFirstRank, launchedRanks } from '../ranks.js'
@@ -31,7 +32,7 @@ function show(result: Verification, logits: LogitsComparison): void {
   for (const problem of result.problems) say(`${styled('red', 'differs')} ${problem}`)
   const bytes = result.tensors.reduce((sum, t) => sum + t.bytes, 0)
   const words = result.ok ? styled('green', 'equal') : styled('red', 'not equal')
-  const against = result.checkpoint ?? `tp ${result.tensorModelParallelSize} and back`
+  const against = result.checkpoint ?? `${describeParallel(result.parallel)} and back`
   print(
     `${words}: ${result.tensors.length} tensors, ${formatBytes(bytes)}, ${result.differingBytes} differing bytes (${against})`,
   )
@@ -51,6 +52,8 @@ async function checkLogits(folder: string, flags: Flags, result: Verification): 
   if (!result.ok) return { skipped: 'the tensors differ' }
   if (result.partial) return { skipped: 'the folder is partial' }
   if (launchedRanks() !== null) return { skipped: 'under a launcher; call it without one' }
+  const [notBuilt] = runProblems(result.parallel)
+  if (notBuilt !== undefined) return { skipped: notBuilt }
   if (worldSizeOf(flags, null) === 1 && flags.ckpt === undefined)
     return { skipped: 'one rank on both sides; give a layout, e.g. --tp 2' }
   if (bytes > mostWeightBytes)
@@ -65,7 +68,7 @@ export async function verifyCommand(folder: string, flags: Flags): Promise<void>
   const bar = byteProgress('verifying')
   const result = await withWorldRanks((ranks) =>
     verify(folder, {
-      tensorModelParallelSize: parallel.tensorModelParallelSize,
+      ...parallel,
       ranks,
       ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
       ...(flags.ckpt === undefined ? {} : { ckpt: flags.ckpt }),

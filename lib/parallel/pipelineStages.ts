@@ -1,0 +1,152 @@
+// Which stage, and which chunk of it, holds each block. With virtual stages the pipeline passes all stages once for chunk 0, then
+// again for chunk 1: "slots" below are these passes in order, slot = chunk * pp + stage. Counts are Megatron's.
+import { type ParallelConfig, refuseLayout } from './config.js'
+
+/** A block of the model by index, or what lies before and after all blocks. */
+export type LayerPlace = number | 'embedding' | 'final'
+
+export interface PipelineStages {
+  /** Chunks on each stage. */
+  readonly chunks: number
+  /** Number of blocks in each slot, in the order of the pipeline. */
+  readonly slots: readonly number[]
+  /** The stage and chunk of a block, of the embedding, or of the final norm and output layer. */
+  placeOf(layer: LayerPlace): { readonly stage: number; readonly chunk: number }
+}
+
+/** Longest expanded layout, in characters: some hundred times more than any model has layers. */
+const longestLayout = 100_000
+
+const layoutForm = 'E embedding, t block, L loss, | next stage, t*3 and (tt|)*3 repetition, e.g. Et*3|(tt|)*2tL'
+
+/** The stages of a layout string, repetitions written out. */
+function readLayout(text: string): { stages: string[]; problem: string | null } {
+  let length = 0
+  const repeat = (_: string, what: string, times: string): string => {
+    length += what.length * Number(times)
+    return length > longestLayout ? '' : what.repeat(Number(times))
+  }
+  const written = text
+    .replaceAll(',', '')
+    .replace(/\(([^()]+)\)\*(\d+)/g, repeat)
+    .replace(/([^*()])\*(\d+)/g, repeat)
+  const at = `pipelineModelParallelLayout=${JSON.stringify(text)}`
+  if (length > longestLayout) return { stages: [], problem: `${at} has more than ${longestLayout} layers` }
+  if (written.includes('m'))
+    return { stages: [], problem: `${at} has a layer m (multi-token prediction): the model has none, leave it out` }
+  const strange = /[^EtL|]/.exec(written)
+  if (strange)
+    return {
+      stages: [],
+      problem: `${at} has ${JSON.stringify(strange[0])} where one of these is expected: ${layoutForm}`,
+    }
+  return { stages: written.split('|'), problem: null }
+}
+
+function slotsOfLayout(text: string, parallel: ParallelConfig, numLayers: number, problems: string[]): number[] {
+  const { pipelineModelParallelSize: pp, virtualPipelineModelParallelSize: vpp } = parallel
+  const { stages, problem } = readLayout(text)
+  if (problem !== null) {
+    problems.push(problem)
+    return []
+  }
+  const at = `pipelineModelParallelLayout=${JSON.stringify(text)}`
+  if (stages.length % pp !== 0 || (vpp !== null && stages.length !== pp * vpp)) {
+    const wanted = vpp === null ? `a multiple of pipelineModelParallelSize=${pp}` : `pp·vpp = ${pp * vpp}`
+    problems.push(`${at} must have ${wanted} stages, got ${stages.length}`)
+  }
+  const all = stages.join('')
+  const ends = stages[0]?.startsWith('E') && stages.at(-1)?.endsWith('L')
+  if (!ends || all.lastIndexOf('E') !== 0 || all.indexOf('L') !== all.length - 1)
+    problems.push(`${at} must begin with its only E in the first stage and end with its only L in the last`)
+  const blocks = all.split('t').length - 1
+  if (blocks !== numLayers) problems.push(`${at} must have numLayers=${numLayers} times t, got ${blocks}`)
+  for (const key of ['numLayersInFirstPipelineStage', 'numLayersInLastPipelineStage'] as const) {
+    if (parallel[key] !== null) problems.push(`${key}=${parallel[key]} conflicts with ${at}: give one of them`)
+  }
+  for (const key of ['accountForEmbeddingInPipelineSplit', 'accountForLossInPipelineSplit'] as const) {
+    if (parallel[key]) problems.push(`${key}=true conflicts with ${at}: give one of them`)
+  }
+  return stages.map((stage) => stage.split('t').length - 1)
+}
+
+/** Blocks spread evenly, but for what is fixed about the first and the last stage. */
+function slotsOfSizes(parallel: ParallelConfig, numLayers: number, problems: string[]): number[] {
+  const pp = parallel.pipelineModelParallelSize
+  const chunks = parallel.virtualPipelineModelParallelSize ?? 1
+  const { numLayersInFirstPipelineStage: first, numLayersInLastPipelineStage: last } = parallel
+  const embedding = parallel.accountForEmbeddingInPipelineSplit ? 1 : 0
+  const loss = parallel.accountForLossInPipelineSplit ? 1 : 0
+  if (chunks > 1 && pp === 1)
+    problems.push(`virtualPipelineModelParallelSize=${chunks} needs pipelineModelParallelSize of at least 2, got 1`)
+  const fixed = [
+    ['numLayersInFirstPipelineStage', first],
+    ['numLayersInLastPipelineStage', last],
+  ] as const
+  for (const [key, count] of fixed) {
+    if (count === null) continue
+    if (pp === 1) problems.push(`${key}=${count} needs pipelineModelParallelSize of at least 2, got 1`)
+    if (!Number.isInteger(count) || count < 1 || count % chunks !== 0)
+      problems.push(
+        `${key} must be a whole number that virtualPipelineModelParallelSize=${chunks} divides, got ${count}`,
+      )
+    if (embedding + loss > 0)
+      problems.push(`${key}=${count} conflicts with accounting for the embedding or the loss: give one of them`)
+  }
+  if (problems.length > 0) return []
+  const free = pp - (first === null ? 0 : 1) - (last === null ? 0 : 1)
+  const counted = numLayers + embedding + loss
+  const rest = counted - (first ?? 0) - (last ?? 0)
+  const every = free === 0 ? 0 : rest / (free * chunks)
+  const counts = Array.from({ length: chunks * pp }, (_, slot) => {
+    const stage = slot % pp
+    if (stage === 0 && first !== null) return first / chunks
+    return stage === pp - 1 && last !== null ? last / chunks : every
+  })
+  counts[0] = (counts[0] as number) - embedding
+  counts[counts.length - 1] = (counts.at(-1) as number) - loss
+  if (rest < 0 || !Number.isInteger(every) || (free === 0 && rest !== 0) || counts.some((count) => count < 0)) {
+    const what = [
+      `numLayers=${numLayers}`,
+      ...(embedding + loss > 0 ? [`${embedding + loss} for embedding and loss`] : []),
+      ...fixed.flatMap(([key, count]) => (count === null ? [] : [`less ${key}=${count}`])),
+    ]
+    const over = chunks > 1 ? `${free} stages of ${chunks} chunks` : `${free} ${free === 1 ? 'stage' : 'stages'}`
+    const fits = Array.from({ length: counted }, (_, i) => i + 1).filter((size) => counted % (size * chunks) === 0)
+    const advice = first === null && last === null && fits.length > 0 ? `use ${fits.join(', ')} stages, or ` : ''
+    problems.push(
+      `pipelineModelParallelSize=${pp}: ${what.join(', ')} cannot be spread evenly over ${over}: ` +
+        `${advice}say with pipelineModelParallelLayout what each stage holds`,
+    )
+  }
+  return counts
+}
+
+function slotsOf(parallel: ParallelConfig, numLayers: number): { slots: number[]; problems: string[] } {
+  const problems: string[] = []
+  const text = parallel.pipelineModelParallelLayout
+  const slots =
+    text === null ? slotsOfSizes(parallel, numLayers, problems) : slotsOfLayout(text, parallel, numLayers, problems)
+  return { slots, problems }
+}
+
+/** What about the stages does not fit a model of so many blocks; empty when it fits. The sizes must be checked. */
+export function pipelineProblems(parallel: ParallelConfig, numLayers: number): string[] {
+  return slotsOf(parallel, numLayers).problems
+}
+
+/** @throws ERR_LAYOUT_INVALID with all of pipelineProblems. */
+export function pipelineStages(parallel: ParallelConfig, numLayers: number): PipelineStages {
+  const { slots, problems } = slotsOf(parallel, numLayers)
+  refuseLayout(problems)
+  const pp = parallel.pipelineModelParallelSize
+  const slotOfBlock = slots.flatMap((count, slot) => Array<number>(count).fill(slot))
+  return {
+    chunks: slots.length / pp,
+    slots,
+    placeOf(layer) {
+      const slot = layer === 'embedding' ? 0 : layer === 'final' ? slots.length - 1 : (slotOfBlock[layer] as number)
+      return { stage: slot % pp, chunk: Math.floor(slot / pp) }
+    },
+  }
+}
