@@ -81,6 +81,12 @@ export interface RangeComparison {
   readonly first: number
 }
 
+/** Bytes that this process has moved from and to files through the addon. */
+export interface IoCounters {
+  readonly bytesRead: number
+  readonly bytesWritten: number
+}
+
 /** A listening store server. */
 export interface StoreServerInfo {
   readonly id: number
@@ -187,6 +193,12 @@ export interface Addon {
   compareRanges(a: string, aOffset: integer, b: string, bOffset: integer, count: integer): Promise<RangeComparison>
   createFile(path: string, size: integer, head: bytes): Promise<void>
   exchangePaths(a: string, b: string): boolean
+  gatherBox(paths: string[], plan: bytes, hash: boolean, stopId: integer): Promise<string>
+  scatterBox(paths: string[], plan: bytes, hash: boolean, stopId: integer): Promise<string>
+  stopMoves(stopId: integer): void
+  ioCounters(): IoCounters
+  hasSha256(): boolean
+  sha256Range(path: string, offset: integer, count: integer): Promise<string>
 
   // ops (native/backend.h)
   fill(stream: Stream, y: Out, value: number): void

@@ -1,7 +1,6 @@
 // The proof of a round trip: every tensor is cut into the shards of a layout and put together again by the same plans that
 // import and export use, or taken from a checkpoint, and compared byte for byte. Beside it: coverage, config fields, files.
-import { createHash } from 'node:crypto'
-import { mkdtemp, open, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { native } from '../addon/load.js'
@@ -11,7 +10,15 @@ import { type OpenCheckpoint, openCheckpoint } from '../checkpoint/checkpointInd
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { checkPiece } from '../checkpoint/loadCheckpoint.js'
 import { type Ranks, solo, together } from '../checkpoint/ranks.js'
-import { compareRanges, createFile, type FileTensor, readRegion, settleAll, writeRegion } from '../io/blocks.js'
+import {
+  compareRanges,
+  createFile,
+  type FileTensor,
+  readRegion,
+  settleAll,
+  sha256Range,
+  writeRegion,
+} from '../io/blocks.js'
 import type { JsonValue } from '../io/jsonDocument.js'
 import { fileInside } from '../io/paths.js'
 import type { HfConfig } from '../models/family.js'
@@ -190,8 +197,8 @@ async function verifyBinding(
         bytes,
         differingBytes: differing,
         firstDifference: first,
-        sha256Before: await sha256(source, bytes),
-        sha256After: await sha256(place, bytes),
+        sha256Before: await sha256Range(source.path, source.offset, bytes),
+        sha256After: await sha256Range(place.path, place.offset, bytes),
       })
     }
     return { tensors, problems }
@@ -310,27 +317,4 @@ async function compareFiles(model: HfModel, checkpoint: OpenCheckpoint): Promise
 async function sameFile(a: string, b: string, name: string): Promise<boolean> {
   const [left, right] = await Promise.all([a, b].map(async (folder) => readFile(await fileInside(folder, name))))
   return (left as Buffer).equals(right as Buffer)
-}
-
-async function sha256(place: { readonly path: string; readonly offset: number }, bytes: number): Promise<string> {
-  const hash = createHash('sha256')
-  const file = await open(place.path, 'r')
-  try {
-    const chunk = Buffer.allocUnsafe(Math.min(bytes, 1 << 20) || 1)
-    for (let done = 0; done < bytes; ) {
-      const { bytesRead } = await file.read(chunk, 0, Math.min(chunk.length, bytes - done), place.offset + done)
-      if (bytesRead === 0)
-        throw new ViaductError(
-          'ERR_IO',
-          'verify',
-          `expected ${bytes - done} more bytes, got the end of ${place.path}`,
-          { file: place.path },
-        )
-      hash.update(chunk.subarray(0, bytesRead))
-      done += bytesRead
-    }
-  } finally {
-    await file.close()
-  }
-  return hash.digest('hex')
 }

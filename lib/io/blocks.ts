@@ -1,5 +1,8 @@
 // Moving boxes of elements between files and tensors, and between files: the native rows with regions and a bounded number of
 // calls in flight. Work here is not ordered against streams: `await stream.sync()` first.
+import { createHash } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import type { IoCounters } from '../addon/functions.js'
 import { native } from '../addon/load.js'
 import { type DType, dtypes } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
@@ -92,9 +95,144 @@ export async function copyRegion(from: FileTensor, to: FileTensor, region: Regio
   )
 }
 
+/** Regions between a box and one other tensor in a file. */
+export interface BoxMove {
+  readonly place: FileTensor
+  readonly regions: readonly Region[]
+}
+
+export interface BoxOptions {
+  /** Take the XXH3 of the box's bytes on the way. */
+  readonly hash: boolean
+  readonly signal?: AbortSignal
+}
+
+/**
+ * Fills a whole tensor in a file, in the order of its bytes, from regions source -> target of tensors in other files. Casts are
+ * fused; the hash is that of the bytes written, without a second read. The file exists and is large enough. Regions must
+ * cover the target without overlap; all tensors have its rank.
+ * @throws ERR_COVERAGE where an element of the target has no source, ERR_IO where a source ends early, ERR_ABORTED
+ */
+export async function gatherBox(
+  target: FileTensor,
+  sources: readonly BoxMove[],
+  options: BoxOptions,
+): Promise<{ readonly xxh3: string | null }> {
+  const plan = new MovePlan(target)
+  for (const { place, regions } of sources) plan.add(place, regions, (r) => [r.to, r.from])
+  return plan.run(native.gatherBox, options)
+}
+
+/**
+ * The mirror: reads a whole tensor of a file once, in order, and writes its regions source -> target into tensors of other files.
+ * The hash is that of the bytes read, known when they are written: who expects another one discards the targets.
+ * @throws as gatherBox, but elements may go nowhere or to several places
+ */
+export async function scatterBox(
+  source: FileTensor,
+  targets: readonly BoxMove[],
+  options: BoxOptions,
+): Promise<{ readonly xxh3: string | null }> {
+  const plan = new MovePlan(source)
+  for (const { place, regions } of targets) plan.add(place, regions, (r) => [r.from, r.to])
+  return plan.run(native.scatterBox, options)
+}
+
+/** The plan of a move as the native rows take it: see MoveReader in native/binding/io.cc. */
+class MovePlan {
+  readonly #paths = new Map<string, number>()
+  readonly #numbers: number[]
+  readonly #rank: number
+
+  constructor(box: FileTensor) {
+    this.#rank = box.shape.length
+    this.#numbers = [this.#rank]
+    this.#tensor(box)
+  }
+
+  add(place: FileTensor, regions: readonly Region[], starts: (r: Region) => [readonly number[], readonly number[]]) {
+    this.#tensor(place)
+    this.#numbers.push(regions.length)
+    for (const region of regions) {
+      for (const numbers of [...starts(region), region.size]) this.#dims(numbers)
+    }
+  }
+
+  async run(move: typeof native.gatherBox, { hash, signal }: BoxOptions): Promise<{ readonly xxh3: string | null }> {
+    const plan = Float64Array.from(this.#numbers)
+    const xxh3 = await limited(() => {
+      const stopId = signal ? stopIdOf(signal) : 0
+      return move([...this.#paths.keys()], plan, hash, stopId)
+    })
+    return { xxh3: hash ? xxh3 : null }
+  }
+
+  #tensor({ path, offset, dtype, shape }: FileTensor): void {
+    if (!this.#paths.has(path)) this.#paths.set(path, this.#paths.size)
+    this.#numbers.push(this.#paths.get(path) as number, offset, code(dtype))
+    this.#dims(shape)
+  }
+
+  #dims(numbers: readonly number[]): void {
+    if (numbers.length !== this.#rank) {
+      throw new ViaductError(
+        'ERR_SHAPE',
+        'io',
+        `expected tensors and regions of rank ${this.#rank}, got one of [${numbers}]`,
+      )
+    }
+    this.#numbers.push(...numbers)
+  }
+}
+
+const stopIds = new WeakMap<AbortSignal, number>()
+let lastStopId = 0
+
+/** The number by which native moves know a signal. @throws ERR_ABORTED when it was aborted already */
+function stopIdOf(signal: AbortSignal): number {
+  if (signal.aborted)
+    throw new ViaductError('ERR_ABORTED', 'io', 'the signal was aborted', {}, { cause: signal.reason })
+  let id = stopIds.get(signal)
+  if (id === undefined) {
+    id = ++lastStopId
+    stopIds.set(signal, id)
+    const stopId = id
+    signal.addEventListener('abort', () => native.stopMoves(stopId), { once: true })
+  }
+  return id
+}
+
 /** 128-bit XXH3 of a range of a file, 32 hex digits of the canonical form. */
 export function hashRange(path: string, offset: number, bytes: number): Promise<string> {
   return limited(() => native.hashRange(path, offset, bytes))
+}
+
+/** SHA-256 of a range of a file, 64 hex digits. */
+export function sha256Range(path: string, offset: number, bytes: number): Promise<string> {
+  if (native.hasSha256()) return limited(() => native.sha256Range(path, offset, bytes))
+  return limited(() => sha256InNode(path, offset, bytes))
+}
+
+async function sha256InNode(path: string, offset: number, bytes: number): Promise<string> {
+  const hash = createHash('sha256')
+  if (bytes > 0) {
+    const range = createReadStream(path, { start: offset, end: offset + bytes - 1, highWaterMark: 1 << 20 })
+    let got = 0
+    for await (const chunk of range) {
+      hash.update(chunk as Buffer)
+      got += (chunk as Buffer).length
+    }
+    if (got < bytes)
+      throw new ViaductError('ERR_IO', 'file', `expected ${bytes - got} more bytes, got the end of ${path}`, {
+        file: path,
+      })
+  }
+  return hash.digest('hex')
+}
+
+/** Bytes that this process has read and written through this file's functions, for reports and tests. */
+export function ioCounters(): IoCounters {
+  return native.ioCounters()
 }
 
 /** Bytes that differ between two ranges, and the offset of the first in the range (-1 where none does). */

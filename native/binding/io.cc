@@ -1,9 +1,13 @@
-// Rows for files: boxes of tensors in and out, copies between files, hashes, comparisons, reserved files. All of them answer
-// with a promise and run on the pool. Nothing orders them against streams: the caller waits for the tensor's stream first.
+// Rows for files: boxes of tensors in and out, moves between files, hashes, comparisons, reserved files. Those that touch a
+// file answer with a promise and run on the pool. Nothing orders them against streams: the caller waits for the tensor's stream first.
 //
 // A tensor in a file is (path, byte offset, dtype, shape), row-major. `yStart`/`xStart` choose the box inside of the tensor
 // in memory, `start` the box inside of the file's tensor; both have the size `size`.
+#include <unordered_map>
+
 #include "../io/block.h"
+#include "../io/digest.h"
+#include "../io/move.h"
 #include "bind.h"
 
 namespace viaduct::binding {
@@ -51,6 +55,117 @@ Promise copyBlock(Env& env, const std::string& from, int64_t xOffset, DType xDty
   });
 }
 
+/// Moves that can be told to stop, by the number that JavaScript gave them. Used on its thread; moves keep the flags alive.
+class Stops {
+ public:
+  using Flag = std::shared_ptr<std::atomic<bool>>;
+  Flag flag(int64_t id) {
+    std::weak_ptr<std::atomic<bool>>& known = flags_[id];
+    Flag flag = known.lock();
+    if (!flag) known = flag = std::make_shared<std::atomic<bool>>(false);
+    return flag;
+  }
+  void stop(int64_t id) {
+    const auto found = flags_.find(id);
+    if (found == flags_.end()) return;
+    if (const Flag flag = found->second.lock()) *flag = true;
+    flags_.erase(found);
+  }
+  void close() {
+    while (!flags_.empty()) stop(flags_.begin()->first);
+  }
+
+ private:
+  std::unordered_map<int64_t, std::weak_ptr<std::atomic<bool>>> flags_;
+};
+
+/// A move as JavaScript hands it over, in doubles: rank, the box as path number, offset, dtype, shape; then for each other
+/// tensor the same and its number of regions, and for each region start in the box, start in the other, size.
+class MoveReader {
+ public:
+  MoveReader(const BytesIn& plan, const char* where) : numbers_(plan.size / sizeof(double)), where_(where) {
+    std::memcpy(numbers_.data(), plan.data, numbers_.size() * sizeof(double));
+  }
+  io::Move read(const std::vector<std::string>& paths) {
+    io::Move move;
+    move.paths = paths;
+    rank_ = static_cast<int>(next(0, kMaxDims));
+    move.box = tensor(paths.size());
+    while (at_ < numbers_.size()) {
+      io::Move::Other other{tensor(paths.size()), {}};
+      const int64_t regions = next(0, static_cast<int64_t>(numbers_.size()));
+      other.regions.reserve(static_cast<size_t>(regions));
+      for (int64_t i = 0; i < regions; ++i) {
+        const Dims box = dims(), start = dims(), size = dims();
+        other.regions.push_back({box, start, size});
+      }
+      move.others.push_back(std::move(other));
+    }
+    return move;
+  }
+
+ private:
+  int64_t next(int64_t least, int64_t most) {
+    VIADUCT_CHECK(at_ < numbers_.size(), "ERR_USAGE", where_, "expected a whole plan, got its end");
+    const double x = numbers_[at_++];
+    VIADUCT_CHECK(x >= static_cast<double>(least) && x <= static_cast<double>(most), "ERR_USAGE", where_,
+                  "expected number " + std::to_string(at_) + " of the plan within " + std::to_string(least) + " and " +
+                      std::to_string(most) + ", got " + std::to_string(x));
+    return static_cast<int64_t>(x);
+  }
+  Dims dims() {
+    Dims d;
+    d.n = rank_;
+    for (int i = 0; i < rank_; ++i) d.v[i] = next(0, int64_t{1} << 53);
+    return d;
+  }
+  io::PlacedTensor tensor(size_t paths) {
+    io::PlacedTensor t;
+    t.path = static_cast<size_t>(next(0, static_cast<int64_t>(paths) - 1));
+    t.tensor.offset = next(0, int64_t{1} << 53);
+    t.tensor.dtype = static_cast<DType>(next(0, 14));
+    t.tensor.shape = dims();
+    return t;
+  }
+  std::vector<double> numbers_;
+  const char* where_;
+  size_t at_ = 0;
+  int rank_ = 0;
+};
+
+template <std::string (*run)(const io::Move&)>
+Promise startMove(Env& env, const char* where, const std::vector<std::string>& paths, const BytesIn& plan, bool hash,
+                  int64_t stopId) {
+  io::Move move = MoveReader(plan, where).read(paths);
+  move.hash = hash;
+  Stops::Flag stop = stopId == 0 ? nullptr : env.part<Stops>().flag(stopId);
+  return async(env, [move = std::move(move), stop = std::move(stop)]() mutable {
+    move.stop = stop.get();
+    return run(move);
+  });
+}
+
+Promise gatherBox(Env& env, const std::vector<std::string>& paths, BytesIn plan, bool hash, int64_t stopId) {
+  return startMove<io::gatherBox>(env, "gatherBox", paths, plan, hash, stopId);
+}
+
+Promise scatterBox(Env& env, const std::vector<std::string>& paths, BytesIn plan, bool hash, int64_t stopId) {
+  return startMove<io::scatterBox>(env, "scatterBox", paths, plan, hash, stopId);
+}
+
+void stopMoves(Env& env, int64_t stopId) { env.part<Stops>().stop(stopId); }
+
+Value ioCounters() {
+  const io::Counters c = io::counters();
+  return Value(Value::Record{{"bytesRead", c.bytesRead}, {"bytesWritten", c.bytesWritten}});
+}
+
+bool hasSha256() { return io::hasSha256(); }
+
+Promise sha256Range(Env& env, const std::string& path, int64_t offset, int64_t bytes) {
+  return async(env, [=] { return io::sha256Range(io::File::forReading(path), offset, bytes); });
+}
+
 Promise hashRange(Env& env, const std::string& path, int64_t offset, int64_t bytes) {
   return async(env, [=] { return io::hashRange(io::File::forReading(path), offset, bytes); });
 }
@@ -82,7 +197,9 @@ std::vector<Row> ioRows() {
   return {
       row("readBlock", &readBlock),         row("writeBlock", &writeBlock),       row("copyBlock", &copyBlock),
       row("hashRange", &hashRange),         row("compareRanges", &compareRanges), row("createFile", &createFile),
-      row("exchangePaths", &exchangePaths),
+      row("exchangePaths", &exchangePaths), row("gatherBox", &gatherBox),         row("scatterBox", &scatterBox),
+      row("stopMoves", &stopMoves),         row("ioCounters", &ioCounters),       row("hasSha256", &hasSha256),
+      row("sha256Range", &sha256Range),
   };
 }
 

@@ -1,66 +1,19 @@
-// Boxes of tensors in files; see block.h. A box becomes rows that are contiguous in the file; rows that lie close together
-// are fetched by one read, the gap with them.
+// Boxes of tensors in files; see block.h. A box becomes rows that are contiguous in the file; rows that lie next to each other
+// are fetched by one read. Others are read one by one: a call costs less than reading what a rank does not own.
 #include "block.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
-#include <mutex>
-#include <vector>
 
 #include "../cpu/cast.h"
 #include "../errors.h"
-
-#ifdef VIADUCT_HAVE_XXHASH
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-#endif
+#include "scratch.h"
 
 namespace viaduct::io {
 namespace {
 
-// A call holds at most two pieces and the pool has at most 64 threads: at most 64 MiB a process.
-constexpr int64_t kScratchBytes = int64_t{1} << 19;
-constexpr int64_t kGapBytes = 16 << 10;  // below this, reading a gap is cheaper than another call
-
-/// One piece of scratch memory, reused by later calls: fresh memory would cost more than the read.
-class Scratch {
- public:
-  Scratch() {
-    {
-      std::lock_guard<std::mutex> lock(pool().mutex);
-      if (!pool().idle.empty()) {
-        memory_ = std::move(pool().idle.back());
-        pool().idle.pop_back();
-        return;
-      }
-    }
-    memory_.reset(static_cast<char*>(std::malloc(kScratchBytes)));
-    VIADUCT_CHECK(memory_ != nullptr, "ERR_OUT_OF_MEMORY", "file", "expected 512 KiB of scratch memory, got none");
-  }
-  ~Scratch() {
-    std::lock_guard<std::mutex> lock(pool().mutex);
-    pool().idle.push_back(std::move(memory_));
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  char* data() const { return memory_.get(); }
-
- private:
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-  using Memory = std::unique_ptr<char, Free>;
-  struct Pool {
-    std::mutex mutex;
-    std::vector<Memory> idle;
-  };
-  static Pool& pool() {
-    static Pool* pool = new Pool();  // outlives threads that still read at exit
-    return *pool;
-  }
-  Memory memory_;
-};
+constexpr int64_t kWantedPerGap = 100;      // a read may hold 1% of bytes that nobody wants, to save calls
+constexpr int64_t kDirectBytes = 16 << 10;  // rows from this size on are written from where they are
 
 /// A box as rows: `run` elements that are contiguous in the file and `memoryStride` apart in memory, over `dims` outer dims.
 struct Rows {
@@ -167,10 +120,12 @@ void readBlock(const File& file, const FileTensor& x, const Dims& start, const T
     Walk ahead = walk;
     int64_t end = walk.file * width + rowBytes;
     int64_t group = 1;
+    int64_t gaps = 0;
     while (row + group < rows.total) {
       ahead.next();
       const int64_t begin = ahead.file * width;
-      if (begin - end > kGapBytes || begin + rowBytes - walk.file * width > kScratchBytes) break;
+      gaps += begin - end;
+      if (gaps * kWantedPerGap > (group + 1) * rowBytes || begin + rowBytes - walk.file * width > kScratchBytes) break;
       end = begin + rowBytes;
       group += 1;
     }
@@ -218,7 +173,7 @@ void writeBlock(const File& file, const FileTensor& y, const Dims& start, const 
   Walk walk(rows);
   for (int64_t row = 0; row < rows.total; ++row, walk.next()) {
     const int64_t at = y.offset + walk.file * width;
-    if (direct && rows.run * width >= kGapBytes) {
+    if (direct && rows.run * width >= kDirectBytes) {
       flush();
       file.writeAt(base + walk.memory * xWidth, static_cast<size_t>(rows.run * width), at);
       continue;
@@ -272,52 +227,6 @@ void copyBlock(const File& from, const FileTensor& x, const Dims& xStart, const 
   }
   readBlock(from, x, xStart, box);
   writeBlock(to, y, yStart, box);
-}
-
-std::string hashRange(const File& file, int64_t offset, int64_t bytes) {
-#ifdef VIADUCT_HAVE_XXHASH
-  Scratch scratch;
-  std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), &XXH3_freeState);
-  XXH3_128bits_reset(state.get());
-  for (int64_t i = 0; i < bytes; i += kScratchBytes) {
-    const auto n = static_cast<size_t>(std::min(kScratchBytes, bytes - i));
-    file.readAt(scratch.data(), n, offset + i);
-    XXH3_128bits_update(state.get(), scratch.data(), n);
-  }
-  XXH128_canonical_t canonical;
-  XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(state.get()));
-  static const char digits[] = "0123456789abcdef";
-  std::string hex;
-  for (const unsigned char byte : canonical.digest) {
-    hex += digits[byte >> 4];
-    hex += digits[byte & 15];
-  }
-  return hex;
-#else
-  (void)file;
-  (void)offset;
-  (void)bytes;
-  throw Error("ERR_UNSUPPORTED", "hashRange",
-              "this addon was built without xxHash: install libxxhash-dev and build again");
-#endif
-}
-
-Comparison compareRanges(const File& a, int64_t aOffset, const File& b, int64_t bOffset, int64_t bytes) {
-  Scratch left;
-  Scratch right;
-  Comparison result;
-  for (int64_t i = 0; i < bytes; i += kScratchBytes) {
-    const auto n = static_cast<size_t>(std::min(kScratchBytes, bytes - i));
-    a.readAt(left.data(), n, aOffset + i);
-    b.readAt(right.data(), n, bOffset + i);
-    if (std::equal(left.data(), left.data() + n, right.data())) continue;
-    for (size_t k = 0; k < n; ++k) {
-      if (left.data()[k] == right.data()[k]) continue;
-      if (result.first < 0) result.first = i + static_cast<int64_t>(k);
-      result.differing += 1;
-    }
-  }
-  return result;
 }
 
 }  // namespace viaduct::io

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 
 #include "../tensor.h"
 #include "file.h"
@@ -24,14 +23,5 @@ void writeBlock(const File& file, const FileTensor& y, const Dims& start, const 
 /// Box to box, through scratch memory.
 void copyBlock(const File& from, const FileTensor& x, const Dims& xStart, const File& to, const FileTensor& y,
                const Dims& yStart, const Dims& size);
-
-/// 128-bit XXH3 of a range, as 32 hex digits of its canonical form. Throws ERR_UNSUPPORTED when built without xxHash.
-std::string hashRange(const File& file, int64_t offset, int64_t bytes);
-
-struct Comparison {
-  int64_t differing = 0;  // bytes
-  int64_t first = -1;     // offset of the first of them in the range
-};
-Comparison compareRanges(const File& a, int64_t aOffset, const File& b, int64_t bOffset, int64_t bytes);
 
 }  // namespace viaduct::io

@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #endif
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -20,6 +21,9 @@ namespace {
 
 // One call moves at most this much: Linux itself stops at 2^31 - 4096, macOS refuses more than 2^31 - 1.
 constexpr size_t kMostBytes = size_t{1} << 30;
+
+std::atomic<int64_t> bytesRead{0};
+std::atomic<int64_t> bytesWritten{0};
 
 [[noreturn]] void fail(int error, const std::string& path, const std::string& what) {
   const std::string message = what + " " + path + ": " + std::strerror(error);
@@ -69,6 +73,7 @@ void File::readAt(void* to, size_t bytes, int64_t offset) const {
     VIADUCT_CHECK(got > 0, "ERR_IO", "file",
                   "expected " + std::to_string(bytes) + " more bytes at " + std::to_string(offset) + " of " + path_ +
                       ", got its end: it is cut or was changed while it was read");
+    bytesRead.fetch_add(got, std::memory_order_relaxed);
     out += got;
     offset += got;
     bytes -= static_cast<size_t>(got);
@@ -83,6 +88,7 @@ void File::writeAt(const void* from, size_t bytes, int64_t offset) const {
       if (errno == EINTR) continue;
       fail(errno, path_, "cannot write");
     }
+    bytesWritten.fetch_add(put, std::memory_order_relaxed);
     in += put;
     offset += put;
     bytes -= static_cast<size_t>(put);
@@ -103,6 +109,14 @@ void File::reserve(int64_t bytes) const {
 #endif
   if (::ftruncate(fd_, static_cast<off_t>(bytes)) != 0) fail(errno, path_, "cannot size");
 }
+
+void File::startWriteback() const {
+#ifdef __linux__
+  ::sync_file_range(fd_, 0, 0, SYNC_FILE_RANGE_WRITE);
+#endif
+}
+
+Counters counters() { return {bytesRead.load(), bytesWritten.load()}; }
 
 bool exchangePaths(const std::string& a, const std::string& b) {
 #if defined(__linux__) && defined(SYS_renameat2)

@@ -26,6 +26,8 @@ class File {
   void writeAt(const void* from, size_t bytes, int64_t offset) const;
   /// Reserves the space of the first `bytes` bytes, so that later writes cannot run out of it. Throws ERR_NO_SPACE.
   void reserve(int64_t bytes) const;
+  /// Begins to write what is dirty to the disk, without waiting, so that a later flush finds less. A hint: never fails.
+  void startWriteback() const;
   const std::string& path() const { return path_; }
 
  private:
@@ -33,6 +35,13 @@ class File {
   int fd_;
   std::string path_;
 };
+
+/// Bytes that this process has read and written through File, so far.
+struct Counters {
+  int64_t bytesRead = 0;
+  int64_t bytesWritten = 0;
+};
+Counters counters();
 
 /// Exchanges two existing paths in one step. False where the file system cannot.
 bool exchangePaths(const std::string& a, const std::string& b);
