@@ -1,7 +1,7 @@
 // Logits, loss and gradients of given tokens, from a safetensors file to a safetensors file: how a model is compared with another
 // implementation. The loss is the mean next-token cross entropy; labels are shifted here.
 import type { DType } from '../base/dtype.js'
-import { ViaductError } from '../base/errors.js'
+import { type ErrorCode, ViaductError } from '../base/errors.js'
 import { AutoBridge } from '../bridge/autoBridge.js'
 import { type HostTensor, readHostTensors, wholeNumbers, writeHostTensors } from '../io/hostTensors.js'
 import { type TokenBatch, uploadBatch } from '../models/batch.js'
@@ -110,37 +110,44 @@ function float32(shape: readonly number[], data: Float32Array): HostTensor {
 
 /** The named tensors of an input file as a batch; labels default to the tokens where attention_mask is 1. */
 function readBatch(tensors: ReadonlyMap<string, HostTensor>, file: string): TokenBatch {
-  const fail = (message: string): never => {
-    throw new ViaductError('ERR_DATA', 'logits', `${message} (${file})`, { file })
+  const fail = (message: string, code: ErrorCode = 'ERR_DATA'): never => {
+    throw new ViaductError(code, 'logits', `${message} (${file})`, { file })
   }
   const ids =
     tensors.get('input_ids') ?? fail(`expected a tensor input_ids, got ${[...tensors.keys()].join(', ') || 'none'}`)
   if (ids.shape.length !== 2) fail(`expected input_ids of shape [B, T], got [${ids.shape}]`)
   const [B, S] = ids.shape as [number, number]
-  const read = (name: string): number[] | null => {
+  // What follows is checked in 32 bits: a larger number must not come out of them as another one.
+  const read = (name: string, code: ErrorCode, [least, most] = [-(2 ** 31), 2 ** 31 - 1]): Int32Array | null => {
     const tensor = tensors.get(name)
     if (tensor === undefined) return null
     if (tensor.shape.join() !== ids.shape.join())
       fail(`expected ${name} of input_ids' shape [${ids.shape}], got [${tensor.shape}]`)
-    return wholeNumbers(name, tensor)
+    const values = wholeNumbers(name, tensor)
+    const bad = values.findIndex((value) => value < least || value > most)
+    if (bad >= 0) {
+      const place = `row ${Math.floor(bad / S)}, position ${bad % S}`
+      fail(`expected ${name} from ${least} to ${most}, got ${values[bad]} at ${place}`, code)
+    }
+    return Int32Array.from(values)
   }
   for (const name of tensors.keys()) {
     if (!['input_ids', 'attention_mask', 'position_ids', 'labels'].includes(name))
       fail(`expected input_ids, attention_mask, position_ids, labels, got ${JSON.stringify(name)}`)
   }
-  const tokens = wholeNumbers('input_ids', ids)
-  const mask = read('attention_mask')
-  const positions = read('position_ids')
-  const given = read('labels') ?? tokens.map((id, i) => (mask?.[i] === 0 ? -100 : id))
-  const labels = Int32Array.from(given, (_, i) => ((i + 1) % S === 0 ? -100 : (given[i + 1] as number)))
+  const tokens = read('input_ids', 'ERR_TOKEN_ID') as Int32Array
+  const mask = read('attention_mask', 'ERR_DATA', [0, 1])
+  const positions = read('position_ids', 'ERR_DATA')
+  const given = read('labels', 'ERR_LABEL') ?? tokens.map((id, i) => (mask?.[i] === 0 ? -100 : id))
+  const labels = given.map((_, i) => ((i + 1) % S === 0 ? -100 : (given[i + 1] as number)))
   if (tensors.has('labels') && labels.every((label) => label === -100))
     fail('expected a label that counts, got -100 for every position that has a predecessor')
   return {
     batchSize: B,
     seqLength: S,
-    tokens: Int32Array.from(tokens),
+    tokens,
     labels,
     ...(mask === null ? {} : { attentionMask: Uint8Array.from(mask) }),
-    ...(positions === null ? {} : { positionIds: Int32Array.from(positions) }),
+    ...(positions === null ? {} : { positionIds: positions }),
   }
 }

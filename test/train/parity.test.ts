@@ -1,5 +1,5 @@
 // Training of one rank against PyTorch and Transformers: losses and gradient norms of 20 steps from the same weights and batches.
-// Masked labels, refused ids, gradients that are not finite, and memory that does not grow.
+// Gradients that are not finite, and memory that does not grow. Masked labels and refused ids: test/hostile/batches.test.ts.
 import { afterEach, describe, expect, it } from 'vitest'
 import { native } from '../../lib/addon/load.js'
 import { runConfig } from '../../lib/config/runConfig.js'
@@ -44,82 +44,6 @@ describe('20 steps of a tiny Llama', () => {
       if (step === 1) slots = native.liveSlots()
       else if (step > 1) expect(native.liveSlots()).toBe(slots)
     }
-  })
-})
-
-describe('labels and ids', () => {
-  const masked = (microBatches: ReturnType<typeof fixtureBatches>, which: (m: number) => boolean) =>
-    microBatches.map((batch, m) =>
-      which(m) ? { ...batch, labels: new Int32Array(batch.tokens.length).fill(-100) } : batch,
-    )
-
-  it('a micro-batch without labels counts 0 tokens, and the others count right', async () => {
-    const run = await fixtureState()
-    const half = await trainStep(
-      run,
-      masked(fixtureBatches(0, 4), (m) => m === 1),
-      forwardStep,
-    )
-    await run.dispose()
-    const again = await fixtureState()
-    const alone = await trainStep(again, fixtureBatches(0, 4).slice(0, 1), forwardStep)
-    expect(half.tokens).toBe(128)
-    expect(half.loss).toBe(alone.loss)
-    expect(half.gradNorm).toBe(alone.gradNorm)
-  })
-
-  it('tokens count one by one: unequal micro-batches give the mean over all', async () => {
-    const cut = (batches: ReturnType<typeof fixtureBatches>) =>
-      batches.map((batch, m) => {
-        const labels = Int32Array.from(batch.labels as Int32Array, (label, t) => (t % 5 < m ? -100 : label))
-        return { ...batch, labels }
-      })
-    const parts = cut(fixtureBatches(0, 2))
-    const whole = {
-      batchSize: 8,
-      seqLength: 32,
-      tokens: Int32Array.from(parts.flatMap(({ tokens }) => [...tokens])),
-      labels: Int32Array.from(parts.flatMap(({ labels }) => [...labels])),
-    }
-    const run = await fixtureState()
-    const cutReport = await trainStep(run, parts, forwardStep)
-    await run.dispose()
-    const again = await fixtureState()
-    const wholeReport = await trainStep(again, [whole], forwardStep)
-    expect(cutReport.tokens).toBe(wholeReport.tokens)
-    // The order of float32 sums differs.
-    expect(relative(cutReport.loss, wholeReport.loss)).toBeLessThan(1e-6)
-    expect(relative(cutReport.gradNorm, wholeReport.gradNorm)).toBeLessThan(1e-5)
-  })
-
-  it('a global batch without labels is an error that says so, and the run can go on', async () => {
-    const run = await fixtureState()
-    const nothing = masked(fixtureBatches(0, 4), () => true)
-    await expect(trainStep(run, nothing, forwardStep)).rejects.toMatchObject({
-      code: 'ERR_LABEL',
-      message: expect.stringContaining('global batch of step 1'),
-    })
-    expect(run.step).toBe(0)
-    expect(relative((await trainStep(run, fixtureBatches(0), forwardStep)).loss, peerLosses[0] as number)).toBeLessThan(
-      1e-6,
-    )
-  })
-
-  it.each([
-    ['tokens', 131, 'ERR_TOKEN_ID'],
-    ['tokens', -1, 'ERR_TOKEN_ID'],
-    ['labels', 131, 'ERR_LABEL'],
-    ['labels', -1, 'ERR_LABEL'],
-  ] as const)('%s of %i are refused with their place', async (field, value, code) => {
-    const run = await fixtureState()
-    const [batch] = fixtureBatches(0)
-    const bad = { ...(batch as NonNullable<typeof batch>) }
-    const changed = Int32Array.from(bad[field] as Int32Array)
-    changed[2 * 32 + 7] = value
-    await expect(trainStep(run, [{ ...bad, [field]: changed }], forwardStep)).rejects.toMatchObject({
-      code,
-      message: expect.stringContaining('row 2, position 7'),
-    })
   })
 })
 
