@@ -16,6 +16,7 @@ import {
   unigramEntropy,
 } from 'viaduct'
 import { llama_tiny_cpu_pretrain_config } from 'viaduct/recipes/llama'
+import { StepList } from './stepList.js'
 
 const ranks = 2
 const manifest = createRequire(import.meta.url).resolve('viaduct/package.json')
@@ -28,39 +29,7 @@ const [llama, imported, trained, exported] = ['llama', 'imported', 'trained', 'e
 const texts = ['README.md', 'CONTRIBUTING.md', 'docs', 'lib', 'native', 'recipes', 'test/unit', 'test/house'].map(
   (name) => join(root, name),
 )
-const isTerminal = process.stdout.isTTY === true
-
-/** One line that is overwritten on a terminal; elsewhere only ends are told. */
-function tell(line: string, end: boolean): void {
-  if (isTerminal) process.stdout.write(`\r\x1b[2K${line}${end ? '\n' : ''}`)
-  else if (end) process.stdout.write(`${line}\n`)
-}
-
-let number = 0
-/** Runs a step of the list and tells its time and result. */
-async function step(
-  title: string,
-  work: (progress: (share: number, note: string) => void) => Promise<string>,
-): Promise<void> {
-  number++
-  const head = `${number}/5 ${title}`
-  const started = performance.now()
-  let tenth = 0
-  tell(`  … ${head}`, !isTerminal)
-  const result = await work((share, note) => {
-    const filled = Math.round(24 * share)
-    const bar = `${'█'.repeat(filled)}${'░'.repeat(24 - filled)}`
-    if (isTerminal) tell(`  … ${head} ${bar} ${(100 * share).toFixed(0)}% ${note}`, false)
-    else if (Math.floor(10 * share) > tenth) {
-      tenth = Math.floor(10 * share)
-      tell(`    ${tenth * 10}% ${note}`, true)
-    }
-  })
-  tell(
-    `  ✓ ${head} (${((performance.now() - started) / 1000).toFixed(1)} s)\n    ${result.replaceAll('\n', '\n    ')}`,
-    true,
-  )
-}
+const list = new StepList(5)
 
 /** Runs the command line and returns its standard output. */
 function command(args: readonly string[], onLine: (line: string) => void = () => {}): Promise<string> {
@@ -92,7 +61,7 @@ const begin = performance.now()
 const cfg = llama_tiny_cpu_pretrain_config()
 process.stdout.write(`Viaduct quickstart: a Llama in, trained on ${ranks} ranks, and out again\n`)
 
-await step('Write a small Llama in Hugging Face format', async () => {
+await list.step('Write a small Llama in Hugging Face format', async () => {
   const documents = await readTexts(texts)
   const bpe = trainBpe(
     documents.map(({ text }) => text),
@@ -135,7 +104,7 @@ await step('Write a small Llama in Hugging Face format', async () => {
   return `${(bytes / 4e6).toFixed(2)} M parameters, ${shards} safetensors shards with an index, a byte-level BPE of ${bpe.vocab.size} tokens`
 })
 
-await step(`Import it at TP=${ranks}: ${ranks} processes over Gloo, each reads its own part`, async () => {
+await list.step(`Import it at TP=${ranks}: ${ranks} processes over Gloo, each reads its own part`, async () => {
   await command(['import', llama, imported, '--tp', String(ranks)])
   const result = JSON.parse(await command(['verify', llama, '--ckpt', imported, '--tp', String(ranks), '--json'])) as {
     differingBytes: number
@@ -155,7 +124,7 @@ const yaml = join(place, 'run.yaml')
 writeFileSync(yaml, `recipe: llama_tiny_cpu_pretrain_config\n${toYaml(cfg)}`)
 const evalIters = cfg.validation.evalIters
 
-await step(
+await list.step(
   `Pretrain it on this repository's documents and source, ${cfg.train.trainIters} steps at TP=${ranks}`,
   async (progress) => {
     const losses: number[] = []
@@ -186,7 +155,7 @@ await step(
   },
 )
 
-await step('Export it to a Hugging Face folder and prove the round trip', async () => {
+await list.step('Export it to a Hugging Face folder and prove the round trip', async () => {
   await command(['export', trained, exported])
   const result = JSON.parse(
     await command(['verify', exported, '--ckpt', trained, '--tp', String(ranks), '--json']),
@@ -198,7 +167,7 @@ await step('Export it to a Hugging Face folder and prove the round trip', async 
   return `${result.tensors.length} tensors, ${result.differingBytes} differing bytes: ${exported}`
 })
 
-await step(`Generate from the exported folder at TP=1 and TP=${ranks}, float32, greedy`, async () => {
+await list.step(`Generate from the exported folder at TP=1 and TP=${ranks}, float32, greedy`, async () => {
   const prompt = '// A tensor is'
   const texts: { text: string; tokens: number[] }[] = []
   for (const tp of [1, ranks]) {
