@@ -8,6 +8,7 @@ import {
   commitFolder,
   flush,
   ioError,
+  makeFolder,
   removeStale,
   temporaryName,
   writeFileAtomic,
@@ -65,7 +66,7 @@ export async function saveCheckpoint(
   let made = false
   const temporary = await onFirst(ranks, async () => {
     try {
-      made = (await mkdir(dir, { recursive: true })) !== undefined
+      made = await makeFolder(dir)
       await removeStale(dir)
       const folder = temporaryName(target)
       await mkdir(folder)

@@ -23,6 +23,28 @@ export function ioError(cause: unknown, what: string): ViaductError {
   )
 }
 
+/**
+ * Makes a folder and its parents; true when it was not there. Node's own recursive mkdir never ends where the system answers ENOENT
+ * for a folder whose parent exists (/proc).
+ */
+export async function makeFolder(path: string): Promise<boolean> {
+  const make = () =>
+    mkdir(path).then(
+      () => true,
+      (cause: NodeJS.ErrnoException) => {
+        if (cause.code === 'EEXIST') return false
+        throw cause
+      },
+    )
+  try {
+    return await make()
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw cause
+  }
+  await makeFolder(dirname(path))
+  return make()
+}
+
 /** Flushes a file or folder to disk. */
 export async function flush(path: string): Promise<void> {
   try {
@@ -139,7 +161,7 @@ export async function checkTarget(target: string, overwrite: boolean): Promise<v
     )
   }
   try {
-    await mkdir(dirname(target), { recursive: true })
+    await makeFolder(dirname(target))
   } catch (cause) {
     throw ioError(cause, `cannot make ${dirname(target)}`)
   }

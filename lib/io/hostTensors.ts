@@ -1,9 +1,9 @@
 // Small safetensors files as host arrays: inputs and results of commands. Weights do not go this way; see weightFolder and blocks.
-import { mkdir, open, readFile, rename, rm } from 'node:fs/promises'
+import { open, readFile, rename, rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
-import { flush, ioError, temporaryName } from './atomic.js'
+import { flush, ioError, makeFolder, temporaryName } from './atomic.js'
 import { encodeHeader } from './safetensorsHeader.js'
 import { readHeader } from './weightFolder.js'
 
@@ -39,7 +39,7 @@ export async function writeHostTensors(path: string, tensors: ReadonlyMap<string
   const header = encodeHeader(plans)
   const temporary = temporaryName(path)
   try {
-    await mkdir(dirname(path), { recursive: true })
+    await makeFolder(dirname(path))
     const file = await open(temporary, 'wx')
     try {
       await file.writeFile(header.bytes)

@@ -1,4 +1,4 @@
-// Broken model folders (F13 to F21): each is refused with its code, naming file, tensor or field; nothing is written, nothing runs.
+// Odd bits come back as they were (F12). Broken model folders (F13 to F21): each is refused with its code, naming file, tensor or field; nothing is written, nothing runs.
 import { execFileSync } from 'node:child_process'
 import {
   existsSync,
@@ -15,7 +15,7 @@ import { describe, expect, it } from 'vitest'
 import { AutoBridge } from '../../lib/bridge/autoBridge.js'
 import { openHfModel } from '../../lib/bridge/hfModel.js'
 import { type FolderOptions, llamaTensors, writeLlama, writeSafetensors } from './llamaFolder.js'
-import { errorOf, temporaryFolder } from './temporary.js'
+import { digestsOf, errorOf, temporaryFolder } from './temporary.js'
 
 const home = temporaryFolder()
 let count = 0
@@ -33,6 +33,26 @@ async function refusal(folder: string, options: Parameters<typeof AutoBridge.imp
 
 const tensor = (name: string, shape: number[], dtype: 'bfloat16' | 'int8' = 'bfloat16') => ({
   [name]: { name, dtype, shape },
+})
+
+/** Imports and exports; the files come back byte for byte. */
+async function sameAgain(options: FolderOptions) {
+  const [source, ckpt, out] = [make(options), join(home, `c${count++}`), join(home, `o${count++}`)]
+  await AutoBridge.importCkpt(source, ckpt)
+  await AutoBridge.exportCkpt(ckpt, out)
+  expect(digestsOf(out)).toEqual(digestsOf(source))
+}
+
+describe('F12: bit patterns', () => {
+  it('F12: every bit pattern of bfloat16 and of the 8-bit floats', async () => {
+    const patterns = Buffer.alloc(65536 * 2)
+    for (let i = 0; i < 65536; i++) patterns.writeUInt16LE(i, 2 * i)
+    await sameAgain({ hidden: 32, vocab: 2048, bytes: { 'model.embed_tokens.weight': patterns } })
+    for (const dtype of ['float8_e4m3fn', 'float8_e5m2'] as const) {
+      const all = Uint8Array.from({ length: 37 * 32 }, (_, i) => i)
+      await sameAgain({ dtype, config: { torch_dtype: dtype }, bytes: { 'lm_head.weight': all } })
+    }
+  })
 })
 
 describe('F13 to F16, F19: weights against config', () => {
@@ -242,6 +262,13 @@ describe('F20, F21: code and paths', () => {
     ]) {
       writeFileSync(join(folder, 'model.safetensors.index.json'), text)
       expect(await refusal(folder)).toMatchObject({ code: 'ERR_INDEX' })
+    }
+  })
+  it('a target that the system cannot make', async () => {
+    for (const target of ['/proc/viaduct', '/proc/viaduct/below']) {
+      const error = await errorOf(() => AutoBridge.importCkpt(make(), target))
+      expect(['ERR_FILE_MISSING', 'ERR_IO']).toContain(error.code)
+      expect(error.message).toContain('/proc/viaduct')
     }
   })
   it('a hub id and a folder that is not there', async () => {
