@@ -1,11 +1,19 @@
 // The table of commands: names, arguments, flags, examples. An action loads its file in commands/ and calls it.
-import { type Command, Option } from 'commander'
+import { type Command, InvalidArgumentError, Option } from 'commander'
+import { type DType, parseDtype } from '../base/dtype.js'
 import { addLayoutFlags, positiveInt } from './layout.js'
 
 const example = (...lines: string[]) => `\nExample:\n${lines.map((line) => `  $ ${line}`).join('\n')}`
 const json = () => new Option('--json', 'print the result as JSON on stdout')
 const device = () => new Option('--device <name>', 'where to compute').choices(['auto', 'cpu', 'cuda']).default('auto')
-const dtype = (what: string) => new Option('--dtype <name>', what)
+const stored: readonly DType[] = ['float32', 'bfloat16', 'float16', 'float64', 'float8_e4m3fn', 'float8_e5m2']
+const computed: readonly DType[] = ['float32', 'bfloat16']
+const dtype = (allowed: readonly DType[], what: string) =>
+  new Option('--dtype <name>', `${what}: ${allowed.join(', ')}`).argParser((name) => {
+    const found = [...allowed].find((candidate) => candidate === dtypeOf(name))
+    if (found === undefined) throw new InvalidArgumentError(`expected one of ${allowed.join(', ')}.`)
+    return found
+  })
 const overwrite = () => new Option('--overwrite', 'replace a target that is not empty')
 const ignore = () =>
   new Option(
@@ -15,6 +23,15 @@ const ignore = () =>
 const allowMissing = () =>
   new Option('--allow-missing <pattern...>', 'let parameters of these names stay initialised; recorded as partial')
 const revision = () => new Option('--revision <name>', 'branch, tag or commit of a hub id')
+
+/** The dtype of a name in any spelling, or null. */
+function dtypeOf(name: string): DType | null {
+  try {
+    return parseDtype(name)
+  } catch {
+    return null
+  }
+}
 
 /** Adds every command to the program. */
 export function addCommands(program: Command): void {
@@ -29,7 +46,7 @@ function addConversion(program: Command): void {
     program.command('import').argument('<hf>', 'Hugging Face folder').argument('<ckpt>', 'target checkpoint folder'),
   )
     .description('Hugging Face folder to Viaduct checkpoint; every rank reads only its own bytes')
-    .addOption(dtype('cast floating tensors (default: as stored)'))
+    .addOption(dtype(stored, 'cast floating tensors (default: as stored)'))
     .addOption(ignore())
     .addOption(allowMissing())
     .addOption(revision())
@@ -43,7 +60,7 @@ function addConversion(program: Command): void {
     .argument('<ckpt>', 'checkpoint root or iter_* folder')
     .argument('<hf>', 'target Hugging Face folder')
     .description("Viaduct checkpoint to Hugging Face folder: the source's shard files and all its other files")
-    .addOption(dtype('cast floating tensors (default: as stored)'))
+    .addOption(dtype(stored, 'cast floating tensors (default: as stored)'))
     .addOption(new Option('--max-shard-size <bytes>', "largest file, e.g. 5GB (default: the source's files)"))
     .addOption(overwrite())
     .addOption(json())
@@ -74,7 +91,7 @@ function addModelRuns(program: Command): void {
     )
     .requiredOption('--output <file>', 'safetensors: logits f32 [B,T,V], loss f32 [1], with --grads grad.<parameter>')
     .option('--grads', 'gradients of the mean loss, by Hugging Face parameter name')
-    .addOption(dtype("compute in this dtype (default: the checkpoint's)"))
+    .addOption(dtype(computed, "compute in this dtype (default: the checkpoint's)"))
     .addOption(device())
     .addOption(json())
     .addHelpText(
@@ -92,7 +109,7 @@ function addModelRuns(program: Command): void {
     .option('--top-p <p>', 'sample among the likeliest whose shares add up to p', Number)
     .option('--seed <n>', 'seed of the sampling', Number, 0)
     .option('--ignore-eos', 'do not stop at the end-of-sequence token')
-    .addOption(dtype("compute in this dtype (default: the checkpoint's)"))
+    .addOption(dtype(computed, "compute in this dtype (default: the checkpoint's)"))
     .addOption(device())
     .addOption(json())
     .addHelpText(

@@ -1,5 +1,5 @@
 // `viaduct import` and `viaduct export`.
-import { parseDtype } from '../../base/dtype.js'
+import type { DType } from '../../base/dtype.js'
 import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import type { ConversionReport } from '../../bridge/convert.js'
@@ -8,7 +8,7 @@ import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
 import { byteProgress, formatBytes, formatSeconds, print, say, styled } from '../terminal.js'
 
 interface ImportFlags extends LayoutFlags {
-  dtype?: string
+  dtype?: DType
   ignore?: string[]
   allowMissing?: string[]
   overwrite?: boolean
@@ -16,7 +16,7 @@ interface ImportFlags extends LayoutFlags {
 }
 
 interface ExportFlags {
-  dtype?: string
+  dtype?: DType
   maxShardSize?: string
   overwrite?: boolean
   json?: boolean
@@ -73,7 +73,7 @@ export async function importCommand(hf: string, ckpt: string, flags: ImportFlags
       ...parallel,
       overwrite: flags.overwrite ?? false,
       ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
-      ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
+      ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
       ...policy,
     }).finally(bar.stop)
     if (isFirstRank()) report('imported', result, started, flags.json)
@@ -88,7 +88,7 @@ export async function exportCommand(ckpt: string, hf: string, flags: ExportFlags
   const result = await AutoBridge.exportCkpt(ckpt, hf, {
     overwrite: flags.overwrite ?? false,
     ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
-    ...(flags.dtype === undefined ? {} : { weightDtype: parseDtype(flags.dtype) }),
+    ...(flags.dtype === undefined ? {} : { weightDtype: flags.dtype }),
     ...(flags.maxShardSize === undefined ? {} : { maxShardBytes: parseBytes(flags.maxShardSize) }),
   }).finally(bar.stop)
   if (isFirstRank()) report('exported', result, started, flags.json)

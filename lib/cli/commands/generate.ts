@@ -1,7 +1,7 @@
 // `viaduct generate`: streams the text to stdout, or everything as JSON.
 
 import { join } from 'node:path'
-import { parseDtype } from '../../base/dtype.js'
+import type { DType } from '../../base/dtype.js'
 import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import { isCheckpoint, resolveCheckpoint } from '../../checkpoint/checkpointIndex.js'
@@ -21,7 +21,7 @@ interface Flags extends LayoutFlags {
   topP?: number
   seed: number
   ignoreEos?: boolean
-  dtype?: string
+  dtype?: DType
   device: DeviceKind
   json?: boolean
 }
@@ -41,7 +41,7 @@ export async function generateCommand(dir: string, flags: Flags): Promise<void> 
       const { model } = await openModel(dir, {
         parallel,
         device: flags.device,
-        ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
+        ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
       })
       try {
         const tokenizer = await Tokenizer.fromFolder(await tokenizerFolder(dir))

@@ -1,5 +1,5 @@
 // `viaduct logits`.
-import { parseDtype } from '../../base/dtype.js'
+import type { DType } from '../../base/dtype.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import { computeLogits } from '../../inference/logits.js'
 import type { DeviceKind } from '../../tensor/device.js'
@@ -11,7 +11,7 @@ interface Flags extends LayoutFlags {
   input: string
   output: string
   grads?: boolean
-  dtype?: string
+  dtype?: DType
   device: DeviceKind
   json?: boolean
 }
@@ -25,7 +25,7 @@ export async function logitsCommand(dir: string, flags: Flags): Promise<void> {
         parallel,
         grads: flags.grads ?? false,
         device: flags.device,
-        ...(flags.dtype === undefined ? {} : { dtype: parseDtype(flags.dtype) }),
+        ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
       })
       if (!isFirstRank()) return
       if (flags.json) return print(JSON.stringify({ output: flags.output, ...report }))
