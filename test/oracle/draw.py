@@ -1,6 +1,6 @@
 """Draws tiny random Llamas with Transformers and writes what it computes from them. Arguments: SEED FOLDER.
 
-FOLDER/parity<i>: any shape and rope, with inputs, logits, loss and gradients in float32. FOLDER/bf16_<i>: logits of rounded
+FOLDER/parity<i>: any shape, every rope in both spellings, any storage (dtype, shards), with inputs, logits, loss and gradients in float32. FOLDER/bf16_<i>: logits of rounded
 weights in bfloat16 and in float32. FOLDER/words<i>: a folder with tokenizer.json already in it gets a model, and its greedy
 continuation in float32. What was drawn is printed as JSON lines.
 """
@@ -31,8 +31,8 @@ def rope_of(kind):
     return dict(rope_type="default"), 64
 
 
-def config_of(kind, kv, heads, **changes):
-    """A config in the old or the new spelling of rope."""
+def config_of(kind, kv, heads, modern=True, **changes):
+    """A config in the new or the old spelling of rope."""
     rope, longest = rope_of(kind)
     theta = random.choice([50.0, 10000.0, 500000.0])
     config = dict(
@@ -43,9 +43,11 @@ def config_of(kind, kv, heads, **changes):
         tie_word_embeddings=random.random() < 0.5, attention_bias=random.random() < 0.5, mlp_bias=random.random() < 0.5,
         bos_token_id=1, eos_token_id=2, initializer_range=0.02, attention_dropout=0.0, torch_dtype="float32", use_cache=True,
     )
-    if random.random() < 0.5:
+    if modern:
         config["rope_parameters"] = dict(rope, rope_theta=theta)
     else:
+        if random.random() < 0.5:  # as configs before 2024
+            rope["type"] = rope.pop("rope_type")
         config["rope_theta"] = theta
         config["rope_scaling"] = None if kind == "default" else rope
     return {**config, **changes}
@@ -67,10 +69,17 @@ def model_of(folder, config):
     return model
 
 
-def save_weights(folder, model, dtype):
+def save_weights(folder, model, dtype, shards=1):
     tied = model.config.tie_word_embeddings
     tensors = {k: v.detach().to(dtype).clone() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
-    save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    if shards == 1:
+        return save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    weight_map = {k: f"model-{random.randrange(shards) + 1:05}-of-{shards:05}.safetensors" for k in tensors}
+    for name in set(weight_map.values()):
+        save_file({k: v for k, v in tensors.items() if weight_map[k] == name}, os.path.join(folder, name), metadata={"format": "pt"})
+    size = sum(v.numel() * v.element_size() for v in tensors.values())
+    with open(os.path.join(folder, "model.safetensors.index.json"), "w") as file:
+        json.dump(dict(metadata=dict(total_size=size), weight_map=weight_map), file, indent=2)
 
 
 def tell(**what):
@@ -80,8 +89,13 @@ def tell(**what):
 def parity(folder, index):
     kv = [1, 2, 4, 2][index % 4]
     heads = 8 if index % 4 == 3 else kv * random.choice([1, 2, 3]) if kv > 1 else random.choice([4, 6])
-    config = config_of(ROPES[index % len(ROPES)], kv, heads)
+    stored = [torch.float32, torch.bfloat16, torch.float16][index % 3]
+    name = str(stored).removeprefix("torch.")
+    config = config_of(ROPES[index % len(ROPES)], kv, heads, modern=index // len(ROPES) % 2 == 0, torch_dtype=name)
     model = model_of(folder, config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.to(stored))
     batch, length = random.choice([1, 2, 3]), random.choice([11, 17, 24])
     ids = torch.randint(0, config["vocab_size"], (batch, length))
     labels = ids.clone()
@@ -97,9 +111,11 @@ def parity(folder, index):
                 mask[row, slice(0, cut) if side == "left" else slice(-cut, None)] = 0
         labels[mask == 0] = -100
         inputs["attention_mask"] = mask
+    if index % 2 == 1:
+        inputs["position_ids"] = torch.arange(length) + torch.randint(0, 30, (batch, 1))
     out = model(**inputs, labels=labels)
     out.loss.backward()
-    save_weights(folder, model, torch.float32)
+    save_weights(folder, model, stored, shards=index % 4 + 1)
     save_file({**inputs, "labels": labels}, os.path.join(folder, "in.safetensors"))
     expected = dict(logits=out.logits.detach().contiguous(), loss=out.loss.detach().reshape(1))
     expected.update({"grad." + k: p.grad.detach() for k, p in model.named_parameters()})
@@ -130,14 +146,14 @@ def words(folder):
     with torch.no_grad():
         out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=64, eos_token_id=-1, pad_token_id=0)
     tokens = out[0, ids.shape[1]:].tolist()
-    tell(kind="words", folder=folder, config=config, prompt=PROMPT, prompt_ids=ids[0].tolist(), tokens=tokens, text=tokenizer.decode(tokens))
+    tell(kind="words", folder=folder, config=config, prompt=PROMPT, prompt_ids=ids[0].tolist(), tokens=tokens, text=tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 if __name__ == "__main__":
     seed, home = int(sys.argv[1]), sys.argv[2]
     random.seed(seed)
     torch.manual_seed(seed)
-    for i in range(10):
+    for i in range(12):
         parity(os.path.join(home, f"parity{i}"), i)
     for i in range(8):
         bf16(os.path.join(home, f"bf16_{i}"))

@@ -53,7 +53,7 @@ describe.skipIf(python === null)('Transformers', () => {
     drawn = lines.map((line) => JSON.parse(line) as Drawn)
   })
 
-  test.each(Array.from({ length: 10 }, (_, i) => i))(
+  test.each(Array.from({ length: 12 }, (_, i) => i))(
     'gives our logits, loss and gradients in float32, model %i',
     async (i) => {
       const row = of('parity')[i] as Drawn
