@@ -48,7 +48,7 @@ function layerOf(path: string): string | undefined {
   return match?.[1]
 }
 
-/** lib's files import their own folder or a lower layer; recipes import lib below train, examples the package's name. */
+/** lib's files import their own folder or a lower layer; recipes import lib below train, examples the package's name and each other. */
 export function layerProblems(files: readonly SourceFile[]): Problem[] {
   const problems: Problem[] = []
   for (const file of files.filter((f) => f.path.endsWith('.ts'))) {
@@ -63,7 +63,8 @@ export function layerProblems(files: readonly SourceFile[]): Problem[] {
       const say = (message: string) =>
         problems.push({ path: file.path, line, message: `imports ${specifier}: ${message}` })
       if (top === 'examples') {
-        if (!/^(viaduct(\/|$)|node:)/.test(specifier)) say('examples use the package by its name and nothing else')
+        if (!/^(viaduct(\/|$)|node:|\.\/)/.test(specifier))
+          say('examples use the package by its name and files beside them')
         continue
       }
       if (!specifier.startsWith('.')) {

@@ -60,7 +60,7 @@ describe('each rule can fail', () => {
     ['lib/cli/commands/a.ts', "import { x } from '../../../recipes/llama.js'"],
     ['lib/index.ts', "export * from './bridge/autoBridge.js'"],
     ['recipes/a.ts', "import { x } from '../lib/config/runConfig.js'"],
-    ['examples/a.ts', "import { x } from 'viaduct/train'\nimport { y } from 'node:fs'"],
+    ['examples/a.ts', "import { x } from 'viaduct/train'\nimport { y } from 'node:fs'\nimport { z } from './b.js'"],
   ])('lets pass: %s with %s', (path, text) => {
     expect(layerProblems(sample(path, text))).toEqual([])
   })
