@@ -199,6 +199,7 @@ export interface Addon {
   ioCounters(): IoCounters
   hasSha256(): boolean
   sha256Range(path: string, offset: integer, count: integer): Promise<string>
+  tryLock(descriptor: integer): boolean
 
   // ops (native/backend.h)
   fill(stream: Stream, y: Out, value: number): void

@@ -27,6 +27,7 @@ const codes = {
   ERR_NOT_FINITE: 'fault',
   ERR_IO: 'fault',
   ERR_NO_SPACE: 'fault',
+  ERR_NETWORK: 'fault',
   ERR_NATIVE: 'fault',
   ERR_ADDON: 'fault',
   // input from outside is broken
@@ -51,6 +52,10 @@ const codes = {
   ERR_DATA: 'input',
   ERR_CHECKPOINT: 'input',
   ERR_CHECKPOINT_HASH: 'input',
+  ERR_HTTP: 'input',
+  ERR_HUB_ACCESS: 'input',
+  ERR_HUB_NOT_FOUND: 'input',
+  ERR_DOWNLOAD_HASH: 'input',
   // a check was made and failed
   ERR_VERIFY: 'check',
 } as const satisfies Record<string, ErrorKind>

@@ -6,6 +6,11 @@ import { fileInside } from './paths.js'
 
 const weights =
   /\.(safetensors|bin|pt|pth|ckpt|pkl|pickle|gguf|h5|msgpack|onnx|npz)(\.index\.json)?$|\.safetensors\.index\.json$/i
+/** True for a name that weights have, in any format. */
+export function isWeightFile(name: string): boolean {
+  return weights.test(name)
+}
+
 const skippedFolders = new Set(['.git', '.cache'])
 
 /** Files beside the weights, and weight files in other formats that nobody carries. Relative names, sorted. */
@@ -23,7 +28,7 @@ export async function listOtherFiles(folder: string): Promise<OtherFiles> {
       const name = relative === '' ? entry.name : `${relative}/${entry.name}`
       if (entry.isDirectory()) {
         if (!skippedFolders.has(entry.name)) await walk(name)
-      } else if (weights.test(entry.name)) leftOut.push(name)
+      } else if (isWeightFile(entry.name)) leftOut.push(name)
       else copied.push(name)
     }
   }

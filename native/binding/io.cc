@@ -191,15 +191,19 @@ Promise createFile(Env& env, const std::string& path, int64_t bytes, BytesIn hea
 
 bool exchangePaths(const std::string& a, const std::string& b) { return io::exchangePaths(a, b); }
 
+bool tryLock(int fd) { return io::tryLock(fd); }
+
 }  // namespace
 
 std::vector<Row> ioRows() {
   return {
-      row("readBlock", &readBlock),         row("writeBlock", &writeBlock),       row("copyBlock", &copyBlock),
-      row("hashRange", &hashRange),         row("compareRanges", &compareRanges), row("createFile", &createFile),
-      row("exchangePaths", &exchangePaths), row("gatherBox", &gatherBox),         row("scatterBox", &scatterBox),
-      row("stopMoves", &stopMoves),         row("ioCounters", &ioCounters),       row("hasSha256", &hasSha256),
-      row("sha256Range", &sha256Range),
+      row("readBlock", &readBlock),         row("writeBlock", &writeBlock),
+      row("copyBlock", &copyBlock),         row("hashRange", &hashRange),
+      row("compareRanges", &compareRanges), row("createFile", &createFile),
+      row("exchangePaths", &exchangePaths), row("gatherBox", &gatherBox),
+      row("scatterBox", &scatterBox),       row("stopMoves", &stopMoves),
+      row("ioCounters", &ioCounters),       row("hasSha256", &hasSha256),
+      row("sha256Range", &sha256Range),     row("tryLock", &tryLock),
   };
 }
 

@@ -2,6 +2,7 @@
 #include "file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #ifdef __linux__
@@ -129,6 +130,16 @@ bool exchangePaths(const std::string& a, const std::string& b) {
   (void)b;
   return false;
 #endif
+}
+
+bool tryLock(int fd) {
+  int error = 0;
+  do {
+    error = ::flock(fd, LOCK_EX | LOCK_NB) == 0 ? 0 : errno;
+  } while (error == EINTR);
+  if (error == EWOULDBLOCK) return false;
+  if (error != 0) fail(error, "descriptor " + std::to_string(fd), "cannot lock");
+  return true;
 }
 
 }  // namespace viaduct::io

@@ -46,4 +46,7 @@ Counters counters();
 /// Exchanges two existing paths in one step. False where the file system cannot.
 bool exchangePaths(const std::string& a, const std::string& b);
 
+/// Takes flock(2)'s exclusive lock of an open file, which ends with the file or its process. False where another has it.
+bool tryLock(int fd);
+
 }  // namespace viaduct::io
