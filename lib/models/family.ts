@@ -15,6 +15,8 @@ export interface FamilySpec {
   readonly architectures: readonly string[]
   /** `model_type` of config.json. */
   readonly modelType: string
+  /** Its forward pass is built: models train and generate. Every family converts. */
+  readonly runs: boolean
   /** @throws ERR_HF_CONFIG listing every problem. */
   fromHf(config: HfConfig): TransformerConfig
   /**

@@ -205,16 +205,18 @@ export function bindRules(
   return { config, bindings, byTheirs, tied: ties, derived: formulas }
 }
 
-/** The spelling of which the source has a name. Where it has names of two, the coverage proof names those of the second. */
+/** The spelling of which the source has most names: the coverage proof then tells what is missing, and names of another one. */
 function spellingOf(
   { choices }: SpellingRule,
   shapes: ReadonlyMap<string, unknown>,
   config: TransformerConfig,
   names: TensorNames | null,
 ): readonly MappingRule[] {
-  const occurs = (rule: MappingRule) =>
-    instances(rule, config).some(({ ours, theirs }) => shapes.has(ours) && theirs.some((name) => names?.has(name)))
-  return choices.find((choice) => choice.some(occurs)) ?? (choices[0] as readonly MappingRule[])
+  const found = choices.map((choice) => {
+    const wanted = choice.flatMap((rule) => instances(rule, config)).filter(({ ours }) => shapes.has(ours))
+    return new Set(wanted.flatMap(({ theirs }) => theirs.filter((name) => names?.has(name)))).size
+  })
+  return choices[found.indexOf(Math.max(...found))] as readonly MappingRule[]
 }
 
 /** Both sides tile: each logical element has one source, each HF element one reader. */

@@ -1,6 +1,9 @@
 // The families that are built, and those that a program adds. A family is found by `architectures`, and `model_type` must agree.
 import { nearest, ViaductError } from '../base/errors.js'
 import { llama } from './families/llama.js'
+import { mixtral } from './families/mixtral.js'
+import { olmoe } from './families/olmoe.js'
+import { qwen3Moe } from './families/qwen3Moe.js'
 import type { FamilySpec, HfConfig } from './family.js'
 import type { TransformerConfig } from './transformerConfig.js'
 
@@ -17,7 +20,12 @@ export function registerFamily(spec: FamilySpec): void {
   for (const name of spec.architectures) families.set(name, spec)
 }
 
-registerFamily(llama)
+for (const family of [llama, mixtral, olmoe, qwen3Moe]) registerFamily(family)
+
+/** True when models of this architecture train and generate, besides converting. */
+export function runs(architecture: string): boolean {
+  return families.get(architecture)?.runs ?? false
+}
 
 /** Architectures that convert, sorted. */
 export function listArchitectures(): string[] {

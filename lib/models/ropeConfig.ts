@@ -28,9 +28,13 @@ const needed: Readonly<Record<RopeScaling['type'], readonly string[]>> = {
 }
 
 /** Base and scaling of a config; problems go to the reader's list. Old and new spelling; the new one counts where both are. */
-export function readRope(read: ConfigReader, maxPositions: number): { base: number; scaling: RopeScaling } {
+export function readRope(
+  read: ConfigReader,
+  maxPositions: number,
+  defaultBase: number,
+): { base: number; scaling: RopeScaling } {
   const rope = read.nested('rope_parameters') ?? read.nested('rope_scaling')
-  const outer = read.real('rope_theta', { min: 1, fallback: 10_000 })
+  const outer = read.real('rope_theta', { min: 1, fallback: defaultBase })
   if (rope === null) return { base: outer, scaling: { type: 'default' } }
   const base = rope.has('rope_theta') ? rope.real('rope_theta', { min: 1 }) : outer
   const name = rope.text(rope.has('rope_type') ? 'rope_type' : 'type', 'default')

@@ -41,8 +41,16 @@ describe('help', () => {
 
 describe('information', () => {
   test('models, recipes and version, for people and programs', async () => {
-    expect(await viaductJson(folder, ['models'])).toEqual({ models: ['LlamaForCausalLM'] })
-    expect((await viaduct(folder, 'models')).stdout).toContain('LlamaForCausalLM')
+    const { models } = await viaductJson<{ models: object[] }>(folder, ['models'])
+    expect(models).toEqual([
+      { architecture: 'LlamaForCausalLM', converts: true, runs: true },
+      { architecture: 'MixtralForCausalLM', converts: true, runs: false },
+      { architecture: 'OlmoeForCausalLM', converts: true, runs: false },
+      { architecture: 'Qwen3MoeForCausalLM', converts: true, runs: false },
+    ])
+    expect((await viaduct(folder, 'models')).stdout).toMatch(
+      /^LlamaForCausalLM +yes +yes\s.*^Mixtral\w+ +yes +not yet/ms,
+    )
     const { recipes } = await viaductJson<{ recipes: { name: string }[] }>(folder, ['recipes'])
     expect(recipes.map((r) => r.name)).toContain('llama32_1b_pretrain_config')
     expect((await viaduct(folder, 'recipes')).stdout).toMatch(/^llama_tiny_cpu_pretrain_config +llama +/m)
