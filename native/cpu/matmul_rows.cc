@@ -1,5 +1,6 @@
 // Few rows against weights that are contiguous along k, for decoding: nothing is packed, each weight is read once in its
-// own dtype. Four columns a step, up to three rows; sums run in lanes along k.
+// own dtype. Sums run in lanes along k. Up to three rows go column by column: a core fetches one sequential stream about three
+// times as fast as four beside each other. More rows are bound by arithmetic: four columns a step, three rows.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/matmul_rows.cc"
 #include "matmul_kernel.h"
@@ -140,12 +141,106 @@ HWY_INLINE void RowsTimesFour(float* HWY_RESTRICT sums, const float* HWY_RESTRIC
 #undef VIADUCT_TIMES_FOUR
 
 template <typename T>
+HWY_INLINE void AddPair(const float* HWY_RESTRICT x, const T* HWY_RESTRICT w, V* even, V* odd) {
+  V f, g;
+  LoadPair(w, &f, &g);
+  *even = hn::MulAdd(Load(x), f, *even);
+  *odd = hn::MulAdd(Load(x + kLanes), g, *odd);
+}
+
+// The lanes' sums of one row times one column, without the k % kLanes last elements.
+template <typename T>
+HWY_INLINE V RowTimesColumn(const float* HWY_RESTRICT x, const T* HWY_RESTRICT w, int64_t k) {
+  V a0 = Zero(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+  int64_t p = 0;
+  for (; p + 8 * kLanes <= k; p += 8 * kLanes) {
+    AddPair(x + p, w + p, &a0, &b0);
+    AddPair(x + p + 2 * kLanes, w + p + 2 * kLanes, &a1, &b1);
+    AddPair(x + p + 4 * kLanes, w + p + 4 * kLanes, &a2, &b2);
+    AddPair(x + p + 6 * kLanes, w + p + 6 * kLanes, &a3, &b3);
+  }
+  for (; p + 2 * kLanes <= k; p += 2 * kLanes) AddPair(x + p, w + p, &a0, &b0);
+  if (p + kLanes <= k) a0 = hn::MulAdd(Load(x + p), Load(w + p), a0);
+  return hn::Add(hn::Add(hn::Add(a0, b0), hn::Add(a1, b1)), hn::Add(hn::Add(a2, b2), hn::Add(a3, b3)));
+}
+
+// As RowTimesColumn, for two or three rows.
+template <int kRows, typename T>
+HWY_INLINE void RowsTimesColumn(const float* HWY_RESTRICT x, int64_t ldx, const T* HWY_RESTRICT w, int64_t k, V* s0,
+                                V* s1, V* s2) {
+  const float* x1 = x + ldx;
+  const float* x2 = x + (kRows > 2 ? 2 * ldx : 0);
+  V a0 = Zero(), a1 = a0, a2 = a0, b0 = a0, b1 = a0, b2 = a0;
+  int64_t p = 0;
+  for (; p + 2 * kLanes <= k; p += 2 * kLanes) {
+    V f, g;
+    LoadPair(w + p, &f, &g);
+    a0 = hn::MulAdd(Load(x + p), f, a0);
+    b0 = hn::MulAdd(Load(x + p + kLanes), g, b0);
+    a1 = hn::MulAdd(Load(x1 + p), f, a1);
+    b1 = hn::MulAdd(Load(x1 + p + kLanes), g, b1);
+    if (kRows > 2) {
+      a2 = hn::MulAdd(Load(x2 + p), f, a2);
+      b2 = hn::MulAdd(Load(x2 + p + kLanes), g, b2);
+    }
+  }
+  if (p + kLanes <= k) {
+    const V f = Load(w + p);
+    a0 = hn::MulAdd(Load(x + p), f, a0);
+    a1 = hn::MulAdd(Load(x1 + p), f, a1);
+    if (kRows > 2) a2 = hn::MulAdd(Load(x2 + p), f, a2);
+  }
+  *s0 = hn::Add(a0, b0);
+  *s1 = hn::Add(a1, b1);
+  *s2 = hn::Add(a2, b2);
+}
+
+// sums[4 r + j] of up to four columns, one after the other.
+template <int kRows, typename T>
+HWY_INLINE void RowsTimesColumns(float* HWY_RESTRICT sums, const float* HWY_RESTRICT x, int64_t ldx,
+                                 const T* HWY_RESTRICT w, int64_t ldw, int64_t k, int64_t cols) {
+  V s[3][4] = {{Zero(), Zero(), Zero(), Zero()}, {Zero(), Zero(), Zero(), Zero()}, {Zero(), Zero(), Zero(), Zero()}};
+  for (int64_t j = 0; j < cols; ++j) {
+    if (kRows == 1) {
+      s[0][j] = RowTimesColumn(x, w + j * ldw, k);
+    } else {
+      RowsTimesColumn<kRows>(x, ldx, w + j * ldw, k, &s[0][j], &s[1][j], &s[2][j]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    StoreSums(s[r][0], s[r][1], s[r][2], s[r][3], sums + 4 * r);
+    for (int64_t p = k / kLanes * kLanes; p < k; ++p) {
+      for (int64_t j = 0; j < cols; ++j) sums[4 * r + j] += x[r * ldx + p] * toFloat(w[j * ldw + p]);
+    }
+  }
+}
+
+template <int kRows, typename T>
+HWY_NOINLINE void StreamColumns(float* c, int64_t ldc, const float* x, int64_t ldx, const T* w, int64_t ldw, int64_t n,
+                                int64_t k, bool add, const float* bias) {
+  float sums[4 * kRows];
+  for (int64_t j = 0; j < n; j += 4) {
+    const int64_t cols = HWY_MIN(int64_t{4}, n - j);
+    RowsTimesColumns<kRows>(sums, x, ldx, w + j * ldw, ldw, k, cols);
+    for (int64_t r = 0; r < kRows; ++r) {
+      float* o = c + r * ldc + j;
+      for (int64_t e = 0; e < cols; ++e) {
+        o[e] = (add ? o[e] : 0.0f) + sums[4 * r + e] + (bias != nullptr ? bias[j + e] : 0.0f);
+      }
+    }
+  }
+}
+
+template <typename T>
 HWY_NOINLINE void FewRows(float* c, int64_t ldc, const float* x, int64_t ldx, const T* w, int64_t ldw, int64_t m,
                           int64_t n, int64_t k, bool add, const float* bias) {
   float sums[12];
   // Short rows far apart, the keys of one head: the hardware does not foresee their addresses.
   constexpr int64_t kAhead = 16;
   const bool apart = ldw != k && k * static_cast<int64_t>(sizeof(T)) <= 1024;
+  if (!apart && m == 1) return StreamColumns<1>(c, ldc, x, ldx, w, ldw, n, k, add, bias);
+  if (!apart && m == 2) return StreamColumns<2>(c, ldc, x, ldx, w, ldw, n, k, add, bias);
+  if (!apart && m == 3) return StreamColumns<3>(c, ldc, x, ldx, w, ldw, n, k, add, bias);
   for (int64_t j = 0; j < n; j += 4) {
     const int64_t cols = HWY_MIN(int64_t{4}, n - j);
     const T* wj = w + j * ldw;
