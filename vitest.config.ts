@@ -1,4 +1,6 @@
 // How the tests run: real processes (the addon and its ranks want one each), at most two at a time.
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { configDefaults, defineConfig } from 'vitest/config'
 
 export default defineConfig({
@@ -15,5 +17,7 @@ export default defineConfig({
     allowOnly: false,
     restoreMocks: true,
     reporters: ['default'],
+    // No test reaches a real hub, and none finds what this machine's user has fetched.
+    env: { HF_HUB_OFFLINE: '1', HF_HOME: join(tmpdir(), 'viaduct-no-hub'), HF_HUB_CACHE: '', HF_TOKEN: '' },
   },
 })

@@ -1,5 +1,5 @@
 // Carries a Hugging Face model to the parallel layout and back. Run: npx tsx examples/convert.ts
-// The model is a folder, here one below the current folder.
+// The model is a folder below the current one, else a model of the hub, which is fetched.
 import { AutoBridge } from 'viaduct'
 
 // 1) A bridge from a Hugging Face folder.

@@ -8,6 +8,8 @@ import { HfParcel } from '../checkpoint/hfParcel.js'
 import { loadCheckpoint } from '../checkpoint/loadCheckpoint.js'
 import type { Ranks } from '../checkpoint/ranks.js'
 import { type SaveOptions, saveCheckpoint } from '../checkpoint/saveCheckpoint.js'
+import { modelFolder, type SourceOptions } from '../io/hub/modelSource.js'
+import type { OnDownload } from '../io/hub/snapshot.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import type { FamilySpec, HfConfig } from '../models/family.js'
@@ -27,7 +29,7 @@ import {
   openConverted,
 } from './convert.js'
 import { type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
-import { checkFolder, type HfModel, mappingOf, openHfModel, readParcel } from './hfModel.js'
+import { type HfModel, mappingOf, openHfModel, readParcel } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
 import {
   type ExportWeightsOptions,
@@ -38,11 +40,11 @@ import {
 } from './modelWeights.js'
 import { ranksOf, withWorldRanks } from './worldRanks.js'
 
-export interface FromPretrainedOptions extends CoveragePolicy {
+export interface FromPretrainedOptions extends CoveragePolicy, Omit<SourceOptions, 'onDownload'> {
   /** Accepted for scripts that set it. No code of a model folder is ever run; that is said once. */
   readonly trustRemoteCode?: boolean
-  /** Branch, tag or commit of a hub id; a folder has none. */
-  readonly revision?: string
+  /** Told bytes that are here and bytes in all while a hub id is fetched. */
+  readonly onProgress?: OnDownload
 }
 
 export interface SaveHfOptions extends PlanOptions {
@@ -70,8 +72,8 @@ export class AutoBridge {
   ) {}
 
   /**
-   * Opens a Hugging Face folder; headers are read and coverage is proved, weights are not read yet.
-   * @param path - a folder. A hub id is refused until downloads are built.
+   * Opens a Hugging Face model; headers are read and coverage is proved, weights are not read yet.
+   * @param path - a folder, a folder of the hub's cache, or a hub id, which is fetched into that cache.
    * @throws every error of openHfModel.
    */
   static async fromHfPretrained(path: string, options: FromPretrainedOptions = {}): Promise<AutoBridge> {
@@ -82,7 +84,7 @@ export class AutoBridge {
         'ViaductNotice',
       )
     }
-    const hf = await openHfModel(path, options)
+    const hf = await openHfModel(path, sourceOptions(options))
     return new AutoBridge(hf.parcel.config, hf.family, hf.config, hf.mapping, hf, hf.parcel, null)
   }
 
@@ -101,10 +103,12 @@ export class AutoBridge {
     return new AutoBridge(parcel.config, family, config, mapping, null, parcel, checkpoint.folder)
   }
 
-  /** A Hugging Face folder or one of our checkpoints, whichever `dir` is. */
+  /** A Hugging Face folder, a hub id or one of our checkpoints, whichever `dir` is. */
   static async open(dir: string, options: FromPretrainedOptions = {}): Promise<AutoBridge> {
-    await checkFolder(dir)
-    return (await isCheckpoint(dir)) ? AutoBridge.fromCheckpoint(dir) : AutoBridge.fromHfPretrained(dir, options)
+    const folder = await modelFolder(dir, sourceOptions(options))
+    return (await isCheckpoint(folder))
+      ? AutoBridge.fromCheckpoint(folder)
+      : AutoBridge.fromHfPretrained(folder, options)
   }
 
   /**
@@ -260,6 +264,11 @@ export class AutoBridge {
     const kept = sourceDtype(this.parcel) === paramsDtype ? this.transformerConfig.paramsDtype : paramsDtype
     return this.hfConfig.with(this.family.toHf({ ...transformerOf(model), paramsDtype: kept }, source) as JsonValue)
   }
+}
+
+function sourceOptions(options: FromPretrainedOptions): CoveragePolicy & SourceOptions {
+  const { onProgress } = options
+  return onProgress === undefined ? options : { ...options, onDownload: onProgress }
 }
 
 function transformerOf(model: DistributedModel): TransformerConfig {

@@ -10,6 +10,7 @@ import { onFirst, type Ranks, solo, stopIfAborted } from '../checkpoint/ranks.js
 import { type SavedTensor, saveCheckpoint } from '../checkpoint/saveCheckpoint.js'
 import { checkTarget } from '../io/atomic.js'
 import { copyRegion, type FileTensor, settleAll } from '../io/blocks.js'
+import type { SourceOptions } from '../io/hub/modelSource.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import type { HfConfig } from '../models/family.js'
 import { layoutProblems, rankShards } from '../models/layoutShards.js'
@@ -21,9 +22,10 @@ import type { ShardBlock } from '../tensor/shardSpec.js'
 import { type PlannedTensor, type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
 import { type HfModel, openHfModel, placeOf, readHfConfig, readParcel } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
+import { sharedSource } from './sharedSource.js'
 
 /** The layout decides who writes what; ranks beyond tp·pp·cp are data-parallel copies. One rank alone writes everything. */
-export interface ImportOptions extends CoveragePolicy, Partial<ParallelConfig> {
+export interface ImportOptions extends CoveragePolicy, SourceOptions, Partial<ParallelConfig> {
   readonly ranks?: Ranks
   /** Casts floating tensors; default: exactly as in the source. */
   readonly dtype?: DType
@@ -68,7 +70,7 @@ export async function importBlock(
  */
 export async function importCkpt(hf: string, dir: string, options: ImportOptions = {}): Promise<ConversionReport> {
   const ranks = options.ranks ?? solo
-  const model = await openHfModel(hf, options)
+  const model = await openHfModel(await sharedSource(ranks, hf, options), options)
   const { config, mapping, coverage, parcel } = model
   const wanted = parallelOf(options)
   refuseLayout(layoutProblems(config, wanted, ranks.size === 1 ? 0 : ranks.size))
@@ -109,6 +111,7 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
   }
   const conversion = {
     source: 'huggingface',
+    hub: model.hub,
     partial: coverage.partial,
     ignored: coverage.ignored,
     missing: coverage.missing,

@@ -5,7 +5,8 @@ import { type DType, dtypes } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { compareRanges, type FileTensor } from '../io/blocks.js'
-import { isFolder } from '../io/paths.js'
+import { type HubOrigin, originOf } from '../io/hub/cacheLayout.js'
+import { modelFolder, type SourceOptions } from '../io/hub/modelSource.js'
 import { openWeights, type TensorSource, type WeightFolder } from '../io/weightFolder.js'
 import type { FamilySpec, HfConfig } from '../models/family.js'
 import {
@@ -24,6 +25,8 @@ import type { TransformerConfig } from '../models/transformerConfig.js'
 /** A model as Hugging Face describes it. */
 export interface HfModel {
   readonly folder: string
+  /** Model and commit of a folder of the hub's cache; null for any other folder. */
+  readonly hub: HubOrigin | null
   readonly family: FamilySpec
   readonly config: TransformerConfig
   readonly mapping: Mapping
@@ -49,33 +52,20 @@ export function readParcel(parcel: HfParcel): { family: FamilySpec; config: Tran
   return { family, config, mapping: mappingOf(family, config, parcel.tensorNames) }
 }
 
-/** Refuses what is no folder: hub ids are fetched by another program until downloads are built. @throws ERR_FILE_MISSING, ERR_OFFLINE */
-export async function checkFolder(path: string): Promise<void> {
-  if (await isFolder(path)) return
-  if (/^[\w.-]+\/[\w.-]+$/.test(path) && !path.startsWith('.')) {
-    throw new ViaductError(
-      'ERR_OFFLINE',
-      'bridge',
-      `expected a folder, got ${JSON.stringify(path)}, which looks like a hub id: models are not downloaded yet; fetch it (for example \`huggingface-cli download ${path} --local-dir ${path.split('/')[1]}\`) and pass the folder`,
-      { path },
-    )
-  }
-  throw new ViaductError('ERR_FILE_MISSING', 'bridge', `expected a folder, found none at ${path}`, { path })
-}
-
 /**
- * Opens and proves a folder.
+ * Opens and proves a model.
+ * @param path - a folder, a folder of the hub's cache, or a hub id, which is fetched.
  * @throws ERR_ARCHITECTURE, ERR_HF_CONFIG, ERR_JSON, ERR_PICKLE, ERR_FILE_MISSING, ERR_INDEX, ERR_SAFETENSORS_*, ERR_COVERAGE,
- *   ERR_TENSOR_SHAPE, ERR_TENSOR_DTYPE, ERR_TIED
+ *   ERR_TENSOR_SHAPE, ERR_TENSOR_DTYPE, ERR_TIED, what modelFolder throws
  */
-export async function openHfModel(folder: string, policy: CoveragePolicy = {}): Promise<HfModel> {
-  await checkFolder(folder)
+export async function openHfModel(path: string, options: CoveragePolicy & SourceOptions = {}): Promise<HfModel> {
+  const folder = await modelFolder(path, options)
   const plain = await HfParcel.fromFolder(folder, null)
   const { family, config } = readHfConfig(plain.config.value as HfConfig)
   const weights = await openWeights(folder)
   const mapping = mappingOf(family, config, weights.tensors)
   const facts = new Map([...weights.tensors].map(([name, source]) => [name, source.entry]))
-  const coverage = proveCoverage(mapping, facts, policy)
+  const coverage = proveCoverage(mapping, facts, options)
   for (const copy of coverage.tied) await checkTied(weights, copy, mapping.tied.get(copy) as string)
   const carried = new Map<string, FileTensor>()
   for (const name of coverage.derived) {
@@ -84,7 +74,7 @@ export async function openHfModel(folder: string, policy: CoveragePolicy = {}): 
     carried.set(name, placeOf(source))
   }
   const parcel = (await HfParcel.fromFolder(folder, weights)).with({ carried })
-  return { folder, family, config, mapping, parcel, weights, coverage }
+  return { folder, hub: originOf(folder), family, config, mapping, parcel, weights, coverage }
 }
 
 /** A tensor of a weight folder, or the slice of it that a part is, for block reads. */

@@ -18,6 +18,7 @@ import {
   sha256Range,
   writeRegion,
 } from '../io/blocks.js'
+import type { SourceOptions } from '../io/hub/modelSource.js'
 import type { JsonValue } from '../io/jsonDocument.js'
 import { fileInside } from '../io/paths.js'
 import type { HfConfig } from '../models/family.js'
@@ -32,9 +33,10 @@ import { loadRegions, ownedRegions } from '../tensor/shardSpec.js'
 import { Tensor } from '../tensor/tensor.js'
 import { exportPart, type OnProgress } from './convert.js'
 import { type HfModel, openHfModel, placeOf } from './hfModel.js'
+import { sharedSource } from './sharedSource.js'
 
 /** The layout is simulated: this process cuts the shards of all its ranks. */
-export interface VerifyOptions extends CoveragePolicy, Partial<ParallelConfig> {
+export interface VerifyOptions extends CoveragePolicy, SourceOptions, Partial<ParallelConfig> {
   /** A checkpoint to compare the folder with, instead of the layout's shards. */
   readonly ckpt?: string
   readonly ranks?: Ranks
@@ -60,6 +62,8 @@ export interface Verification {
   /** Something was ignored or allowed to be missing. */
   readonly partial: boolean
   readonly folder: string
+  /** Model and commit of a folder of the hub's cache; else null. */
+  readonly hub: HfModel['hub']
   readonly checkpoint: string | null
   /** The simulated layout. */
   readonly parallel: ParallelConfig
@@ -77,10 +81,10 @@ export interface Verification {
  * Verifies a folder. Collective: ranks share the tensors.
  * @throws what openHfModel throws: a folder that cannot be covered is an error, a difference is a result with ok = false.
  */
-export async function verify(folder: string, options: VerifyOptions = {}): Promise<Verification> {
+export async function verify(path: string, options: VerifyOptions = {}): Promise<Verification> {
   const ranks = options.ranks ?? solo
   const parallel = parallelOf(options)
-  const model = await openHfModel(folder, options)
+  const model = await openHfModel(await sharedSource(ranks, path, options), options)
   refuseLayout(layoutProblems(model.config, parallel))
   const world = smallestWorld(parallel)
   const cutters = Array.from({ length: world }, (_, rank) => rowCutter(model.config, parallel, world, rank))
@@ -117,7 +121,8 @@ export async function verify(folder: string, options: VerifyOptions = {}): Promi
   return {
     ok: problems.length === 0,
     partial: model.coverage.partial,
-    folder,
+    folder: model.folder,
+    hub: model.hub,
     checkpoint: checkpoint?.folder ?? null,
     parallel,
     version: packageVersion(),

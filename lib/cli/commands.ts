@@ -43,7 +43,10 @@ export function addCommands(program: Command): void {
 
 function addConversion(program: Command): void {
   addLayoutFlags(
-    program.command('import').argument('<hf>', 'Hugging Face folder').argument('<ckpt>', 'target checkpoint folder'),
+    program
+      .command('import')
+      .argument('<hf>', 'Hugging Face folder or hub id')
+      .argument('<ckpt>', 'target checkpoint folder'),
   )
     .description('Hugging Face folder to Viaduct checkpoint; every rank reads only its own bytes')
     .addOption(dtype(stored, 'cast floating tensors (default: as stored)'))
@@ -52,7 +55,13 @@ function addConversion(program: Command): void {
     .addOption(revision())
     .addOption(overwrite())
     .addOption(json())
-    .addHelpText('after', example('viaduct import ./Llama-3.2-1B ./ckpt --tp 2'))
+    .addHelpText(
+      'after',
+      example(
+        'viaduct import ./Llama-3.2-1B ./ckpt --tp 2',
+        'viaduct import meta-llama/Llama-3.2-1B ./ckpt --revision main',
+      ),
+    )
     .action(async (hf, ckpt, flags) => (await import('./commands/convert.js')).importCommand(hf, ckpt, flags))
 
   program
@@ -67,13 +76,14 @@ function addConversion(program: Command): void {
     .addHelpText('after', example('viaduct export ./ckpt ./out'))
     .action(async (ckpt, hf, flags) => (await import('./commands/convert.js')).exportCommand(ckpt, hf, flags))
 
-  addLayoutFlags(program.command('verify').argument('<hf>', 'Hugging Face folder'))
+  addLayoutFlags(program.command('verify').argument('<hf>', 'Hugging Face folder or hub id'))
     .description('Proves the round trip: tensor bytes, coverage both ways, config fields, logits across layouts')
     .option('--ckpt <dir>', 'compare this checkpoint with the folder')
     .option('--no-logits', "leave out the logits (the layout's ranks against one rank, float32)")
     .option('--certificate <file>', 'write the full proof as JSON')
     .addOption(ignore())
     .addOption(allowMissing())
+    .addOption(revision())
     .addOption(json())
     .addHelpText(
       'after',
@@ -83,7 +93,7 @@ function addConversion(program: Command): void {
 }
 
 function addModelRuns(program: Command): void {
-  addLayoutFlags(program.command('logits').argument('<dir>', 'Hugging Face folder or checkpoint'))
+  addLayoutFlags(program.command('logits').argument('<dir>', 'Hugging Face folder, hub id or checkpoint'))
     .description('Logits, loss and gradients of given tokens, as safetensors')
     .requiredOption(
       '--input <file>',
@@ -92,6 +102,7 @@ function addModelRuns(program: Command): void {
     .requiredOption('--output <file>', 'safetensors: logits f32 [B,T,V], loss f32 [1], with --grads grad.<parameter>')
     .option('--grads', 'gradients of the mean loss, by Hugging Face parameter name')
     .addOption(dtype(computed, "compute in this dtype (default: the checkpoint's)"))
+    .addOption(revision())
     .addOption(device())
     .addOption(json())
     .addHelpText(
@@ -100,7 +111,7 @@ function addModelRuns(program: Command): void {
     )
     .action(async (dir, flags) => (await import('./commands/logits.js')).logitsCommand(dir, flags))
 
-  addLayoutFlags(program.command('generate').argument('<dir>', 'Hugging Face folder or checkpoint'))
+  addLayoutFlags(program.command('generate').argument('<dir>', 'Hugging Face folder, hub id or checkpoint'))
     .description('Continues a prompt, token by token')
     .requiredOption('--prompt <text>', 'text to continue')
     .option('--max-new-tokens <n>', 'most tokens to add', positiveInt, 64)
@@ -110,6 +121,7 @@ function addModelRuns(program: Command): void {
     .option('--seed <n>', 'seed of the sampling', Number, 0)
     .option('--ignore-eos', 'do not stop at the end-of-sequence token')
     .addOption(dtype(computed, "compute in this dtype (default: the checkpoint's)"))
+    .addOption(revision())
     .addOption(device())
     .addOption(json())
     .addHelpText(
@@ -127,13 +139,14 @@ function addTraining(program: Command): void {
       .argument('[overrides...]', 'key=value, e.g. train.train_iters=10'),
   )
     .description('Trains a recipe; recipe < YAML < flags < overrides')
-    .option('--hf <dir>', 'model and weights from a Hugging Face folder')
+    .option('--hf <dir>', 'model and weights from a Hugging Face folder or hub id')
     .addOption(new Option('--mode <mode>', 'kind of training').choices(['pretrain']).default('pretrain'))
     .option('--data <path>', 'text file or folder to train on')
     .option('--tokenizer <dir>', 'folder with tokenizer.json (default: the --hf folder)')
     .option('--save <dir>', 'checkpoint folder; training resumes from it if it holds one')
     .option('--load <dir>', 'checkpoint to start from')
     .option('--nproc-per-node <n>', 'ranks to start here', positiveInt)
+    .addOption(revision())
     .option('--dry-run', 'print the resolved config and the price, start nothing')
     .addOption(device())
     .addOption(json())

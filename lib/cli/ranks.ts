@@ -25,21 +25,22 @@ export function commandFile(): string {
 
 /**
  * Runs `work` on every rank of the layout; sets the exit code of the first failure.
- * @param check - what can be wrong before a process starts: runs here when ranks are to be started.
+ * @param check - what can be wrong before a process starts: runs here when ranks are to be started. Arguments that it gives
+ *   are put behind theirs.
  */
 export async function onRanks(
   flags: LayoutFlags,
   work: () => Promise<void>,
-  check: () => Promise<void> = async () => {},
+  check: () => Promise<readonly string[]> = async () => [],
 ): Promise<void> {
   const launched = launchedRanks()
   const ranks = worldSizeOf(flags, launched)
   if (launched === null && ranks > 1) {
-    await check()
+    const more = await check()
     const { launch } = await import('../launch/launcher.js')
     process.exitCode = await launch({
       script: commandFile(),
-      args: process.argv.slice(2),
+      args: [...process.argv.slice(2), ...more],
       nprocPerNode: ranks,
       standalone: true,
       prefix: false,

@@ -86,7 +86,7 @@ describe('import and export', () => {
   test('name what cannot be converted', async () => {
     const hub = await viaduct(folder, 'import', 'meta-llama/Llama-3.2-1B', 'hub')
     expect(hub.code).toBe(2)
-    expect(hub.stderr).toMatch(/ERR_OFFLINE.*meta-llama\/Llama-3.2-1B.*pass the folder/)
+    expect(hub.stderr).toMatch(/ERR_OFFLINE.*meta-llama\/Llama-3.2-1B.*pass a folder/)
     writeLlama(inside('strange'), { config: { architectures: ['LlamaForCausalLN'] } })
     const strange = await viaduct(folder, 'import', 'strange', 'strange-ckpt')
     expect(strange.code).toBe(3)

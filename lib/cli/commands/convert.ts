@@ -4,6 +4,7 @@ import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import type { ConversionReport } from '../../bridge/convert.js'
 import { type LayoutFlags, parallelFromFlags, worldSizeOf } from '../layout.js'
+import { fetchModel } from '../modelSource.js'
 import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
 import { byteProgress, formatBytes, formatSeconds, print, say, styled } from '../terminal.js'
 
@@ -11,6 +12,7 @@ interface ImportFlags extends LayoutFlags {
   dtype?: DType
   ignore?: string[]
   allowMissing?: string[]
+  revision?: string
   overwrite?: boolean
   json?: boolean
 }
@@ -68,18 +70,28 @@ export async function importCommand(hf: string, ckpt: string, flags: ImportFlags
     ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
   }
   const work = async () => {
+    const download = byteProgress('downloading')
     const bar = byteProgress('importing')
     const result = await AutoBridge.importCkpt(hf, ckpt, {
       ...parallel,
       overwrite: flags.overwrite ?? false,
-      ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
+      ...(flags.revision === undefined ? {} : { revision: flags.revision }),
+      ...(isFirstRank() ? { onProgress: bar.onProgress, onDownload: download.onProgress } : {}),
       ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
       ...policy,
-    }).finally(bar.stop)
+    }).finally(() => {
+      download.stop()
+      bar.stop()
+    })
     if (isFirstRank()) report('imported', result, started, flags.json)
   }
   const world = worldSizeOf(flags, launchedRanks())
-  await onRanks(flags, work, async () => (await AutoBridge.fromHfPretrained(hf, policy)).checkLayout(parallel, world))
+  await onRanks(flags, work, async () => {
+    const { folder, pin } = await fetchModel(hf, flags)
+    const bridge = await AutoBridge.fromHfPretrained(folder, policy)
+    bridge.checkLayout(parallel, world)
+    return pin
+  })
 }
 
 export async function exportCommand(ckpt: string, hf: string, flags: ExportFlags): Promise<void> {

@@ -10,6 +10,7 @@ import { generateText } from '../../inference/generateText.js'
 import { openModel } from '../../inference/logits.js'
 import type { DeviceKind } from '../../tensor/device.js'
 import { type LayoutFlags, runnableFromFlags } from '../layout.js'
+import { fetchModel } from '../modelSource.js'
 import { isFirstRank, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
 
@@ -22,6 +23,7 @@ interface Flags extends LayoutFlags {
   seed: number
   ignoreEos?: boolean
   dtype?: DType
+  revision?: string
   device: DeviceKind
   json?: boolean
 }
@@ -31,20 +33,21 @@ async function tokenizerFolder(dir: string): Promise<string> {
   return (await isCheckpoint(dir)) ? join(await resolveCheckpoint(dir), 'hf') : dir
 }
 
-export async function generateCommand(dir: string, flags: Flags): Promise<void> {
+export async function generateCommand(path: string, flags: Flags): Promise<void> {
   const parallel = runnableFromFlags(flags)
   if (!(flags.temperature >= 0))
     throw new ViaductError('ERR_USAGE', 'generate', `expected --temperature of 0 or more, got ${flags.temperature}`)
   await onRanks(
     flags,
     async () => {
-      const { model } = await openModel(dir, {
+      const { folder } = await fetchModel(path, flags)
+      const { model } = await openModel(folder, {
         parallel,
         device: flags.device,
         ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
       })
       try {
-        const tokenizer = await Tokenizer.fromFolder(await tokenizerFolder(dir))
+        const tokenizer = await Tokenizer.fromFolder(await tokenizerFolder(folder))
         const stream = isFirstRank() && !flags.json
         if (stream) process.stdout.write(flags.prompt)
         const tokens: number[] = []
@@ -72,6 +75,11 @@ export async function generateCommand(dir: string, flags: Flags): Promise<void> 
         await model.dispose()
       }
     },
-    async () => (await AutoBridge.open(dir)).checkLayout(parallel),
+    async () => {
+      const { folder, pin } = await fetchModel(path, flags)
+      const bridge = await AutoBridge.open(folder)
+      bridge.checkLayout(parallel)
+      return pin
+    },
   )
 }

@@ -4,6 +4,7 @@ import { AutoBridge } from '../../bridge/autoBridge.js'
 import { computeLogits } from '../../inference/logits.js'
 import type { DeviceKind } from '../../tensor/device.js'
 import { type LayoutFlags, runnableFromFlags } from '../layout.js'
+import { fetchModel } from '../modelSource.js'
 import { isFirstRank, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
 
@@ -12,16 +13,18 @@ interface Flags extends LayoutFlags {
   output: string
   grads?: boolean
   dtype?: DType
+  revision?: string
   device: DeviceKind
   json?: boolean
 }
 
-export async function logitsCommand(dir: string, flags: Flags): Promise<void> {
+export async function logitsCommand(path: string, flags: Flags): Promise<void> {
   const parallel = runnableFromFlags(flags)
   await onRanks(
     flags,
     async () => {
-      const report = await computeLogits(dir, flags.input, flags.output, {
+      const { folder } = await fetchModel(path, flags)
+      const report = await computeLogits(folder, flags.input, flags.output, {
         parallel,
         grads: flags.grads ?? false,
         device: flags.device,
@@ -34,6 +37,11 @@ export async function logitsCommand(dir: string, flags: Flags): Promise<void> {
       )
       print(flags.output)
     },
-    async () => (await AutoBridge.open(dir)).checkLayout(parallel),
+    async () => {
+      const { folder, pin } = await fetchModel(path, flags)
+      const bridge = await AutoBridge.open(folder)
+      bridge.checkLayout(parallel)
+      return pin
+    },
   )
 }

@@ -6,6 +6,7 @@ import type { DeviceKind } from '../../tensor/device.js'
 import { forwardStep } from '../../train/forwardStep.js'
 import { pretrain } from '../../train/pretrain.js'
 import { type LayoutFlags, worldSizeOf } from '../layout.js'
+import { fetchModel } from '../modelSource.js'
 import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
 import { type TrainFlags, trainConfig } from '../trainConfig.js'
@@ -13,12 +14,14 @@ import { type TrainFlags, trainConfig } from '../trainConfig.js'
 interface Flags extends TrainFlags {
   nprocPerNode?: number
   dryRun?: boolean
+  revision?: string
   device: DeviceKind
   json?: boolean
 }
 
 export async function trainCommand(recipe: string | undefined, overrides: string[], flags: Flags): Promise<void> {
-  const config = await trainConfig(recipe, overrides, flags)
+  const fetched = flags.hf === undefined ? null : await fetchModel(flags.hf, flags)
+  const config = await trainConfig(recipe, overrides, fetched === null ? flags : { ...flags, hf: fetched.folder })
   const { tensorModelParallelSize: tp, pipelineModelParallelSize: pp, contextParallelSize: cp } = config.model
   const model = tp * pp * cp
   const layout: LayoutFlags = { tp, pp, cp }
@@ -35,10 +38,11 @@ export async function trainCommand(recipe: string | undefined, overrides: string
     for (const line of describePrice(resolved, price, config.train.trainIters)) say(line)
     return
   }
-  await onRanks(layout, async () => {
+  const work = async () => {
     const result = await pretrain(config, forwardStep, { device: flags.device, ...(flags.json ? { log: say } : {}) })
     if (!isFirstRank() || !flags.json) return
     const { step, losses, validation, checkpoint, reason } = result
     print(JSON.stringify({ step, losses, validation, checkpoint, reason }))
-  })
+  }
+  await onRanks(layout, work, async () => fetched?.pin ?? [])
 }

@@ -14,6 +14,7 @@ interface Flags extends LayoutFlags {
   certificate?: string
   ignore?: string[]
   allowMissing?: string[]
+  revision?: string
   logits?: boolean
   json?: boolean
 }
@@ -62,21 +63,26 @@ async function checkLogits(folder: string, flags: Flags, result: Verification): 
   return compareLayouts(folder, flags.ckpt ?? folder, transformerConfig, flags)
 }
 
-export async function verifyCommand(folder: string, flags: Flags): Promise<void> {
+export async function verifyCommand(path: string, flags: Flags): Promise<void> {
   // Bytes: one process simulates every rank of the layout, the same plans cut the shards and join them. Logits: real ranks.
   const parallel = parallelFromFlags(flags)
+  const download = byteProgress('downloading')
   const bar = byteProgress('verifying')
   const result = await withWorldRanks((ranks) =>
-    verify(folder, {
+    verify(path, {
       ...parallel,
       ranks,
-      ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
+      ...(flags.revision === undefined ? {} : { revision: flags.revision }),
+      ...(isFirstRank() ? { onProgress: bar.onProgress, onDownload: download.onProgress } : {}),
       ...(flags.ckpt === undefined ? {} : { ckpt: flags.ckpt }),
       ...(flags.ignore === undefined ? {} : { ignore: flags.ignore }),
       ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
     }),
-  ).finally(bar.stop)
-  const logits = await checkLogits(folder, flags, result)
+  ).finally(() => {
+    download.stop()
+    bar.stop()
+  })
+  const logits = await checkLogits(result.folder, flags, result)
   const ok = result.ok && ('skipped' in logits || logits.ok)
   if (!ok) process.exitCode = 1
   if (!isFirstRank()) return
