@@ -41,19 +41,32 @@ function code(dtype: DType): number {
   throw new ViaductError('ERR_DTYPE', 'io', `expected a dtype that can be moved by elements, got ${dtype}`)
 }
 
+/** Larger reads are cut, so that one tensor keeps several cores busy. */
+const mostReadBytes = 16 * 2 ** 20
+
+/** A region in parts of about `mostReadBytes`, cut along its first dim that has a length. */
+function cut(region: Region, dtype: DType): Region[] {
+  const bytes = (volume(region.size) * dtypes[dtype].bits) / 8
+  const dim = region.size.findIndex((n) => n > 1)
+  if (bytes <= mostReadBytes || dim < 0) return [region]
+  const length = region.size[dim] as number
+  const step = Math.ceil(length / Math.ceil(bytes / mostReadBytes))
+  const moved = (start: readonly number[], by: number) => start.map((n, d) => (d === dim ? n + by : n))
+  return Array.from({ length: Math.ceil(length / step) }, (_, i) => ({
+    from: moved(region.from, i * step),
+    to: moved(region.to, i * step),
+    size: region.size.map((n, d) => (d === dim ? Math.min(step, length - i * step) : n)),
+  }))
+}
+
 /** tensor[region.to] = file[region.from]; float casts to float, int to int. */
 export async function readRegion(source: FileTensor, target: Tensor, region: Region): Promise<void> {
   if (volume(region.size) === 0) return
-  await limited(() =>
-    native.readBlock(
-      source.path,
-      source.offset,
-      code(source.dtype),
-      source.shape,
-      region.from,
-      region.size,
-      target.handle,
-      region.to,
+  await settleAll(
+    cut(region, source.dtype).map(({ from, to, size }) =>
+      limited(() =>
+        native.readBlock(source.path, source.offset, code(source.dtype), source.shape, from, size, target.handle, to),
+      ),
     ),
   )
 }

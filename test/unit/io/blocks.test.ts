@@ -1,7 +1,7 @@
 // Boxes between files and tensors against a plain reference: gather, scatter, read and write with every pair of dtypes, hashes
 // taken on the way, bytes counted, sources that end early.
-import { createHash } from 'node:crypto'
-import { readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { createHash, randomBytes } from 'node:crypto'
+import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
@@ -279,6 +279,23 @@ describe('tensors', () => {
   })
 })
 
+describe('large reads', () => {
+  it.each([
+    [1, 1100, 2 ** 15 + 3],
+    [40 * 2 ** 20 + 1, 1, 1],
+    [3, 8, 2 ** 20],
+  ])('are cut without loss: %i × %i × %i', async (...shape) => {
+    const bytes = randomBytes(volume(shape))
+    const place: FileTensor = { path: fresh(), offset: 0, dtype: 'uint8', shape }
+    writeFileSync(place.path, bytes)
+    const tensor = Tensor.empty(Ctx.create(), shape, 'uint8')
+    await readRegion(place, tensor, identityRegion(shape))
+    expect(bytes.equals(Buffer.from(await tensor.bytes()))).toBe(true)
+    tensor.dispose()
+    rmSync(place.path)
+  })
+})
+
 describe('reads are exact', () => {
   it.each([4, 100, 1000, 4096])('columns of %i elements are read without their neighbours', async (columns) => {
     const rows = Math.ceil(2 ** 16 / columns)
@@ -300,7 +317,7 @@ describe('reads are exact', () => {
 describe('sha256Range', () => {
   it.each([0, 1, 1000, 2 ** 20 + 17])('is what Node computes, of %i bytes', async (n) => {
     const path = fresh()
-    const bytes = Buffer.from(numbers(n + 11, n))
+    const bytes = randomBytes(n + 11)
     writeFileSync(path, bytes)
     const digest = createHash('sha256').update(bytes.subarray(11)).digest('hex')
     expect(await sha256Range(path, 11, n)).toBe(digest)
