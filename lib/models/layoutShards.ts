@@ -8,7 +8,7 @@ import { type ParameterRow, parameterTable } from './parameterTable.js'
 import type { TransformerConfig } from './transformerConfig.js'
 
 /** Fields of the config that are widths of matrices, for messages. */
-const widths = ['ffnHiddenSize', 'moeFfnHiddenSize', 'moeSharedExpertIntermediateSize'] as const
+const widths = ['ffnHiddenSize', 'moeFfnHiddenSize'] as const
 
 /** What a cut divides evenly over the ranks, by matrices; heads are checked apart. */
 function cutWidth({ cut, shape }: ParameterRow): number | null {
@@ -30,7 +30,7 @@ function widthProblems(
   for (const row of rows) {
     const width = cutWidth(row)
     if (width === null || width % size === 0 || found.has(width)) continue
-    const field = widths.find((name) => (config as unknown as Record<string, unknown>)[name] === width)
+    const field = widths.find((name) => config[name] === width)
     found.set(width, field ?? `the width of ${row.name}`)
   }
   return [...found].map(([width, name]) => `${key} must divide ${name}=${width}, got ${size}`)
