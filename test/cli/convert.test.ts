@@ -56,6 +56,18 @@ describe('import and export', () => {
     expect(digestsOf(inside(out)).length).toBeGreaterThan(5)
   })
 
+  test('let each rank write its stage and its slices', async () => {
+    const index = JSON.parse(readFileSync(inside('ckpt--tp2--pp2', 'iter_0000000', 'index.json'), 'utf8')) as {
+      tensors: Record<string, { pieces: { file: string }[] }>
+    }
+    const writers = (name: string) => index.tensors[name]?.pieces.map(({ file }) => Number(file.slice(6, 11)))
+    expect(writers('embedding.word_embeddings.weight')).toEqual([0, 1])
+    expect(writers('decoder.layers.0.mlp.linear_fc2.weight')).toEqual([0, 1])
+    expect(writers('decoder.layers.1.mlp.linear_fc2.weight')).toEqual([2, 3])
+    expect(writers('decoder.layers.1.self_attention.linear_qkv.layer_norm_weight')).toEqual([2])
+    expect(writers('output_layer.weight')).toEqual([2, 3])
+  })
+
   test('refuse a target that is not empty, and replace it when told to', async () => {
     mkdirSync(inside('full'))
     writeFileSync(inside('full', 'letter.txt'), 'keep me')
@@ -141,6 +153,13 @@ describe('verify', () => {
       expect(result.logits.largestLogit).toBeGreaterThan(0.01)
       expect(result.logits.largestLogit).toBeLessThan(1000)
     }
+  })
+
+  test('simulates stages, and says that logits of stages are not built', async () => {
+    const { code, stdout } = await viaduct(folder, 'verify', 'plain', '--pp', '2', '--pipeline-layout', 'E|ttL')
+    expect(code).toBe(0)
+    expect(stdout).toContain('0 differing bytes (tp 1, pp 2, E|ttL and back)')
+    expect(stdout).toContain('logits: left out, pipelineModelParallelSize=2: pipeline parallelism is not built yet')
   })
 
   test('writes a table, a verdict and a certificate', async () => {

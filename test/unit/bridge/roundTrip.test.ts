@@ -7,6 +7,7 @@ import { AutoBridge } from '../../../lib/bridge/autoBridge.js'
 import { exportCkpt, importCkpt } from '../../../lib/bridge/convert.js'
 import { verify } from '../../../lib/bridge/verify.js'
 import { openWeights } from '../../../lib/io/weightFolder.js'
+import type { ParallelConfig } from '../../../lib/parallel/config.js'
 import { type FolderOptions, writeLlama } from '../../hostile/llamaFolder.js'
 import { digestsOf, errorOf, temporaryFolder } from '../../hostile/temporary.js'
 
@@ -159,6 +160,20 @@ describe('verify', () => {
     expect(result.tensors).toHaveLength((await openWeights(folder)).tensors.size)
   })
 
+  it.each<[string, Partial<ParallelConfig>, boolean]>([
+    ['stages', { pipelineModelParallelSize: 2, tensorModelParallelSize: 2 }, false],
+    ['a tied embedding on two stages', { pipelineModelParallelSize: 4, tensorModelParallelSize: 4 }, true],
+    ['virtual stages', { pipelineModelParallelSize: 2, virtualPipelineModelParallelSize: 2 }, true],
+    ['written stages', { pipelineModelParallelSize: 2, pipelineModelParallelLayout: 'Et|t|tt|L' }, false],
+    ['an uneven first stage', { pipelineModelParallelSize: 2, numLayersInFirstPipelineStage: 1 }, true],
+    ['context parallelism', { contextParallelSize: 2, tensorModelParallelSize: 2, sequenceParallel: true }, false],
+  ])('finds nothing with %s', async (_, parallel, tied) => {
+    const folder = writeLlama(fresh('hf'), { layers: 4, heads: 4, kvHeads: 2, tied })
+    const result = await verify(folder, parallel)
+    expect(result).toMatchObject({ ok: true, differingBytes: 0, parallel })
+    expect(result.tensors).toHaveLength((await openWeights(folder)).tensors.size)
+  })
+
   it('finds one flipped byte on either side', async () => {
     const { source, ckpt } = await roundTrip({ shards: 2 })
     expect(await verify(source, { ckpt })).toMatchObject({ ok: true })
@@ -208,9 +223,12 @@ describe('verify', () => {
 
   it('refuses a layout that does not fit', async () => {
     const folder = writeLlama(fresh('hf'), {})
-    expect(await errorOf(() => verify(folder, { tensorModelParallelSize: 3 }))).toMatchObject({
-      code: 'ERR_LAYOUT_INVALID',
-    })
+    for (const parallel of [
+      { tensorModelParallelSize: 3 },
+      { pipelineModelParallelSize: 3 },
+      { expertModelParallelSize: 2 },
+    ])
+      expect(await errorOf(() => verify(folder, parallel))).toMatchObject({ code: 'ERR_LAYOUT_INVALID' })
   })
 })
 
