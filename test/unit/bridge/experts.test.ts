@@ -58,6 +58,16 @@ describe('conversion', () => {
     const result = await verify(folder(name), { tensorModelParallelSize: 2 })
     expect(result).toMatchObject({ ok: true, partial: false, differingBytes: 0 })
   })
+  it.each(spelled)('%s comes back from experts, stages and slices of 8 ranks', async (name) => {
+    const parallel = {
+      tensorModelParallelSize: 4, // more than the kv heads
+      pipelineModelParallelSize: 2,
+      pipelineModelParallelLayout: 'Et|t|t|L',
+      expertModelParallelSize: 2,
+      expertTensorParallelSize: 2,
+    }
+    expect(await verify(folder(name), parallel)).toMatchObject({ ok: true, differingBytes: 0, parallel })
+  })
   it.each(cases)('%s is the same model in both spellings', async (name) => {
     const [hub, fused] = await Promise.all([name, `${name}_fused`].map(async (n) => hashes(await imported(n))))
     expect(hub?.size).toBeGreaterThan(20)
