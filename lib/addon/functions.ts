@@ -24,8 +24,8 @@ export type Pinned = number
 export type PinnedOut = number
 /** A whole number; a bigint where 53 bits are too few. */
 export type integer = number | bigint
-/** Up to 6 whole numbers. */
-export type Dims = readonly number[]
+/** Up to 6 whole numbers. A Float64Array is read much faster and only during the call. */
+export type Dims = readonly number[] | Float64Array
 /** Code of a dtype, see lib/base/dtype.ts. */
 export type DType = number
 /** Code of an activation: silu 0, gelu 1, geluTanh 2, relu 3, relu2 4, quickGelu 5, sigmoid 6. */

@@ -56,18 +56,23 @@ export function defineOp<A extends object, O extends Outputs>(rule: OpRule<A, O>
     const specs = rule.shapes(args)
     names ??= Object.keys(specs)
     const out: Record<string, Tensor | null> = {}
+    const outputs: (Tensor | null)[] = []
     for (const name of names) {
-      const spec = specs[name]
-      if (!spec) out[name] = null
-      else if ('inPlace' in spec)
-        out[name] = spec.shape ? spec.inPlace.reshape(ctx, spec.shape) : ctx.alias(spec.inPlace)
-      else out[name] = ctx.empty(spec.shape, spec.dtype)
+      const output = outputOf(ctx, specs[name])
+      out[name] = output
+      outputs.push(output)
     }
     rule.forward(ctx, args, out as O)
-    if (ctx.tape !== null) ctx.tape.record(new OpRecord(rule, names, args, out as O))
+    if (ctx.tape !== null) ctx.tape.record(new OpRecord(rule, names, args, out as O, outputs))
     return out as O
   }
   return Object.assign(op, { rule })
+}
+
+function outputOf(ctx: Ctx, spec: OutputSpec | null | undefined): Tensor | null {
+  if (!spec) return null
+  if (!('inPlace' in spec)) return ctx.empty(spec.shape, spec.dtype)
+  return spec.shape ? spec.inPlace.reshape(ctx, spec.shape) : ctx.alias(spec.inPlace)
 }
 
 function present<T>(list: readonly Maybe<T>[]): readonly T[] {
@@ -81,7 +86,6 @@ const none: readonly never[] = []
 /** One call of an op on the tape. A class, not closures: one is made for each op of a step. */
 class OpRecord<A extends object, O extends Outputs> implements TapeRecord {
   readonly inputs: readonly (Tensor | null)[]
-  readonly outputs: readonly (Tensor | null)[]
   readonly saved: readonly Tensor[]
   readonly weights: readonly TrainableWeight[]
 
@@ -90,9 +94,9 @@ class OpRecord<A extends object, O extends Outputs> implements TapeRecord {
     readonly names: readonly string[],
     readonly args: A,
     readonly out: O,
+    readonly outputs: readonly (Tensor | null)[],
   ) {
     this.inputs = rule.inputs ? (rule.inputs(args) as readonly (Tensor | null)[]) : none
-    this.outputs = names.map((name) => out[name] as Tensor | null)
     this.saved = rule.saves ? present(rule.saves(args, out)) : none
     this.weights = rule.weights ? present(rule.weights(args)) : none
   }

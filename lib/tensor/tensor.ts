@@ -1,5 +1,6 @@
 // A tensor: a handle of the addon with shape, strides and dtype, and a count of references. Freed by its scope, its tape or
 // its keeper, never by garbage collection. Ownership rules: docs/runtime.md, section 2. Arithmetic lives in lib/ops.
+import type { Dims } from '../addon/functions.js'
 import { native } from '../addon/load.js'
 import { type DType, dtypeBytes, dtypes } from '../base/dtype.js'
 import { envFlag } from '../base/env.js'
@@ -43,6 +44,18 @@ function codeOf(dtype: DType): number {
   )
 }
 
+// The addon reads these at the call, many times as fast as plain arrays. By number of dims.
+const byRank = () => Array.from({ length: 7 }, (_, rank) => new Float64Array(rank))
+const shapesOut = byRank()
+const stridesOut = byRank()
+
+function packed(into: readonly Float64Array[], dims: readonly number[]): Dims {
+  const out = into[dims.length]
+  if (out === undefined) return dims // too many: the addon says so
+  for (let i = 0; i < dims.length; i++) out[i] = dims[i] as number
+  return out
+}
+
 export class Tensor {
   #handle: number
   #references = 1
@@ -75,7 +88,7 @@ export class Tensor {
 
   /** Memory without content, contiguous, owned by `ctx.scope`. @throws ERR_OUT_OF_MEMORY */
   static empty(ctx: Ctx, shape: Shape, dtype: DType): Tensor {
-    const handle = native.empty(ctx.stream.id, shape, codeOf(dtype))
+    const handle = native.empty(ctx.stream.id, packed(shapesOut, shape), codeOf(dtype))
     const tensor = new Tensor(handle, shape, contiguousStrides(shape), dtype, ctx.stream)
     ctx.scope.track(tensor)
     return tensor
@@ -186,7 +199,7 @@ export class Tensor {
    * @throws ERR_SHAPE when an element would lie outside of the storage.
    */
   view(ctx: Ctx, shape: Shape, strides: readonly number[], offset = 0): Tensor {
-    const handle = native.view(this.handle, shape, strides, offset)
+    const handle = native.view(this.handle, packed(shapesOut, shape), packed(stridesOut, strides), offset)
     const tensor = new Tensor(handle, shape, strides, this.dtype, this.stream)
     ctx.scope.track(tensor)
     return tensor

@@ -3,12 +3,14 @@
 
 namespace viaduct::binding {
 
+static int64_t whole(Call& call, double d) {
+  if (std::nearbyint(d) != d || std::fabs(d) > 9007199254740992.0) call.wrong("a whole number below 2^53");
+  return static_cast<int64_t>(d);
+}
+
 int64_t Call::integer(napi_value v) {
   double d;
-  if (napi_get_value_double(raw, v, &d) == napi_ok) {
-    if (std::nearbyint(d) != d || std::fabs(d) > 9007199254740992.0) wrong("a whole number below 2^53");
-    return static_cast<int64_t>(d);
-  }
+  if (napi_get_value_double(raw, v, &d) == napi_ok) return whole(*this, d);
   int64_t n;
   uint64_t u;
   bool lossless = false;
@@ -33,14 +35,28 @@ std::vector<napi_value> Call::array(napi_value v, const char* expected) {
   return items;
 }
 
+static void checkDims(Call& call, size_t n) {
+  if (n <= static_cast<size_t>(kMaxDims)) return;
+  throw Error("ERR_SHAPE", call.name, "expected at most 6 dimensions, got " + std::to_string(n));
+}
+
+/// A Float64Array is read from its memory: an element of a plain array costs as much as a whole argument.
 Dims Arg<Dims>::get(Call& call) {
   napi_value list = call.take();
+  Dims dims;
+  napi_typedarray_type type;
+  size_t count = 0;
+  void* data = nullptr;
+  if (napi_get_typedarray_info(call.raw, list, &type, &count, &data, nullptr, nullptr) == napi_ok) {
+    if (type != napi_float64_array) call.wrong("an array of whole numbers");
+    checkDims(call, count);
+    dims.n = static_cast<int>(count);
+    for (size_t i = 0; i < count; ++i) dims.v[i] = whole(call, static_cast<const double*>(data)[i]);
+    return dims;
+  }
   uint32_t n = 0;
   if (napi_get_array_length(call.raw, list, &n) != napi_ok) call.wrong("an array of whole numbers");
-  if (n > static_cast<uint32_t>(kMaxDims)) {
-    throw Error("ERR_SHAPE", call.name, "expected at most 6 dimensions, got " + std::to_string(n));
-  }
-  Dims dims;
+  checkDims(call, n);
   dims.n = static_cast<int>(n);
   for (uint32_t i = 0; i < n; ++i) {
     napi_value item = nullptr;

@@ -20,11 +20,6 @@ size_t roundUp(size_t n, size_t step) { return (n + step - 1) / step * step; }
 }  // namespace
 
 CachingAllocator::~CachingAllocator() {
-  for (Block* block = last_; block != nullptr;) {
-    Block* before = block->before;
-    delete block;
-    block = before;
-  }
   if (base_ != nullptr) munmap(base_, reservation_);
 }
 
@@ -39,7 +34,7 @@ void* CachingAllocator::allocate(size_t bytes, int64_t stream) {
   if (block == nullptr) block = grow(size, stream);
   remove(block);
   if (block->bytes > size) {
-    auto* rest = new Block{block->data + size, block->bytes - size, true, block->stream, block, block->after};
+    auto* rest = make({block->data + size, block->bytes - size, true, block->stream, block, block->after});
     if (rest->after != nullptr) rest->after->before = rest;
     if (last_ == block) last_ = rest;
     block->after = rest;
@@ -134,7 +129,7 @@ CachingAllocator::Block* CachingAllocator::grow(size_t bytes, int64_t stream) {
   madvise(data, step, MADV_HUGEPAGE);
   committed_ += step;
   stats_.reservedBytes = static_cast<int64_t>(committed_);
-  auto* block = new Block{data, step, true, tailServes ? last_->stream : 0, last_, nullptr};
+  auto* block = make({data, step, true, tailServes ? last_->stream : 0, last_, nullptr});
   if (last_ != nullptr) last_->after = block;
   last_ = block;
   block = merged(block);
@@ -173,7 +168,7 @@ CachingAllocator::Block* CachingAllocator::merged(Block* block) {
     block->after = after->after;
     if (block->after != nullptr) block->after->before = block;
     if (last_ == after) last_ = block;
-    delete after;
+    drop(after);
   }
   Block* before = block->before;
   if (before != nullptr && before->free && before->stream == block->stream) {
@@ -182,7 +177,7 @@ CachingAllocator::Block* CachingAllocator::merged(Block* block) {
     before->after = block->after;
     if (before->after != nullptr) before->after->before = before;
     if (last_ == block) last_ = before;
-    delete block;
+    drop(block);
     block = before;
   }
   return block;

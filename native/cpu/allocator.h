@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <memory_resource>
 #include <mutex>
 #include <set>
 #include <unordered_map>
@@ -48,8 +49,10 @@ class CachingAllocator {
       return a->bytes != b->bytes ? a->bytes < b->bytes : a->data < b->data;
     }
   };
-  using FreeList = std::set<Block*, BySize>;
+  using FreeList = std::pmr::set<Block*, BySize>;
 
+  Block* make(const Block& block) { return new (nodes_.allocate(sizeof(Block))) Block(block); }
+  void drop(Block* block) { nodes_.deallocate(block, sizeof(Block)); }
   Block* find(size_t bytes, int64_t stream);
   Block* grow(size_t bytes, int64_t stream);
   bool reserve();
@@ -59,12 +62,13 @@ class CachingAllocator {
   [[noreturn]] void outOfMemory(size_t bytes, const std::string& why) const;
 
   mutable std::mutex mutex_;
+  std::pmr::unsynchronized_pool_resource nodes_;  // of the containers below and the blocks, under the mutex
   char* base_ = nullptr;
   size_t reservation_ = 0;  // bytes of address space
   size_t committed_ = 0;    // bytes at the front that may be touched
   Block* last_ = nullptr;
-  std::map<int64_t, FreeList> free_;
-  std::unordered_map<void*, Block*> live_;
+  std::pmr::map<int64_t, FreeList> free_{&nodes_};
+  std::pmr::unordered_map<void*, Block*> live_{&nodes_};
   MemoryStats stats_;
 };
 
