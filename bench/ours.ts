@@ -11,6 +11,7 @@ import { forwardStep } from '../lib/train/forwardStep.js'
 import { setup, type TrainState } from '../lib/train/state.js'
 import { trainStep } from '../lib/train/step.js'
 import { measureEnqueue } from './enqueue.js'
+import { loadTensors, rawRead } from './loading.js'
 
 interface LoadArgs {
   readonly folder: string
@@ -111,6 +112,8 @@ const commands: Record<string, (args: never) => Promise<object>> = {
   load,
   train,
   generate: generateTokens,
+  load_tensors: loadTensors,
+  raw_read: rawRead,
   enqueue: async ({ tokens, rounds }: { tokens: number[][]; rounds: number }) =>
     measureEnqueue(trained(), batchOf(tokens), rounds),
   import_folder: async ({ folder, target }: { folder: string; target: string }) =>

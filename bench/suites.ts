@@ -219,6 +219,31 @@ function sharedStart(ours: string, theirs: string): number {
 }
 
 /** Import and export of a folder. Both sides begin with nothing left to write to disk; ours ends with everything on disk. */
+/** Loads of a warm folder, beside plain reads of its bytes in our own process and beside safetensors with warm malloc memory. */
+export async function loadSuite(options: BenchOptions): Promise<Row[]> {
+  const rows: Row[] = []
+  const folder = join(options.work, `big-${options.gigabytes}`)
+  await withSides(options, peerKinds.slice(1), async ({ ours, peers }) => {
+    const { side } = peers[0] as { side: Side }
+    if (!isMade(folder)) await side.call('make_big', { folder, gigabytes: options.gigabytes, shards: 3 })
+    const runner = (of: Side, command: string, args: Record<string, unknown>): Runner => ({
+      side: of,
+      run: async () => (await of.call<{ seconds: number }>(command, { folder, ...args })).seconds,
+    })
+    for (const dtype of options.dtypes) {
+      const work = `load of a warm folder (${options.gigabytes} GB, bfloat16) as ${dtype}`
+      process.stderr.write(`${work} `)
+      const own = runner(ours, 'load_tensors', { dtype })
+      const others = [runner(ours, 'raw_read', { threads: options.threads }), runner(side, 'load_tensors', { dtype })]
+      for (const warmUp of [own, ...others]) await warmUp.run()
+      const pairs = await alternate(own, others, options.pairs, options.limitSeconds)
+      for (const [i, peer] of ['plain reads of the files, as they are', 'safetensors and PyTorch, tuned'].entries())
+        rows.push(await rowOf(options, { suite: 'load', work, peer }, pairs[i] ?? [], side))
+    }
+  })
+  return rows
+}
+
 export async function convertSuite(options: BenchOptions): Promise<Row[]> {
   const rows: Row[] = []
   const folder = join(options.work, `big-${options.gigabytes}`)
