@@ -49,7 +49,7 @@ export const qwen3Moe = defineFamily({
       Object.assign(hf, { use_sliding_window: windowSize !== null, sliding_window: windowSize })
     if (changed('moeLayerFreq')) {
       const layers = moeLayerFreq === 1 ? [] : moeLayerFreq
-      const dense = layers.flatMap((experts, i) => (experts === 0 ? [i] : []))
+      const dense = layers.flatMap((has, i) => (has === 0 ? [i] : []))
       Object.assign(hf, { decoder_sparse_step: 1, mlp_only_layers: dense })
     }
   },
