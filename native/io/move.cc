@@ -15,6 +15,7 @@ namespace {
 
 constexpr size_t kMostOpen = 64;
 constexpr int64_t kWritebackBytes = int64_t{8} << 20;
+constexpr int64_t kLeastWriteback = int64_t{1} << 20;  // what is less at the end of a call waits for the flush
 
 int64_t volume(const Dims& size) {
   int64_t n = 1;
@@ -50,7 +51,7 @@ class Files {
     int64_t dirty = 0;
   };
   static void startWriteback(Entry& entry) {
-    if (entry.dirty > 0) entry.file->startWriteback();
+    if (entry.dirty >= kLeastWriteback) entry.file->startWriteback();
     entry.dirty = 0;
   }
   void closeAll() {
