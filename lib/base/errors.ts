@@ -46,6 +46,7 @@ const codes = {
   ERR_TENSOR_DTYPE: 'input',
   ERR_TIED: 'input',
   ERR_PICKLE: 'input',
+  ERR_TORCH_FILE: 'input',
   ERR_TOKENIZER: 'input',
   ERR_TOKEN_ID: 'input',
   ERR_LABEL: 'input',

@@ -115,6 +115,7 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
     partial: coverage.partial,
     ignored: coverage.ignored,
     missing: coverage.missing,
+    leftOut: parcel.leftOut,
     dtype: options.dtype ?? null,
   }
   const folder = await saveCheckpoint(dir, 0, tensors, {

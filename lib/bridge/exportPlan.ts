@@ -11,7 +11,7 @@ import {
   type TensorPlan,
   tensorBytes,
 } from '../io/safetensorsHeader.js'
-import { indexFile, singleFile } from '../io/weightFolder.js'
+import { indexOf, newMetadata, shardName } from '../io/shardLayout.js'
 import { type BoundPart, type Mapping, tensorShape } from '../models/mapping.js'
 
 /** Where the bytes come from: a logical tensor, or a tensor carried from the source. */
@@ -91,7 +91,7 @@ export function planExport(
     files = cut(
       [...plans.values()],
       options.maxShardBytes ?? defaultShardBytes,
-      layout?.files[0]?.header.metadata ?? new Map([['format', 'pt']]),
+      layout?.files[0]?.header.metadata ?? newMetadata,
     )
   }
   const tensors = files.flatMap(({ name: file, header }) =>
@@ -104,7 +104,8 @@ export function planExport(
       })
     }),
   )
-  const index = asSource ? (layout?.index ?? null) : indexOf(files, layout?.index !== null && layout !== null)
+  const hasIndex = files.length > 1 || (layout?.index ?? null) !== null
+  const index = asSource ? (layout?.index ?? null) : hasIndex ? indexOf(files) : null
   return { files, index, tensors, asSource, mainDtype: mainDtype([...plans.values()]) }
 }
 
@@ -158,32 +159,7 @@ function cut(
     shards.at(-1)?.push(plan)
     bytes += size
   }
-  const digits = (n: number) => String(n).padStart(5, '0')
-  return shards.map((shard, i) => ({
-    name: shards.length === 1 ? singleFile : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`,
-    header: encodeHeader(shard, metadata),
-  }))
-}
-
-/** The index as save_pretrained writes it: total size, then tensors by name. */
-function indexOf(
-  files: readonly { name: string; header: SafetensorsHeader }[],
-  always: boolean,
-): { name: string; text: string } | null {
-  if (files.length === 1 && !always) return null
-  let total = 0
-  const rows: [string, string][] = []
-  for (const { name, header } of files) {
-    for (const entry of header.entries.values()) {
-      total += entry.end - entry.begin
-      rows.push([entry.name, name])
-    }
-  }
-  rows.sort(([a], [b]) => (a < b ? -1 : 1))
-  return {
-    name: indexFile,
-    text: `${JSON.stringify({ metadata: { total_size: total }, weight_map: Object.fromEntries(rows) }, null, 2)}\n`,
-  }
+  return shards.map((shard, i) => ({ name: shardName(i, shards.length), header: encodeHeader(shard, metadata) }))
 }
 
 function mainDtype(plans: readonly TensorPlan[]): DType {

@@ -55,8 +55,8 @@ export function readParcel(parcel: HfParcel): { family: FamilySpec; config: Tran
 /**
  * Opens and proves a model.
  * @param path - a folder, a folder of the hub's cache, or a hub id, which is fetched.
- * @throws ERR_ARCHITECTURE, ERR_HF_CONFIG, ERR_JSON, ERR_PICKLE, ERR_FILE_MISSING, ERR_INDEX, ERR_SAFETENSORS_*, ERR_COVERAGE,
- *   ERR_TENSOR_SHAPE, ERR_TENSOR_DTYPE, ERR_TIED, what modelFolder throws
+ * @throws ERR_ARCHITECTURE, ERR_HF_CONFIG, ERR_JSON, ERR_PICKLE, ERR_TORCH_FILE, ERR_FILE_MISSING, ERR_INDEX,
+ *   ERR_SAFETENSORS_*, ERR_COVERAGE, ERR_TENSOR_SHAPE, ERR_TENSOR_DTYPE, ERR_TIED, what modelFolder throws
  */
 export async function openHfModel(path: string, options: CoveragePolicy & SourceOptions = {}): Promise<HfModel> {
   const folder = await modelFolder(path, options)

@@ -288,7 +288,7 @@ async function compareFiles(model: HfModel, checkpoint: OpenCheckpoint): Promise
     problems.push('config.json differs from the one that the checkpoint keeps')
   if (kept.layout) {
     const ours = new Map(kept.layout.files.map((file) => [file.name, file.header.bytes]))
-    for (const { name, header } of model.weights.files) {
+    for (const { name, header } of model.parcel.layout?.files ?? []) {
       const bytes = ours.get(name)
       ours.delete(name)
       if (bytes === undefined) problems.push(`${name} is not among the files that the checkpoint keeps`)

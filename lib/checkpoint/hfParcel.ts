@@ -1,6 +1,6 @@
 // What a checkpoint keeps of the Hugging Face folder that it came from: config.json and every other file byte for byte, and how
 // its weights were cut into files (names, headers, index), so that an export gives the same files again. No weights.
-import { mkdir, readFile } from 'node:fs/promises'
+import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ViaductError } from '../base/errors.js'
 import { flush, ioError, writeFlushed } from '../io/atomic.js'
@@ -8,7 +8,8 @@ import { copyRegion, createFile, type FileTensor } from '../io/blocks.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import { copyFiles, listOtherFiles } from '../io/otherFiles.js'
 import { exists, fileInside } from '../io/paths.js'
-import { encodeHeader, parseHeader, type SafetensorsHeader } from '../io/safetensorsHeader.js'
+import { encodeHeader, parseHeader } from '../io/safetensorsHeader.js'
+import { layoutOf, type ShardLayout } from '../io/shardLayout.js'
 import { readHeader, type WeightFolder } from '../io/weightFolder.js'
 import { identityRegion } from '../tensor/region.js'
 
@@ -19,13 +20,6 @@ const folderName = 'hf'
 const tokenizerName = 'tokenizer'
 const tokenizerFiles = /^(tokenizer|added_tokens|special_tokens_map|vocab|merges|chat_template)[^/]*$/
 
-/** How the weights lie in files. */
-export interface ShardLayout {
-  readonly files: readonly { readonly name: string; readonly header: SafetensorsHeader }[]
-  /** Name and text of the index, or null where there is none. */
-  readonly index: { readonly name: string; readonly text: string } | null
-}
-
 /** Config, other files and shard layout of a Hugging Face folder. */
 export class HfParcel {
   private constructor(
@@ -34,7 +28,7 @@ export class HfParcel {
     readonly config: JsonDocument,
     /** Names of all files but config and weights. */
     readonly others: readonly string[],
-    /** Weight files of other formats in the source, which are not carried. */
+    /** Weight files in other formats than safetensors in the source, which are not carried. */
     readonly leftOut: readonly string[],
     readonly layout: ShardLayout | null,
     /** Tensors that follow from the config and are kept byte for byte, by name. */
@@ -45,12 +39,10 @@ export class HfParcel {
   static async fromFolder(folder: string, weights: WeightFolder | null): Promise<HfParcel> {
     const config = await readConfig(folder)
     const { copied, leftOut } = await listOtherFiles(folder)
-    const carried = new Set(weights?.files.map((file) => file.name))
-    if (weights?.index) carried.add(weights.index)
-    const index = weights?.index
-      ? { name: weights.index, text: await readFile(await fileInside(folder, weights.index), 'utf8') }
-      : null
-    const layout = weights && { files: weights.files.map(({ name, header }) => ({ name, header })), index }
+    // Weights in safetensors are written again under their names; those of torch.save are left out.
+    const carried = new Set(weights?.files.flatMap(({ name, header }) => (header ? [name] : [])))
+    if (weights?.index && carried.size > 0) carried.add(weights.index)
+    const layout = weights && (await layoutOf(weights))
     return new HfParcel(
       folder,
       config,

@@ -1,22 +1,29 @@
-// The tensors of a folder in Hugging Face's layout: model.safetensors, or shards with model.safetensors.index.json. Opening
-// proves that each named file exists, that each header is sound and that index and headers agree. No tensor byte is read.
+// The tensors of a folder in Hugging Face's layout: one file, or shards with an index; safetensors, or where there are none, files
+// of torch.save. Opening proves that each named file exists and is sound and that index and files agree. No tensor byte is read.
 import { open, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ViaductError } from '../base/errors.js'
 import { decodeUtf8, JsonReader } from './jsonReader.js'
 import { checkFileName, exists, fileInside, isFolder } from './paths.js'
 import { headerLength, parseHeader, type SafetensorsHeader, type TensorEntry } from './safetensorsHeader.js'
+import { openTorchFile } from './torch/torchFile.js'
 
 export const singleFile = 'model.safetensors'
 export const indexFile = 'model.safetensors.index.json'
+const torchIndexFile = 'pytorch_model.bin.index.json'
+const torchFile = /\.(bin|pt|pth|ckpt|pkl|pickle)$/
+const usualTorchFile = /^(pytorch_)?model\.(bin|pt|pth)$/
 
-/** One safetensors file, its header proved. */
+/** One file of weights, proved. */
 export interface WeightFile {
   /** Relative to the folder. */
   readonly name: string
   /** Real path. */
   readonly path: string
-  readonly header: SafetensorsHeader
+  /** null: a file of torch.save, which has none. */
+  readonly header: SafetensorsHeader | null
+  /** `begin` and `end` count from the end of the header, or from the first byte where there is none. */
+  readonly entries: ReadonlyMap<string, TensorEntry>
 }
 
 /** Where a tensor's bytes lie. */
@@ -75,22 +82,28 @@ export async function readHeader(path: string, name = path): Promise<Safetensors
   }
 }
 
+async function openFile(path: string, name: string, isTorch: boolean): Promise<WeightFile> {
+  if (isTorch) return { name, path, header: null, entries: await openTorchFile(path, name) }
+  const header = await readHeader(path, name)
+  return { name, path, header, entries: header.entries }
+}
+
 /** Tensors of one file by name. */
 export function tensorSources(file: WeightFile): Map<string, TensorSource> {
-  const start = file.header.bytes.length
+  const start = file.header?.bytes.length ?? 0
   return new Map(
-    [...file.header.entries].map(([name, entry]) => [
+    [...file.entries].map(([name, entry]) => [
       name,
       { path: file.path, offset: start + entry.begin, file: file.name, entry },
     ]),
   )
 }
 
-async function readIndex(folder: string): Promise<Map<string, string>> {
-  const path = await fileInside(folder, indexFile)
+async function readIndex(folder: string, indexName: string): Promise<Map<string, string>> {
+  const path = await fileInside(folder, indexName)
   const handle = await open(path, 'r')
   const bytes = await handle.readFile().finally(() => handle.close())
-  const source = { code: 'ERR_INDEX', where: 'index', file: indexFile } as const
+  const source = { code: 'ERR_INDEX', where: 'index', file: indexName } as const
   const reader = new JsonReader(decodeUtf8(bytes, source), source)
   const map = new Map<string, string>()
   let seen = false
@@ -111,44 +124,41 @@ async function readIndex(folder: string): Promise<Map<string, string>> {
   return map
 }
 
-/** Refuses a folder without safetensors, saying what it holds instead. */
-async function refuseOther(folder: string): Promise<never> {
-  const names = await readdir(folder)
-  const pickles = names.filter((name) => /\.(bin|pt|pth|ckpt|pkl|pickle)(\.index\.json)?$/.test(name))
-  if (pickles.length > 0) {
-    throw new ViaductError(
-      'ERR_PICKLE',
-      'weights',
-      `expected ${singleFile} or ${indexFile} in ${folder}, got ${pickles[0]}: pickle files can run code and are never opened; save the model again with save_pretrained(safe_serialization=True), or take a revision with safetensors`,
-      { folder, files: pickles },
-    )
-  }
+/** Which weights a folder has: safetensors wherever there are some. */
+async function findWeights(folder: string): Promise<{ readonly index: string | null; readonly single: string | null }> {
+  const names = (await readdir(folder)).sort()
+  const has = (name: string) => (names.includes(name) ? name : null)
+  if (has(indexFile) || has(singleFile)) return { index: has(indexFile), single: has(singleFile) }
+  if (has(torchIndexFile)) return { index: torchIndexFile, single: null }
+  const files = names.filter((name) => torchFile.test(name))
+  const usual = files.filter((name) => usualTorchFile.test(name))
+  const [single, second] = usual.length > 0 ? usual : files
+  if (single !== undefined && second === undefined) return { index: null, single }
   throw new ViaductError(
     'ERR_FILE_MISSING',
     'weights',
-    `expected ${singleFile} or ${indexFile} in ${folder}, found neither`,
-    { folder, file: singleFile },
+    `expected ${singleFile}, ${indexFile} or one file of torch.save in ${folder}, found ${second ? `${single} and ${second}: remove those that are not the model` : 'none'}`,
+    { folder, file: singleFile, files },
   )
 }
 
 /**
  * Opens a folder's weights: headers only.
- * @throws ERR_FILE_MISSING, naming every missing shard before any header is read; ERR_PICKLE; ERR_INDEX where index and
- *   files disagree; ERR_PATH_ESCAPE; the errors of parseHeader.
+ * @throws ERR_FILE_MISSING, naming every missing shard before any header is read; ERR_INDEX where index and files disagree;
+ *   ERR_PATH_ESCAPE; the errors of parseHeader and openTorchFile.
  */
 export async function openWeights(folder: string): Promise<WeightFolder> {
   if (!(await isFolder(folder)))
     throw new ViaductError('ERR_FILE_MISSING', 'weights', `expected a folder, found none at ${folder}`, { folder })
-  const hasIndex = await exists(join(folder, indexFile))
-  const hasSingle = await exists(join(folder, singleFile))
-  if (!hasIndex && !hasSingle) await refuseOther(folder)
-  const map = hasIndex ? await readIndex(folder) : null
-  const names = map ? [...new Set(map.values())].sort() : [singleFile]
-  if (map && hasSingle && !names.includes(singleFile)) {
+  const { index, single } = await findWeights(folder)
+  const isTorch = index === torchIndexFile || (index === null && single !== singleFile)
+  const map = index ? await readIndex(folder, index) : null
+  const names = map ? [...new Set(map.values())].sort() : [single as string]
+  if (map && single && !names.includes(single)) {
     throw new ViaductError(
       'ERR_INDEX',
       'index',
-      `expected either ${singleFile} or ${indexFile} in ${folder}, got both: remove the one that is stale`,
+      `expected either ${single} or ${index} in ${folder}, got both: remove the one that is stale`,
       { folder },
     )
   }
@@ -169,7 +179,7 @@ export async function openWeights(folder: string): Promise<WeightFolder> {
   const files: WeightFile[] = []
   const tensors = new Map<string, TensorSource>()
   for (const [name, path] of paths) {
-    const file = { name, path, header: await readHeader(path, name) }
+    const file = await openFile(path, name, isTorch)
     files.push(file)
     for (const [tensor, source] of tensorSources(file)) {
       const other = tensors.get(tensor)
@@ -184,7 +194,7 @@ export async function openWeights(folder: string): Promise<WeightFolder> {
     }
   }
   if (map) checkIndex(map, tensors)
-  return { folder, files, index: hasIndex ? indexFile : null, tensors }
+  return { folder, files, index, tensors }
 }
 
 function checkIndex(map: ReadonlyMap<string, string>, tensors: ReadonlyMap<string, TensorSource>): void {

@@ -58,7 +58,7 @@ function report(what: string, result: ConversionReport, started: number, json: b
   say(`${styled('green', what)} ${result.tensors} tensors, ${formatBytes(result.bytes)} in ${formatSeconds(seconds)}`)
   for (const name of result.coverage.ignored) say(`  ignored  ${name}`)
   for (const name of result.coverage.missing) say(`  missing  ${name}: initial values`)
-  for (const name of result.leftOut) say(`  left out ${name}: weights in another format are not carried`)
+  for (const name of result.leftOut) say(`  left out ${name}: not carried, exports write safetensors`)
   print(result.folder)
 }
 
