@@ -144,7 +144,7 @@ function addTraining(program: Command): void {
     .option('--data <path>', 'text file or folder to train on')
     .option('--tokenizer <dir>', 'folder with tokenizer.json (default: the --hf folder)')
     .option('--save <dir>', 'checkpoint folder; training resumes from it if it holds one')
-    .option('--load <dir>', 'checkpoint to start from')
+    .option('--load <dir>', 'checkpoint to start from, unless --save holds one')
     .option('--nproc-per-node <n>', 'ranks to start here', positiveInt)
     .addOption(revision())
     .option('--dry-run', 'print the resolved config and the price, start nothing')

@@ -5,6 +5,7 @@ import { parse } from 'yaml'
 import { recipes } from '../../recipes/index.js'
 import { nearest, ViaductError } from '../base/errors.js'
 import { AutoBridge } from '../bridge/autoBridge.js'
+import { isCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { applyOverrides, applyYaml } from '../config/overrides.js'
 import { type RunConfig, runConfig } from '../config/runConfig.js'
 import { type LayoutFlags, layoutArguments, runnableFromFlags } from './layout.js'
@@ -113,12 +114,12 @@ export async function trainConfig(
     config.tokenizer.tokenizerModel = absolute(flags.hf)
   }
   if (yaml !== null) applyYaml(config, yaml.text)
-  applyFlags(config, flags)
+  await applyFlags(config, flags)
   applyOverrides(config, changes)
   return config
 }
 
-function applyFlags(config: RunConfig, flags: TrainFlags): void {
+async function applyFlags(config: RunConfig, flags: TrainFlags): Promise<void> {
   const { dp: _dp, sp: _sp, ...model } = flags
   if (layoutArguments(model).length > 0) Object.assign(config.model, runnableFromFlags(flags))
   if (flags.data !== undefined) {
@@ -137,5 +138,8 @@ function applyFlags(config: RunConfig, flags: TrainFlags): void {
     config.checkpoint.save = absolute(flags.save)
     config.checkpoint.load = absolute(flags.save)
   }
-  if (flags.load !== undefined) config.checkpoint.load = absolute(flags.load)
+  if (flags.load !== undefined && !(flags.save !== undefined && (await isCheckpoint(flags.save)))) {
+    config.checkpoint.load = absolute(flags.load)
+    config.checkpoint.exitOnMissingCheckpoint = true
+  }
 }

@@ -141,6 +141,9 @@ export async function setup(config: RunConfig, options: SetupOptions = {}): Prom
       dispose,
     }
     log(`device      ${device.kind}: ${device.info.description}`)
+    const { load, save } = config.checkpoint
+    if (start === null && load !== null && load !== save)
+      log(`note        no checkpoint in ${load}: the weights begin at their initial values`)
     if (start !== null) await start.load(state)
     else if (world.rank === 0) state.source = sourceOfNewModel(model)
     for (const line of describePrice(resolved, price, Math.max(0, config.train.trainIters - state.step))) log(line)

@@ -66,6 +66,18 @@ describe('train', () => {
     expect((await viaduct(folder, 'verify', 'two-hf', '--ckpt', 'two', '--tp', '2')).code).toBe(0)
   })
 
+  test('starts from --load, goes on from --save once it holds a checkpoint, and refuses a --load without one', async () => {
+    const args = ['train', ...tiny, '--load', 'base', '--save', 'next']
+    const none = await viaduct(folder, ...args, 'train.train_iters=6')
+    expect([none.code, none.stderr]).toEqual([3, expect.stringMatching(/ERR_CHECKPOINT.*base/)])
+    const base = await viaductJson<Result>(folder, ['train', ...tiny, 'train.train_iters=2', '--save', 'base'])
+    const first = await viaductJson<Result>(folder, [...args, 'train.train_iters=4'])
+    const second = await viaductJson<Result>(folder, [...args, 'train.train_iters=6'])
+    expect([base, first, second].map(({ losses }) => losses.length)).toEqual([2, 2, 2])
+    const { stdout } = await viaduct(folder, 'train', ...tiny, 'train.train_iters=2', `checkpoint.load=${inside('no')}`)
+    expect(stdout).toMatch(/note +no checkpoint in .*no: the weights begin at their initial values/)
+  })
+
   test('goes on from a Hugging Face folder, on text, and generates from the checkpoint', async () => {
     writeWords(inside('words'))
     mkdirSync(inside('text'))
