@@ -53,13 +53,16 @@ export async function importBlock(
   binding: Binding,
   block: ShardBlock,
   target: FileTensor,
+  signal?: AbortSignal,
 ): Promise<void> {
   const wanted = [{ from: block.globalStart, to: block.size.map(() => 0), size: block.size }]
   await settleAll(
     binding.parts.flatMap((part) => {
       const source = model.weights.tensors.get(part.name)
       if (source === undefined) return []
-      return composeRegions(part.regions, wanted).map((region) => copyRegion(placeOf(source, part), target, region))
+      return composeRegions(part.regions, wanted).map((region) =>
+        copyRegion(placeOf(source, part), target, region, signal),
+      )
     }),
   )
 }
@@ -103,7 +106,7 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
       dtype,
       shard,
       data: async (block, target) => {
-        await importBlock(model, binding, block, target)
+        await importBlock(model, binding, block, target, options.signal)
         carried += size(block)
         options.onProgress?.(carried, own)
       },
@@ -171,6 +174,7 @@ export async function exportPart(
   binding: Binding,
   part: Binding['parts'][number],
   place: FileTensor,
+  signal?: AbortSignal,
 ): Promise<void> {
   const tensor = checkpoint.tensors.get(binding.ours)
   if (tensor === undefined) return
@@ -178,7 +182,7 @@ export async function exportPart(
   await settleAll(
     tensor.pieces.flatMap((piece) =>
       composeRegions([pieceRegion(piece)], toTheirs).map((region) =>
-        copyRegion(checkpoint.locate(piece, tensor), place, region),
+        copyRegion(checkpoint.locate(piece, tensor), place, region, signal),
       ),
     ),
   )
@@ -191,6 +195,8 @@ export async function exportPart(
  */
 export async function exportCkpt(dir: string, hf: string, options: ExportOptions = {}): Promise<ConversionReport> {
   const ranks = options.ranks ?? solo
+  const { signal } = options
+  stopIfAborted(signal, 'export')
   const { checkpoint, parcel } = await openConverted(dir)
   const { mapping } = readParcel(parcel)
   const coverage = await coverageOf(checkpoint, mapping)
@@ -206,15 +212,14 @@ export async function exportCkpt(dir: string, hf: string, options: ExportOptions
       await settleAll(
         [...mine].flatMap((name) => {
           const tensor = checkpoint.tensors.get(name)
-          return tensor ? tensor.pieces.map((piece) => checkPiece(checkpoint, name, tensor, piece)) : []
+          return tensor ? tensor.pieces.map((piece) => checkPiece(checkpoint, name, tensor, piece, signal)) : []
         }),
       )
     }
     await settleAll(
       tensors.map(async ({ origin, place, bytes }) => {
-        stopIfAborted(options.signal, 'export')
         if (!('binding' in origin) || !mine.has(origin.binding.ours)) return
-        await exportPart(checkpoint, origin.binding, origin.part, place)
+        await exportPart(checkpoint, origin.binding, origin.part, place, signal)
         done += bytes
         options.onProgress?.(done, total)
       }),

@@ -35,9 +35,10 @@ export async function checkPiece(
   name: string,
   tensor: IndexedTensor,
   piece: Piece,
+  signal?: AbortSignal,
 ): Promise<void> {
   const place = checkpoint.locate(piece, tensor)
-  const actual = await hashRange(place.path, place.offset, tensorBytes(tensor.dtype, piece.size))
+  const actual = await hashRange(place.path, place.offset, tensorBytes(tensor.dtype, piece.size), signal)
   if (actual === piece.xxh3) return
   throw new ViaductError(
     'ERR_CHECKPOINT_HASH',

@@ -173,7 +173,7 @@ async function writePieces(
         const { data } = tensor
         if (typeof data === 'function') await data(block, place)
         else await writeRegion(data, place, { from: block.localStart, to: block.size.map(() => 0), size: block.size })
-        found[claimKey(claim)] = await hashRange(path, place.offset, entry.end - entry.begin)
+        found[claimKey(claim)] = await hashRange(path, place.offset, entry.end - entry.begin, signal)
       }),
     )
     await flush(path)

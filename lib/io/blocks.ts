@@ -88,11 +88,17 @@ export async function writeRegion(source: Tensor, target: FileTensor, region: Re
   )
 }
 
-/** to[region.to] = from[region.from], both in files. */
-export async function copyRegion(from: FileTensor, to: FileTensor, region: Region): Promise<void> {
+/** to[region.to] = from[region.from], both in files. @throws ERR_ABORTED when the signal is aborted before its turn comes. */
+export async function copyRegion(
+  from: FileTensor,
+  to: FileTensor,
+  region: Region,
+  signal?: AbortSignal,
+): Promise<void> {
   if (volume(region.size) === 0) return
-  await limited(() =>
-    native.copyBlock(
+  await limited(() => {
+    refuseAborted(signal)
+    return native.copyBlock(
       from.path,
       from.offset,
       code(from.dtype),
@@ -104,8 +110,8 @@ export async function copyRegion(from: FileTensor, to: FileTensor, region: Regio
       to.shape,
       region.to,
       region.size,
-    ),
-  )
+    )
+  })
 }
 
 /** Regions between a box and one other tensor in a file. */
@@ -198,13 +204,17 @@ class MovePlan {
   }
 }
 
+function refuseAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted)
+    throw new ViaductError('ERR_ABORTED', 'io', 'the signal was aborted', {}, { cause: signal.reason })
+}
+
 const stopIds = new WeakMap<AbortSignal, number>()
 let lastStopId = 0
 
 /** The number by which native moves know a signal. @throws ERR_ABORTED when it was aborted already */
 function stopIdOf(signal: AbortSignal): number {
-  if (signal.aborted)
-    throw new ViaductError('ERR_ABORTED', 'io', 'the signal was aborted', {}, { cause: signal.reason })
+  refuseAborted(signal)
   let id = stopIds.get(signal)
   if (id === undefined) {
     id = ++lastStopId
@@ -215,9 +225,12 @@ function stopIdOf(signal: AbortSignal): number {
   return id
 }
 
-/** 128-bit XXH3 of a range of a file, 32 hex digits of the canonical form. */
-export function hashRange(path: string, offset: number, bytes: number): Promise<string> {
-  return limited(() => native.hashRange(path, offset, bytes))
+/** 128-bit XXH3 of a range of a file, 32 hex digits of the canonical form. @throws ERR_ABORTED as copyRegion */
+export function hashRange(path: string, offset: number, bytes: number, signal?: AbortSignal): Promise<string> {
+  return limited(async () => {
+    refuseAborted(signal)
+    return native.hashRange(path, offset, bytes)
+  })
 }
 
 /** SHA-256 of a range of a file, 64 hex digits. */

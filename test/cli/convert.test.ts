@@ -5,9 +5,9 @@ import { beforeAll, describe, expect, test } from 'vitest'
 import { AutoBridge } from '../../lib/bridge/autoBridge.js'
 import { verify } from '../../lib/bridge/verify.js'
 import { compareLogits } from '../../lib/cli/layoutLogits.js'
-import { writeLlama } from '../hostile/llamaFolder.js'
+import { writeHollow, writeLlama } from '../hostile/llamaFolder.js'
 import { digestsOf, temporaryFolder } from '../hostile/temporary.js'
-import { copyFixture, viaduct, viaductJson } from './commandLine.js'
+import { copyFixture, startViaduct, viaduct, viaductJson } from './commandLine.js'
 
 const folder = temporaryFolder()
 const inside = (...names: string[]) => join(folder, ...names)
@@ -282,5 +282,26 @@ describe('verify', () => {
     expect(compareLogits(a, Float32Array.of(1, -4, 2.0001)).ok).toBe(false)
     expect(compareLogits(a, Float32Array.of(1, -4)).ok).toBe(false)
     expect(compareLogits(Float32Array.of(Number.NaN), Float32Array.of(Number.NaN)).ok).toBe(false)
+  })
+})
+
+describe('a signal in the midst of a conversion', () => {
+  const hidden = (dir: string) =>
+    existsSync(inside(dir))
+      ? readdirSync(inside(dir), { recursive: true }).filter((name) => /\.tmp-/.test(String(name)))
+      : []
+
+  test.each([
+    ['SIGINT', 130, ['import', 'heavy', 'stopped/ckpt']],
+    ['SIGTERM', 143, ['import', 'heavy', 'stopped/ckpt', '--tp', '2']],
+  ] as const)('%s ends with %i and leaves nothing', async (signal, code, args) => {
+    if (!existsSync(inside('heavy')))
+      writeHollow(inside('heavy'), { hidden: 1024, ffn: 4096, layers: 16, vocab: 32_000, heads: 16, kvHeads: 4 })
+    const { child, ended } = startViaduct(folder, ...args)
+    while (hidden('stopped').length === 0 && child.exitCode === null) await new Promise((go) => setTimeout(go, 5))
+    child.kill(signal)
+    const { code: got, stderr } = await ended
+    expect([got, stderr]).toEqual([code, expect.stringContaining(`stopped by ${signal}`)])
+    expect(readdirSync(inside('stopped'))).toEqual([])
   })
 })

@@ -1,6 +1,6 @@
 // Small Llama folders for tests: random bytes as weights (every bit pattern is welcome to a conversion), in one file or shards.
 // A test spoils a good folder in one place and looks at what comes.
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DType } from '../../lib/base/dtype.js'
 import { encodeHeader, type TensorPlan } from '../../lib/io/safetensorsHeader.js'
@@ -145,4 +145,22 @@ export function writeLlama(folder: string, o: FolderOptions = {}): string {
     JSON.stringify({ metadata: { total_size: 0 }, weight_map: map }, null, 2),
   )
   return folder
+}
+
+/** As writeLlama, with weights that are zeros and take no space on the disk: for models that are large. */
+export function writeHollow(folder: string, o: FolderOptions): void {
+  const { hidden, ffn, heads, kvHeads, layers, vocab } = o
+  const config = {
+    hidden_size: hidden,
+    intermediate_size: ffn,
+    num_attention_heads: heads,
+    num_key_value_heads: kvHeads,
+    num_hidden_layers: layers,
+    vocab_size: vocab,
+  }
+  writeLlama(folder, { layers: 0, vocab: 1, config })
+  const file = join(folder, 'model.safetensors')
+  const header = encodeHeader(llamaTensors(o))
+  writeFileSync(file, header.bytes)
+  truncateSync(file, header.fileBytes)
 }

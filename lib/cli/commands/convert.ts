@@ -3,6 +3,7 @@ import type { DType } from '../../base/dtype.js'
 import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import type { ConversionReport } from '../../bridge/convert.js'
+import { interruptible } from '../interrupt.js'
 import { type LayoutFlags, parallelFromFlags, worldSizeOf } from '../layout.js'
 import { fetchModel } from '../modelSource.js'
 import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
@@ -69,12 +70,13 @@ export async function importCommand(hf: string, ckpt: string, flags: ImportFlags
     ...(flags.ignore === undefined ? {} : { ignore: flags.ignore }),
     ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
   }
-  const work = async () => {
+  const work = async (signal: AbortSignal) => {
     const download = byteProgress('downloading')
     const bar = byteProgress('importing')
     const result = await AutoBridge.importCkpt(hf, ckpt, {
       ...parallel,
       overwrite: flags.overwrite ?? false,
+      signal,
       ...(flags.revision === undefined ? {} : { revision: flags.revision }),
       ...(isFirstRank() ? { onProgress: bar.onProgress, onDownload: download.onProgress } : {}),
       ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
@@ -86,22 +88,29 @@ export async function importCommand(hf: string, ckpt: string, flags: ImportFlags
     if (isFirstRank()) report('imported', result, started, flags.json)
   }
   const world = worldSizeOf(flags, launchedRanks())
-  await onRanks(flags, work, async () => {
-    const { folder, pin } = await fetchModel(hf, flags)
-    const bridge = await AutoBridge.fromHfPretrained(folder, policy)
-    bridge.checkLayout(parallel, world)
-    return pin
-  })
+  await onRanks(
+    flags,
+    () => interruptible(work),
+    async () => {
+      const { folder, pin } = await fetchModel(hf, flags)
+      const bridge = await AutoBridge.fromHfPretrained(folder, policy)
+      bridge.checkLayout(parallel, world)
+      return pin
+    },
+  )
 }
 
 export async function exportCommand(ckpt: string, hf: string, flags: ExportFlags): Promise<void> {
   const started = performance.now()
-  const bar = byteProgress('exporting')
-  const result = await AutoBridge.exportCkpt(ckpt, hf, {
-    overwrite: flags.overwrite ?? false,
-    ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
-    ...(flags.dtype === undefined ? {} : { weightDtype: flags.dtype }),
-    ...(flags.maxShardSize === undefined ? {} : { maxShardBytes: parseBytes(flags.maxShardSize) }),
-  }).finally(bar.stop)
-  if (isFirstRank()) report('exported', result, started, flags.json)
+  await interruptible(async (signal) => {
+    const bar = byteProgress('exporting')
+    const result = await AutoBridge.exportCkpt(ckpt, hf, {
+      overwrite: flags.overwrite ?? false,
+      signal,
+      ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
+      ...(flags.dtype === undefined ? {} : { weightDtype: flags.dtype }),
+      ...(flags.maxShardSize === undefined ? {} : { maxShardBytes: parseBytes(flags.maxShardSize) }),
+    }).finally(bar.stop)
+    if (isFirstRank()) report('exported', result, started, flags.json)
+  })
 }

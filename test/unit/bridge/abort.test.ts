@@ -1,11 +1,10 @@
 // Aborted conversions leave nothing, and conversions need memory that does not grow with the model.
 import { execFileSync } from 'node:child_process'
-import { existsSync, readdirSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { expect, it } from 'vitest'
 import { exportCkpt, importCkpt } from '../../../lib/bridge/convert.js'
-import { encodeHeader } from '../../../lib/io/safetensorsHeader.js'
-import { llamaTensors, writeLlama } from '../../hostile/llamaFolder.js'
+import { writeHollow, writeLlama } from '../../hostile/llamaFolder.js'
 import { errorOf, temporaryFolder } from '../../hostile/temporary.js'
 
 const home = temporaryFolder()
@@ -24,24 +23,39 @@ it('an aborted import or export leaves nothing', async () => {
   expect(readdirSync(home).sort()).toEqual(['ckpt', 'hf'])
 })
 
+it('an import or export that is aborted in its midst stops there', async () => {
+  const folder = writeLlama(join(home, 'long'), { layers: 40 })
+  const [whole, ckpt, out] = ['long-whole', 'long-ckpt', 'long-out'].map((name) => join(home, name)) as [
+    string,
+    string,
+    string,
+  ]
+  await importCkpt(folder, whole)
+  const before = readdirSync(home).sort()
+  for (const [convert, from, to] of [
+    [importCkpt, folder, ckpt],
+    [exportCkpt, whole, out],
+  ] as const) {
+    const controller = new AbortController()
+    let [reached, total] = [0, 0]
+    const onProgress = (done: number, all: number) => {
+      controller.abort()
+      ;[reached, total] = [done, all]
+    }
+    const { signal } = controller
+    expect(await errorOf(() => convert(from, to, { signal, onProgress }))).toMatchObject({ code: 'ERR_ABORTED' })
+    // What was in flight may end; the rest is not begun.
+    expect(reached).toBeGreaterThan(0)
+    expect(reached).toBeLessThan(total / 2)
+  }
+  expect(readdirSync(home).sort()).toEqual(before)
+})
+
 it('importing 256 MB raises the peak by less than 48 MiB', () => {
   // Zeros that take no space on the disk stand in for weights.
   const sizes = { hidden: 2048, ffn: 5632, heads: 32, kvHeads: 4, layers: 2, vocab: 12_000 }
-  const header = encodeHeader(llamaTensors(sizes))
-  expect(header.fileBytes).toBeGreaterThan(256e6 * 0.9)
-  const { hidden, ffn, heads, kvHeads, layers, vocab } = sizes
-  const config = {
-    hidden_size: hidden,
-    intermediate_size: ffn,
-    num_attention_heads: heads,
-    num_key_value_heads: kvHeads,
-    num_hidden_layers: layers,
-    vocab_size: vocab,
-  }
-  writeLlama(join(home, 'described'), { layers: 0, vocab: 1, config })
-  const file = join(home, 'described', 'model.safetensors')
-  writeFileSync(file, header.bytes)
-  truncateSync(file, header.fileBytes)
+  writeHollow(join(home, 'described'), sizes)
+  expect(statSync(join(home, 'described', 'model.safetensors')).size).toBeGreaterThan(256e6 * 0.9)
   const script = join(home, 'peak.mts')
   writeFileSync(
     script,
