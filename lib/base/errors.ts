@@ -110,6 +110,12 @@ export function assert(condition: unknown, why: string): asserts condition {
   if (!condition) throw new ViaductError('ERR_ASSERT', 'assert', why)
 }
 
+/** @throws ERR_ABORTED when the signal was aborted; its reason is the cause. */
+export function stopIfAborted(signal: AbortSignal | undefined, where: string): void {
+  if (signal?.aborted)
+    throw new ViaductError('ERR_ABORTED', where, 'the signal was aborted', {}, { cause: signal.reason })
+}
+
 /** The name among `known` nearest to `name` (edit distance at most 3 and a third of its length), for "did you mean". */
 export function nearest(name: string, known: Iterable<string>): string | undefined {
   let best: string | undefined

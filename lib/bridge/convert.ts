@@ -2,11 +2,11 @@
 // Memory does not grow with the model. The layout decides who writes which piece, never what is written.
 import { stringify } from 'yaml'
 import { type DType, dtypes } from '../base/dtype.js'
-import { ViaductError } from '../base/errors.js'
+import { stopIfAborted, ViaductError } from '../base/errors.js'
 import { type OpenCheckpoint, openCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { checkPiece, pieceRegion, readCheckpointFile } from '../checkpoint/loadCheckpoint.js'
-import { onFirst, type Ranks, solo, stopIfAborted } from '../checkpoint/ranks.js'
+import { onFirst, type Ranks, solo } from '../checkpoint/ranks.js'
 import { type SavedTensor, saveCheckpoint } from '../checkpoint/saveCheckpoint.js'
 import { checkTarget } from '../io/atomic.js'
 import { copyRegion, type FileTensor, settleAll } from '../io/blocks.js'

@@ -1,7 +1,7 @@
 // Loading: any layout from any layout. A rank reads the pieces that its shards touch, checks their hashes, and fills its shards.
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { ViaductError } from '../base/errors.js'
+import { stopIfAborted, ViaductError } from '../base/errors.js'
 import { hashRange, readRegion, settleAll } from '../io/blocks.js'
 import { exists } from '../io/paths.js'
 import { tensorBytes } from '../io/safetensorsHeader.js'
@@ -9,7 +9,6 @@ import { composeRegions, type Region } from '../tensor/region.js'
 import { loadRegions, type ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type IndexedTensor, type OpenCheckpoint, openCheckpoint, type Piece } from './checkpointIndex.js'
-import { stopIfAborted } from './ranks.js'
 
 /** A local shard to fill. Padding outside of its blocks is not touched. */
 export interface WantedTensor {

@@ -49,9 +49,3 @@ export async function onFirst<T>(ranks: Ranks, work: () => Promise<T>): Promise<
   const all = await together(ranks, async () => (ranks.rank === 0 ? { result: await work() } : {}))
   return (all[0] as { result: T }).result
 }
-
-/** @throws ERR_ABORTED when the signal was aborted. */
-export function stopIfAborted(signal: AbortSignal | undefined, where: string): void {
-  if (signal?.aborted)
-    throw new ViaductError('ERR_ABORTED', where, 'the signal was aborted', {}, { cause: signal.reason })
-}

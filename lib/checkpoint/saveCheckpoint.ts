@@ -3,7 +3,7 @@
 import { mkdir, rm, rmdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { DType } from '../base/dtype.js'
-import { ViaductError } from '../base/errors.js'
+import { stopIfAborted, ViaductError } from '../base/errors.js'
 import {
   commitFolder,
   flush,
@@ -27,7 +27,7 @@ import {
   type Piece,
   trackerName,
 } from './checkpointIndex.js'
-import { onFirst, type Ranks, solo, stopIfAborted, together } from './ranks.js'
+import { onFirst, type Ranks, solo, together } from './ranks.js'
 
 /** A logical tensor of which this rank holds a shard. */
 export interface SavedTensor {

@@ -1,7 +1,7 @@
 // Token by token from a model, with a cache of keys and values. Every rank of the model's tensor-parallel group calls it with the
 // same arguments and yields the same tokens. Prompts of one batch are padded on the left; no padding is ever seen.
 import { native } from '../addon/load.js'
-import { ViaductError } from '../base/errors.js'
+import { stopIfAborted, ViaductError } from '../base/errors.js'
 import { uploadBatch } from '../models/batch.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import type { GPTModel } from '../models/gpt.js'
@@ -59,7 +59,7 @@ export async function* generateSteps(
   try {
     if (useCache) cache = chunk.createCache(ctx, prompts.length, longest + maxNewTokens)
     for (let step = 0; step < maxNewTokens && done.includes(false); step++) {
-      options.signal?.throwIfAborted()
+      stopIfAborted(options.signal, 'generate')
       const next = await withScope(ctx, async (inner) => {
         const logits = await lastLogits(inner, chunk, sequences, padding, cache)
         return await chooseTokens(inner, chunk, logits, options, longest + step, padding)

@@ -5,7 +5,7 @@ import { createReadStream } from 'node:fs'
 import type { IoCounters } from '../addon/functions.js'
 import { native } from '../addon/load.js'
 import { type DType, dtypes } from '../base/dtype.js'
-import { ViaductError } from '../base/errors.js'
+import { stopIfAborted, ViaductError } from '../base/errors.js'
 import { type Region, volume } from '../tensor/region.js'
 import type { Tensor } from '../tensor/tensor.js'
 
@@ -97,7 +97,7 @@ export async function copyRegion(
 ): Promise<void> {
   if (volume(region.size) === 0) return
   await limited(() => {
-    refuseAborted(signal)
+    stopIfAborted(signal, 'io')
     return native.copyBlock(
       from.path,
       from.offset,
@@ -204,17 +204,12 @@ class MovePlan {
   }
 }
 
-function refuseAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted)
-    throw new ViaductError('ERR_ABORTED', 'io', 'the signal was aborted', {}, { cause: signal.reason })
-}
-
 const stopIds = new WeakMap<AbortSignal, number>()
 let lastStopId = 0
 
 /** The number by which native moves know a signal. @throws ERR_ABORTED when it was aborted already */
 function stopIdOf(signal: AbortSignal): number {
-  refuseAborted(signal)
+  stopIfAborted(signal, 'io')
   let id = stopIds.get(signal)
   if (id === undefined) {
     id = ++lastStopId
@@ -228,7 +223,7 @@ function stopIdOf(signal: AbortSignal): number {
 /** 128-bit XXH3 of a range of a file, 32 hex digits of the canonical form. @throws ERR_ABORTED as copyRegion */
 export function hashRange(path: string, offset: number, bytes: number, signal?: AbortSignal): Promise<string> {
   return limited(async () => {
-    refuseAborted(signal)
+    stopIfAborted(signal, 'io')
     return native.hashRange(path, offset, bytes)
   })
 }

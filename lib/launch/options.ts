@@ -88,6 +88,13 @@ function whole(flag: string, value: number | string, least: number): number {
   throw usage(`expected ${flag} to be a whole number of at least ${least}, got ${JSON.stringify(value)}`)
 }
 
+/** A TCP port; 0: a free one. */
+function portOf(flag: string, value: number | string): number {
+  const port = whole(flag, value, 0)
+  if (port <= 65_535) return port
+  throw usage(`expected the port of ${flag} to be at most 65535, got ${value}`)
+}
+
 function seconds(flag: string, value: number | string): number {
   const number = Number(value)
   if (Number.isFinite(number) && number >= 0) return number * 1000
@@ -145,10 +152,7 @@ export function parseStreams(flag: string, text: string, localSize: number): num
 function endpointOf(text: string): readonly [string, number] {
   const match = /^(?:\[([^\]]+)\]|([^:]+))(?::(\d+))?$/.exec(text)
   if (match === null) throw usage(`expected --rdzv-endpoint to be HOST:PORT, got ${JSON.stringify(text)}`)
-  return [
-    (match[1] ?? match[2]) as string,
-    match[3] === undefined ? defaultPort : whole('--rdzv-endpoint', match[3], 0),
-  ]
+  return [(match[1] ?? match[2]) as string, match[3] === undefined ? defaultPort : portOf('--rdzv-endpoint', match[3])]
 }
 
 /**
@@ -198,8 +202,7 @@ export function planLaunch(options: LaunchOptions): LaunchPlan {
     nodes,
     nodeRank,
     masterAddr: endpoint?.[0] ?? addr ?? '127.0.0.1',
-    masterPort:
-      endpoint?.[1] ?? (port === undefined ? (nodes === 1 ? 0 : defaultPort) : whole('--master-port', port, 0)),
+    masterPort: endpoint?.[1] ?? (port === undefined ? (nodes === 1 ? 0 : defaultPort) : portOf('--master-port', port)),
     jobId: options.rdzvId ?? (standalone ? undefined : envText('PET_RDZV_ID')) ?? (nodes === 1 ? randomUUID() : 'none'),
     maxRestarts: whole('--max-restarts', text(options.maxRestarts, 'PET_MAX_RESTARTS') ?? 0, 0),
     logDir: options.logDir ?? null,

@@ -1,7 +1,7 @@
 // GPTModelProvider: a model's description and its parallel sizes, open for changes until `finalize`, and the factory of the model.
 // Sealed: an unknown or snake_case key throws and names the one that was meant.
 import type { DType } from '../base/dtype.js'
-import { ViaductError } from '../base/errors.js'
+import { stopIfAborted, ViaductError } from '../base/errors.js'
 import { sealed } from '../base/sealed.js'
 import { defaultParallel, type ParallelConfig, runProblems } from '../parallel/config.js'
 import { Mesh } from '../parallel/mesh.js'
@@ -194,7 +194,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   async provideDistributedModel(options: ProvideOptions = {}): Promise<DistributedModel> {
     this.finalize()
     const { signal } = options
-    signal?.throwIfAborted()
+    stopIfAborted(signal, 'model')
     const device = Device.open(options.device ?? 'auto')
     const mesh = options.mesh ?? (await Mesh.create(this, await initDistributed()))
     await mesh.kvReplicas(this.numQueryGroups)
@@ -218,10 +218,10 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
           if (!loads) initializeParameter(ctx, parameter, options.seed ?? 1234)
         }
       })
-      signal?.throwIfAborted()
+      stopIfAborted(signal, 'model')
       if (loads) await this.weightsLoader?.(model)
       for (const hook of stateOf(this).hooks) await hook(model)
-      signal?.throwIfAborted()
+      stopIfAborted(signal, 'model')
       return model
     } catch (error) {
       await model.dispose()

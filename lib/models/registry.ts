@@ -40,7 +40,10 @@ function architecturesOf(config: HfConfig): string[] {
 
 /** True when a family is there for this config; nothing else is checked. */
 export function supports(config: HfConfig): boolean {
-  return architecturesOf(config).some((name) => families.get(name)?.modelType === config['model_type'])
+  return architecturesOf(config).some((name) => {
+    const family = families.get(name)
+    return family !== undefined && family.modelType === config['model_type']
+  })
 }
 
 /**

@@ -1,6 +1,6 @@
 // A trainable tensor and what is known about it: its name, its place in the logical tensor, its main gradient.
 import type { DType } from '../base/dtype.js'
-import { assert } from '../base/errors.js'
+import { assert, ViaductError } from '../base/errors.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 
@@ -22,6 +22,7 @@ export class Parameter {
   readonly decays: boolean
   mainGrad: Tensor | null = null
   #data: Tensor | null = null
+  #disposed = false
 
   constructor(
     readonly shard: ShardSpec,
@@ -31,8 +32,10 @@ export class Parameter {
     this.decays = shard.logicalShape.length >= 2
   }
 
-  /** The local tensor. @throws ERR_ASSERT before it was allocated or after dispose. */
+  /** The local tensor. @throws ERR_ASSERT before it was allocated, ERR_HANDLE after dispose. */
   get data(): Tensor {
+    if (this.#disposed)
+      throw new ViaductError('ERR_HANDLE', 'model', `expected a live model, got one that was disposed (${this.name})`)
     assert(this.#data !== null, `parameter ${this.name} has no memory yet: allocate or load the model first`)
     return this.#data
   }
@@ -44,10 +47,12 @@ export class Parameter {
   /** Takes ownership of a kept tensor of the shard's local shape. */
   set data(tensor: Tensor) {
     this.#data?.dispose()
+    this.#disposed = false
     this.#data = tensor
   }
 
   dispose(): void {
+    this.#disposed = true
     this.#data?.dispose()
     this.#data = null
     this.mainGrad?.dispose()

@@ -1,5 +1,6 @@
 // What a training run holds between steps, and how it comes to be: ranks, model, data, optimizer, and the checkpoint it goes on
 // from. `pretrain` is a loop over this and `trainStep`; custom loops use the same parts.
+import { stopIfAborted } from '../base/errors.js'
 import type { HfParcel } from '../checkpoint/hfParcel.js'
 import { toPlain } from '../config/overrides.js'
 import { type ResolvedConfig, resolve } from '../config/resolve.js'
@@ -83,7 +84,7 @@ export async function setup(config: RunConfig, options: SetupOptions = {}): Prom
     const price = priceOf(resolved, peak)
     const data = options.data ?? (await openData(resolved))
     cleanup.push(() => data.dispose())
-    signal?.throwIfAborted()
+    stopIfAborted(signal, 'setup')
     const start = await startingPoint(config)
     const model = await config.model.provideDistributedModel({
       mesh,

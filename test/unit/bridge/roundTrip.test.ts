@@ -236,4 +236,5 @@ it('lists what it supports', () => {
   expect(AutoBridge.listSupportedModels()).toContain('LlamaForCausalLM')
   expect(AutoBridge.supports({ architectures: ['LlamaForCausalLM'], model_type: 'llama' })).toBe(true)
   expect(AutoBridge.supports({ architectures: ['constructor'], model_type: 'llama' })).toBe(false)
+  expect(AutoBridge.supports({ architectures: ['Other'] })).toBe(false)
 })

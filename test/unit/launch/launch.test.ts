@@ -47,6 +47,14 @@ describe('flags', () => {
       masterAddr: '127.0.0.1',
     })
   })
+  it.each([{ masterPort: '65536' }, { masterPort: 99_999 }, { rdzvEndpoint: 'n0:99999' }])(
+    'refuse the port of %j',
+    (options) => {
+      expect(() => plan(options)).toThrowError(
+        expect.objectContaining({ code: 'ERR_USAGE', message: expect.stringContaining('at most 65535') }),
+      )
+    },
+  )
   it('take an endpoint, by which node ranks go by arrival', () => {
     expect(plan({ nnodes: '2:2', rdzvEndpoint: 'host:77', rdzvBackend: 'c10d', rdzvId: 'j' })).toMatchObject({
       nodes: 2,

@@ -2,6 +2,7 @@
 import { afterEach, describe, expect, test } from 'vitest'
 import type { DistributedModel } from '../../../lib/models/distributedModel.js'
 import { GPTModelProvider, type ProviderInit } from '../../../lib/models/provider.js'
+import type { Parameter } from '../../../lib/nn/parameter.js'
 import { Device } from '../../../lib/tensor/device.js'
 
 const init: ProviderInit = {
@@ -123,4 +124,18 @@ describe('GPTModelProvider', () => {
     ).rejects.toThrowError()
     expect(Device.open('cpu').liveSlots()).toBe(before)
   })
+})
+
+test('an aborted signal is ERR_ABORTED, and a disposed model says that it was', async () => {
+  const provider = new GPTModelProvider(init)
+  await expect(provider.provideDistributedModel({ signal: AbortSignal.abort('late') })).rejects.toMatchObject({
+    code: 'ERR_ABORTED',
+    cause: 'late',
+  })
+  const model = await provider.provideDistributedModel()
+  const [name, parameter] = [...model.namedParameters()][0] as [string, Parameter]
+  await model.dispose()
+  expect(() => parameter.data).toThrowError(
+    expect.objectContaining({ code: 'ERR_HANDLE', message: expect.stringMatching(`disposed.*${name}`) }),
+  )
 })
