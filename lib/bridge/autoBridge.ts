@@ -9,6 +9,7 @@ import { loadCheckpoint } from '../checkpoint/loadCheckpoint.js'
 import type { Ranks } from '../checkpoint/ranks.js'
 import { type SaveOptions, saveCheckpoint } from '../checkpoint/saveCheckpoint.js'
 import { modelFolder, type SourceOptions } from '../io/hub/modelSource.js'
+import { isAddress } from '../io/hub/remoteFolder.js'
 import type { OnDownload } from '../io/hub/snapshot.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import type { DistributedModel } from '../models/distributedModel.js'
@@ -73,7 +74,8 @@ export class AutoBridge {
 
   /**
    * Opens a Hugging Face model; headers are read and coverage is proved, weights are not read yet.
-   * @param path - a folder, a folder of the hub's cache, or a hub id, which is fetched into that cache.
+   * @param path - a folder, a folder of the hub's cache, a hub id, which is fetched into that cache, or the http or https
+   *   address of a folder, whose tensors are fetched when they are read.
    * @throws every error of openHfModel.
    */
   static async fromHfPretrained(path: string, options: FromPretrainedOptions = {}): Promise<AutoBridge> {
@@ -105,6 +107,7 @@ export class AutoBridge {
 
   /** A Hugging Face folder, a hub id or one of our checkpoints, whichever `dir` is. */
   static async open(dir: string, options: FromPretrainedOptions = {}): Promise<AutoBridge> {
+    if (isAddress(dir)) return AutoBridge.fromHfPretrained(dir, options)
     const folder = await modelFolder(dir, sourceOptions(options))
     return (await isCheckpoint(folder))
       ? AutoBridge.fromCheckpoint(folder)

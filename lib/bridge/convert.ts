@@ -11,6 +11,7 @@ import { type SavedTensor, saveCheckpoint } from '../checkpoint/saveCheckpoint.j
 import { checkTarget } from '../io/atomic.js'
 import { copyRegion, type FileTensor, settleAll } from '../io/blocks.js'
 import type { SourceOptions } from '../io/hub/modelSource.js'
+import { readHere } from '../io/hub/remoteBytes.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import type { HfConfig } from '../models/family.js'
 import { layoutProblems, rankShards } from '../models/layoutShards.js'
@@ -60,9 +61,12 @@ export async function importBlock(
     binding.parts.flatMap((part) => {
       const source = model.weights.tensors.get(part.name)
       if (source === undefined) return []
-      return composeRegions(part.regions, wanted).map((region) =>
-        copyRegion(placeOf(source, part), target, region, signal),
-      )
+      const regions = composeRegions(part.regions, wanted)
+      return [
+        readHere(model.weights.remote, placeOf(source, part), regions, (here, region) =>
+          copyRegion(here, target, region, signal),
+        ),
+      ]
     }),
   )
 }
@@ -115,6 +119,7 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
   const conversion = {
     source: 'huggingface',
     hub: model.hub,
+    address: model.address,
     partial: coverage.partial,
     ignored: coverage.ignored,
     missing: coverage.missing,

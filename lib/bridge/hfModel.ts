@@ -7,6 +7,8 @@ import { HfParcel } from '../checkpoint/hfParcel.js'
 import { compareRanges, type FileTensor } from '../io/blocks.js'
 import { type HubOrigin, originOf } from '../io/hub/cacheLayout.js'
 import { modelFolder, type SourceOptions } from '../io/hub/modelSource.js'
+import { type ByteRange, leaseHere } from '../io/hub/remoteBytes.js'
+import { isAddress, openRemoteFolder } from '../io/hub/remoteFolder.js'
 import { openWeights, type TensorSource, type WeightFolder } from '../io/weightFolder.js'
 import type { FamilySpec, HfConfig } from '../models/family.js'
 import {
@@ -27,6 +29,8 @@ export interface HfModel {
   readonly folder: string
   /** Model and commit of a folder of the hub's cache; null for any other folder. */
   readonly hub: HubOrigin | null
+  /** Address of a folder on a web server, whose small files are in `folder`; else null. */
+  readonly address: string | null
   readonly family: FamilySpec
   readonly config: TransformerConfig
   readonly mapping: Mapping
@@ -54,15 +58,17 @@ export function readParcel(parcel: HfParcel): { family: FamilySpec; config: Tran
 
 /**
  * Opens and proves a model.
- * @param path - a folder, a folder of the hub's cache, or a hub id, which is fetched.
+ * @param path - a folder, a folder of the hub's cache, a hub id, which is fetched, or the address of a folder on a web server,
+ *   of which headers are.
  * @throws ERR_ARCHITECTURE, ERR_HF_CONFIG, ERR_JSON, ERR_PICKLE, ERR_TORCH_FILE, ERR_FILE_MISSING, ERR_INDEX,
  *   ERR_SAFETENSORS_*, ERR_COVERAGE, ERR_TENSOR_SHAPE, ERR_TENSOR_DTYPE, ERR_TIED, what modelFolder throws
  */
 export async function openHfModel(path: string, options: CoveragePolicy & SourceOptions = {}): Promise<HfModel> {
-  const folder = await modelFolder(path, options)
+  const remote = isAddress(path) ? await openRemoteFolder(path, options.signal ? { signal: options.signal } : {}) : null
+  const folder = remote?.folder ?? (await modelFolder(path, options))
   const plain = await HfParcel.fromFolder(folder, null)
   const { family, config } = readHfConfig(plain.config.value as HfConfig)
-  const weights = await openWeights(folder)
+  const weights = remote ?? (await openWeights(folder))
   const mapping = mappingOf(family, config, weights.tensors)
   const facts = new Map([...weights.tensors].map(([name, source]) => [name, source.entry]))
   const coverage = proveCoverage(mapping, facts, options)
@@ -70,11 +76,23 @@ export async function openHfModel(path: string, options: CoveragePolicy & Source
   const carried = new Map<string, FileTensor>()
   for (const name of coverage.derived) {
     const source = weights.tensors.get(name) as TensorSource
-    await checkDerived(mapping, name, source)
-    carried.set(name, placeOf(source))
+    const kept = weights.remote ? await weights.remote.keep([bytesOf(source)]) : null
+    const here = kept ? kept.local(source) : source
+    await checkDerived(mapping, name, here)
+    carried.set(name, placeOf(here))
   }
   const parcel = (await HfParcel.fromFolder(folder, weights)).with({ carried })
-  return { folder, hub: originOf(folder), family, config, mapping, parcel, weights, coverage }
+  return {
+    folder,
+    hub: originOf(folder),
+    address: remote ? path : null,
+    family,
+    config,
+    mapping,
+    parcel,
+    weights,
+    coverage,
+  }
 }
 
 /** A tensor of a weight folder, or the slice of it that a part is, for block reads. */
@@ -82,6 +100,13 @@ export function placeOf({ path, offset, entry }: TensorSource, part: Part | null
   const slice = part?.slice ?? { index: 0, count: 1 }
   const bytes = (entry.end - entry.begin) / slice.count
   return { path, offset: offset + slice.index * bytes, dtype: entry.dtype, shape: part?.shape ?? entry.shape }
+}
+
+type Place = Pick<FileTensor, 'path' | 'offset'>
+
+/** All bytes of a tensor. */
+export function bytesOf({ path, offset, entry }: TensorSource): ByteRange {
+  return { path, begin: offset, end: offset + entry.end - entry.begin }
 }
 
 async function checkTied(weights: WeightFolder, copy: string, original: string): Promise<void> {
@@ -97,8 +122,20 @@ async function checkTied(weights: WeightFolder, copy: string, original: string):
     )
   }
   if (a.entry.dtype !== b.entry.dtype) fail(`${a.entry.dtype} and ${b.entry.dtype}`)
-  const { differing, first } = await compareRanges(a, b, a.entry.end - a.entry.begin)
-  if (differing > 0) fail(`${differing} differing bytes, the first at ${first}`)
+  const bytes = a.entry.end - a.entry.begin
+  const step = weights.remote ? weights.remote.limit >> 2 : Math.max(bytes, 1)
+  for (let at = 0; at < bytes; at += step) {
+    const count = Math.min(step, bytes - at)
+    const [left, right] = [a, b].map(({ path, offset }) => ({ path, offset: offset + at })) as [Place, Place]
+    const lease = await leaseHere(
+      weights.remote,
+      [left, right].map(({ path, offset }) => ({ path, begin: offset, end: offset + count })),
+    )
+    const { differing, first } = await compareRanges(lease.local(left), lease.local(right), count).finally(
+      lease.release,
+    )
+    if (differing > 0) fail(`${differing} differing bytes, the first at ${at + first}`)
+  }
 }
 
 /** Half a unit in the last place, relative, and the least absolute step: what rounding the formula to the dtype may change. */

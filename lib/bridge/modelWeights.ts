@@ -7,6 +7,7 @@ import { contiguousStrides } from '../base/shape.js'
 import type { Ranks } from '../checkpoint/ranks.js'
 import type { SavedTensor } from '../checkpoint/saveCheckpoint.js'
 import { type FileTensor, readRegion, settleAll, writeRegion } from '../io/blocks.js'
+import { readHere } from '../io/hub/remoteBytes.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import { initializeParameter } from '../models/initialize.js'
 import { shardOf } from '../models/layoutShards.js'
@@ -65,9 +66,12 @@ export async function loadModelWeights(model: DistributedModel, hf: HfModel, see
         binding.parts.flatMap((part) => {
           const source = hf.weights.tensors.get(part.name)
           if (source === undefined) return []
-          return composeRegions(part.regions, local).map((region) =>
-            readRegion(placeOf(source, part), parameter.data, region),
-          )
+          const regions = composeRegions(part.regions, local)
+          return [
+            readHere(hf.weights.remote, placeOf(source, part), regions, (here, region) =>
+              readRegion(here, parameter.data, region),
+            ),
+          ]
         }),
       )
     }),

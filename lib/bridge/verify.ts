@@ -19,6 +19,7 @@ import {
   writeRegion,
 } from '../io/blocks.js'
 import type { SourceOptions } from '../io/hub/modelSource.js'
+import { type ByteLease, leaseHere } from '../io/hub/remoteBytes.js'
 import type { JsonValue } from '../io/jsonDocument.js'
 import { fileInside } from '../io/paths.js'
 import type { HfConfig } from '../models/family.js'
@@ -64,6 +65,8 @@ export interface Verification {
   readonly folder: string
   /** Model and commit of a folder of the hub's cache; else null. */
   readonly hub: HfModel['hub']
+  /** Where the folder is on a web server; else null. */
+  readonly address: string | null
   readonly checkpoint: string | null
   /** The simulated layout. */
   readonly parallel: ParallelConfig
@@ -123,6 +126,7 @@ export async function verify(path: string, options: VerifyOptions = {}): Promise
     partial: model.coverage.partial,
     folder: model.folder,
     hub: model.hub,
+    address: model.address,
     checkpoint: checkpoint?.folder ?? null,
     parallel,
     version: packageVersion(),
@@ -186,11 +190,17 @@ async function verifyBinding(
   if (placed.length === 0) return { tensors: [], problems: [] }
   const problems: string[] = []
   await createFile(file, offset, new Uint8Array(0))
+  // One parameter's bytes are here at a time, as its copy is.
+  const lease = await leaseHere(
+    model.weights.remote,
+    placed.map(({ source, bytes }) => ({ path: source.path, begin: source.offset, end: source.offset + bytes })),
+  )
   try {
     if (checkpoint) problems.push(...(await fromCheckpoint(checkpoint, binding, placed)))
-    else await throughShards(model, row, binding, placed, cutters)
+    else await throughShards(model, row, binding, placed, cutters, lease)
     const tensors: VerifiedTensor[] = []
-    for (const { name, file: home, source, bytes, place } of placed) {
+    for (const { name, file: home, source: there, bytes, place } of placed) {
+      const source = lease.local(there)
       const { differing, first } = await compareRanges(source, place, bytes)
       if (differing > 0)
         problems.push(`${name} of ${home}: ${differing} of ${bytes} bytes differ, the first at byte ${first}`)
@@ -207,6 +217,7 @@ async function verifyBinding(
     }
     return { tensors, problems }
   } finally {
+    await lease.release()
     await rm(file, { force: true })
   }
 }
@@ -218,6 +229,7 @@ async function throughShards(
   binding: Binding,
   placed: readonly Placed[],
   cutters: readonly RowCutter[],
+  lease: ByteLease,
 ): Promise<void> {
   const dtype = placed[0]?.source.dtype as FileTensor['dtype']
   const ctx = Ctx.create({ device: 'cpu' })
@@ -233,7 +245,7 @@ async function throughShards(
         if (source)
           await settleAll(
             composeRegions(part.regions, loadRegions(shard)).map((region) =>
-              readRegion(placeOf(source, part), local, region),
+              readRegion(lease.local(placeOf(source, part)), local, region),
             ),
           )
       }

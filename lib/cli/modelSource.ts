@@ -1,6 +1,7 @@
 // The model that a command line names: fetched, where it has to be, with a bar of its own.
 import { originOf } from '../io/hub/cacheLayout.js'
 import { modelFolder } from '../io/hub/modelSource.js'
+import { isAddress } from '../io/hub/remoteFolder.js'
 import { isFirstRank } from './ranks.js'
 import { byteProgress } from './terminal.js'
 
@@ -10,8 +11,9 @@ export interface FetchedModel {
   readonly pin: readonly string[]
 }
 
-/** Brings a hub id here; a folder is what it is. @throws what modelFolder throws */
+/** Brings a hub id here; a folder, or the address of one, is what it is. @throws what modelFolder throws */
 export async function fetchModel(path: string, flags: { readonly revision?: string }): Promise<FetchedModel> {
+  if (isAddress(path)) return { folder: path, pin: [] }
   const bar = byteProgress('downloading')
   const folder = await modelFolder(path, {
     ...(flags.revision === undefined ? {} : { revision: flags.revision }),

@@ -3,6 +3,7 @@
 import { open, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ViaductError } from '../base/errors.js'
+import type { RemoteBytes } from './hub/remoteBytes.js'
 import { decodeUtf8, JsonReader } from './jsonReader.js'
 import { checkFileName, exists, fileInside, isFolder } from './paths.js'
 import { headerLength, parseHeader, type SafetensorsHeader, type TensorEntry } from './safetensorsHeader.js'
@@ -42,6 +43,8 @@ export interface WeightFolder {
   readonly index: string | null
   /** In the order of files and bytes. */
   readonly tensors: ReadonlyMap<string, TensorSource>
+  /** Where paths are addresses: brings bytes here. Else null. */
+  readonly remote: RemoteBytes | null
 }
 
 /** Reads and proves the header of one file. @throws the errors of parseHeader; ERR_FILE_MISSING. */
@@ -99,7 +102,8 @@ export function tensorSources(file: WeightFile): Map<string, TensorSource> {
   )
 }
 
-async function readIndex(folder: string, indexName: string): Promise<Map<string, string>> {
+/** Which file an index puts each tensor in. @throws ERR_INDEX, ERR_PATH_ESCAPE */
+export async function readIndex(folder: string, indexName: string): Promise<Map<string, string>> {
   const path = await fileInside(folder, indexName)
   const handle = await open(path, 'r')
   const bytes = await handle.readFile().finally(() => handle.close())
@@ -177,24 +181,32 @@ export async function openWeights(folder: string): Promise<WeightFolder> {
     )
   }
   const files: WeightFile[] = []
+  for (const [name, path] of paths) files.push(await openFile(path, name, isTorch))
+  return joinFiles(folder, files, index === null || map === null ? null : { name: index, map })
+}
+
+/** The tensors of opened files as one folder. @throws ERR_INDEX where files, or index and files, disagree */
+export function joinFiles(
+  folder: string,
+  files: readonly WeightFile[],
+  index: { readonly name: string; readonly map: ReadonlyMap<string, string> } | null,
+): WeightFolder {
   const tensors = new Map<string, TensorSource>()
-  for (const [name, path] of paths) {
-    const file = await openFile(path, name, isTorch)
-    files.push(file)
+  for (const file of files) {
     for (const [tensor, source] of tensorSources(file)) {
       const other = tensors.get(tensor)
       if (other)
         throw new ViaductError(
           'ERR_INDEX',
           'index',
-          `expected tensor ${JSON.stringify(tensor)} in one file, got it in ${other.file} and ${name}`,
-          { tensor, files: [other.file, name] },
+          `expected tensor ${JSON.stringify(tensor)} in one file, got it in ${other.file} and ${file.name}`,
+          { tensor, files: [other.file, file.name] },
         )
       tensors.set(tensor, source)
     }
   }
-  if (map) checkIndex(map, tensors)
-  return { folder, files, index, tensors }
+  if (index) checkIndex(index.map, tensors)
+  return { folder, files, index: index?.name ?? null, tensors, remote: null }
 }
 
 function checkIndex(map: ReadonlyMap<string, string>, tensors: ReadonlyMap<string, TensorSource>): void {

@@ -98,8 +98,13 @@ export class MockHub {
     const name = file[2] as string
     if (this.faults[name]?.loops) return void response.writeHead(302, { location: request.url as string }).end()
     const bytes = this.files[name]
-    if (bytes && bytes.length >= this.largeFrom)
+    // What Python's client asks of a hub.
+    response.setHeader('x-repo-commit', this.commit)
+    if (bytes && bytes.length >= this.largeFrom) {
+      response.setHeader('x-linked-size', bytes.length)
+      response.setHeader('x-linked-etag', `"${sha256(bytes)}"`)
       return void response.writeHead(302, { location: `${this.store}/${name}?signature=secret` }).end()
+    }
     this.sendFile(name, request, response)
   }
 
@@ -129,7 +134,7 @@ export class MockHub {
     }
     const headers: Record<string, string> = {
       'content-length': String(bytes.length),
-      etag: `"${sha256(whole)}"`,
+      etag: `"${whole.length >= this.largeFrom ? sha256(whole) : gitHash(whole)}"`,
       ...(range ? { 'content-range': `bytes ${from}-${to - 1}/${whole.length}` } : {}),
     }
     response.writeHead(range ? 206 : 200, fault.lie ? fault.lie(headers) : headers)

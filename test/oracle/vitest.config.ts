@@ -10,5 +10,7 @@ export default defineConfig({
     hookTimeout: 600_000,
     passWithNoTests: false,
     reporters: ['verbose'],
+    // No test reaches a real hub.
+    env: { HF_HUB_OFFLINE: '1' },
   },
 })

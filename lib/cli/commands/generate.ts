@@ -41,13 +41,13 @@ export async function generateCommand(path: string, flags: Flags): Promise<void>
     flags,
     async () => {
       const { folder } = await fetchModel(path, flags)
-      const { model } = await openModel(folder, {
+      const { bridge, model } = await openModel(folder, {
         parallel,
         device: flags.device,
         ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
       })
       try {
-        const tokenizer = await Tokenizer.fromFolder(await tokenizerFolder(folder))
+        const tokenizer = await Tokenizer.fromFolder(await tokenizerFolder(bridge.hf?.folder ?? folder))
         const stream = isFirstRank() && !flags.json
         if (stream) process.stdout.write(flags.prompt)
         const tokens: number[] = []

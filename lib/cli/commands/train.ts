@@ -1,6 +1,8 @@
 // `viaduct train`: starts the world of the layout and runs the loop, or, with --dry-run, only tells what would run.
+import { ViaductError } from '../../base/errors.js'
 import { toPlain, toYaml } from '../../config/overrides.js'
 import { resolve } from '../../config/resolve.js'
+import { isAddress } from '../../io/hub/remoteFolder.js'
 import { describePrice, priceOf } from '../../plan/price.js'
 import type { DeviceKind } from '../../tensor/device.js'
 import { forwardStep } from '../../train/forwardStep.js'
@@ -20,6 +22,12 @@ interface Flags extends TrainFlags {
 }
 
 export async function trainCommand(recipe: string | undefined, overrides: string[], flags: Flags): Promise<void> {
+  if (flags.hf !== undefined && isAddress(flags.hf))
+    throw new ViaductError(
+      'ERR_USAGE',
+      'train',
+      'expected --hf to be a folder or hub id, got an address: import it first',
+    )
   const fetched = flags.hf === undefined ? null : await fetchModel(flags.hf, flags)
   const config = await trainConfig(recipe, overrides, fetched === null ? flags : { ...flags, hf: fetched.folder })
   const { tensorModelParallelSize: tp, pipelineModelParallelSize: pp, contextParallelSize: cp } = config.model

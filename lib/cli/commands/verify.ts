@@ -50,6 +50,7 @@ function show(result: Verification, logits: LogitsComparison): void {
 async function checkLogits(folder: string, flags: Flags, result: Verification): Promise<LogitsComparison> {
   const bytes = result.tensors.reduce((sum, t) => sum + t.bytes, 0)
   if (flags.logits === false) return { skipped: '--no-logits' }
+  if (result.address !== null) return { skipped: 'the folder is not on this machine' }
   if (!result.ok) return { skipped: 'the tensors differ' }
   if (result.partial) return { skipped: 'the folder is partial' }
   if (launchedRanks() !== null) return { skipped: 'under a launcher; call it without one' }
