@@ -90,9 +90,14 @@ function modelProblems({ model, mixedPrecision }: RunConfig): string[] {
     model.seqLength > model.maxPositionEmbeddings,
     `model.seqLength=${model.seqLength} is longer than model.maxPositionEmbeddings=${model.maxPositionEmbeddings}`,
   )
-  for (const key of ['attentionDropout', 'hiddenDropout'] as const) {
-    say(!(model[key] >= 0 && model[key] < 1), `model.${key} must be at least 0 and less than 1, got ${model[key]}`)
-  }
+  say(
+    !(model.hiddenDropout >= 0 && model.hiddenDropout < 1),
+    `model.hiddenDropout must be at least 0 and less than 1, got ${model.hiddenDropout}`,
+  )
+  say(
+    model.attentionDropout !== 0,
+    `model.attentionDropout must be 0 in training, got ${model.attentionDropout}: use model.hiddenDropout`,
+  )
   const dtype = dtypeOf(mixedPrecision, model.paramsDtype)
   say(dtype !== 'float32' && dtype !== 'bfloat16', `model.paramsDtype=${dtype}: training takes float32 or bfloat16`)
   return problems

@@ -130,7 +130,14 @@ export class GPTModel extends Module {
     }
     return await withScope(ctx.with({ batch }), async (inner) => {
       const at = this.#attentionContext(inner, batch)
-      const p = this.training && cache === undefined ? this.config.hiddenDropout : 0
+      const drops = this.training && cache === undefined
+      if (drops && this.config.attentionDropout > 0)
+        throw new ViaductError(
+          'ERR_UNSUPPORTED',
+          'gpt',
+          `expected attentionDropout 0 in training, got ${this.config.attentionDropout}: use hiddenDropout, or set training to false`,
+        )
+      const p = drops ? this.config.hiddenDropout : 0
       inner.stream.setPlace('embedding')
       const embedded = await this.embedding.wordEmbeddings.forward(inner, batch.tokens)
       let hidden: Hidden = { x: dropout(inner, { x: embedded, p, site: 0 }), residual: null }

@@ -256,13 +256,14 @@ function modelProblems(model: GPTModelProvider): string[] {
   else if (Math.floor(kvChannels * rotaryPercent) % 2 !== 0) {
     problems.push(`kvChannels times rotaryPercent must be even, got ${Math.floor(kvChannels * rotaryPercent)}`)
   }
-  for (const key of ['layernormEpsilon', 'rotaryBase', 'initMethodStd'] as const) {
+  if (!(model.layernormEpsilon >= 0 && Number.isFinite(model.layernormEpsilon)))
+    problems.push(`layernormEpsilon must be at least 0, got ${model.layernormEpsilon}`)
+  for (const key of ['rotaryBase', 'initMethodStd'] as const) {
     if (!(model[key] > 0 && Number.isFinite(model[key]))) problems.push(`${key} must be positive, got ${model[key]}`)
   }
-  if (!(model.hiddenDropout >= 0 && model.hiddenDropout < 1))
-    problems.push(`hiddenDropout must be from 0 to below 1, got ${model.hiddenDropout}`)
-  if (model.attentionDropout !== 0)
-    problems.push(`attentionDropout must be 0, got ${model.attentionDropout}: use hiddenDropout`)
+  for (const key of ['hiddenDropout', 'attentionDropout'] as const) {
+    if (!(model[key] >= 0 && model[key] < 1)) problems.push(`${key} must be from 0 to below 1, got ${model[key]}`)
+  }
   if (!['float32', 'bfloat16', 'float16'].includes(paramsDtype))
     problems.push(`paramsDtype must be float32, bfloat16 or float16, got ${paramsDtype}`)
   if (model.recomputeGranularity !== null && model.recomputeGranularity !== 'full') {

@@ -60,6 +60,18 @@ describe('logits', () => {
     expect(readFileSync(inside('ckpt.out')).equals(readFileSync(inside('folder.out')))).toBe(true)
   })
 
+  test('do not drop out what a config would in training', async () => {
+    const expected = copyFixture('plain', inside('dropping'))
+    const config = JSON.parse(readFileSync(inside('dropping', 'config.json'), 'utf8')) as object
+    writeFileSync(inside('dropping', 'config.json'), JSON.stringify({ ...config, attention_dropout: 0.5 }))
+    writeInputs(inside('drop.safetensors'), new Map([...expected].filter(([key]) => inputs.includes(key))))
+    const args = ['logits', 'dropping', '--input', 'drop.safetensors', '--output', 'dropping.safetensors', '--grads']
+    await viaductJson(folder, args)
+    expect(agreement(readSafetensorsFile(inside('dropping.safetensors')), expected).red).toEqual([])
+    const trained = await viaduct(folder, 'train', 'llama_tiny_cpu_pretrain_config', 'model.attention_dropout=0.5')
+    expect([trained.code, trained.stderr]).toEqual([2, expect.stringContaining('attentionDropout must be 0')])
+  })
+
   test('of wrong inputs are refused, on every rank, and nothing is written', async () => {
     const ids = (values: number[]) =>
       new Map([['input_ids', { shape: [1, values.length], data: Float32Array.from(values) }]])

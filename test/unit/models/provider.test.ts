@@ -46,7 +46,7 @@ describe('GPTModelProvider', () => {
   })
 
   test('finalize reports everything at once and freezes', () => {
-    const wrong = new GPTModelProvider({ ...init, numQueryGroups: 3, numLayers: 0, attentionDropout: 0.1 })
+    const wrong = new GPTModelProvider({ ...init, numQueryGroups: 3, numLayers: 0, attentionDropout: 1 })
     wrong.pipelineModelParallelSize = 2
     let problems: string[] = []
     try {
