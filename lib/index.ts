@@ -7,6 +7,7 @@ export { type OpenCheckpoint, openCheckpoint } from './checkpoint/checkpointInde
 export * from './config/index.js'
 export * from './data/index.js'
 export * from './inference/index.js'
+export { type Snapshot, type SnapshotOptions, snapshotDownload } from './io/hub/snapshot.js'
 export type { DeviceBatch, TokenBatch } from './models/batch.js'
 export type { DistributedModel } from './models/distributedModel.js'
 export type { FamilySpec, HfConfig, HfValue } from './models/family.js'

@@ -42,6 +42,8 @@ export class MockHub {
   /** Revisions and what they mean. */
   readonly refs: Record<string, string> = {}
   largeFrom = 1024
+  /** The list of files has no end: its body, or its pages. */
+  endless: 'body' | 'pages' | null = null
   endpoint = ''
   store = ''
   private readonly servers: Server[] = []
@@ -91,6 +93,15 @@ export class MockHub {
       if (fault) return void response.writeHead(fault.status, fault.headers).end()
       const commit = revision(info[1] as string)
       return void (commit ? json({ id: this.repo, _id: '1', sha: commit }) : refuse(404, 'RevisionNotFound'))
+    }
+    if (tree && this.endless === 'pages') {
+      response.setHeader('link', `<${this.endpoint}${request.url}>; rel="next"`)
+      return void json([])
+    }
+    if (tree && this.endless === 'body') {
+      const chunk = Buffer.alloc(1 << 20, ' ')
+      const more = () => response.destroyed || response.write(chunk, () => setImmediate(more))
+      return void more()
     }
     if (tree) return void (revision(tree[1] as string) ? json(this.tree()) : refuse(404, 'RevisionNotFound'))
     if (!file) return void refuse(request.headers.authorization ? 404 : 401, 'RepoNotFound')

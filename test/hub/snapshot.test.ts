@@ -1,6 +1,6 @@
 // Downloads from a hub that breaks, lies, refuses and stalls: the cache ends right or untouched, in bounded time.
 import { execFile } from 'node:child_process'
-import { existsSync, readdirSync, readFileSync, realpathSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, realpathSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { inspect, promisify } from 'node:util'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
@@ -86,6 +86,13 @@ describe('a snapshot', () => {
       'model.safetensors.index.json',
       'sub.safetensors',
     ])
+  })
+
+  test('takes pickles only where there are no safetensors', async () => {
+    const { 'model.safetensors': _, 'consolidated.safetensors': __, ...others } = files()
+    hub.files = { ...others, 'model.gguf': randomBytes(2000) }
+    const { folder } = await snapshotDownload(repo, quick)
+    expect(readdirSync(folder).sort()).toEqual(['config.json', 'nested', 'pytorch_model.bin', 'tokenizer.json'])
   })
 
   test('of a tag is pinned, and patterns choose files', async () => {
@@ -188,6 +195,19 @@ describe('servers that lie are refused in bounded time', () => {
     expect(blobs()).not.toContain(sha256(big))
   })
 
+  test.each(['body', 'pages'] as const)(
+    'a list of files whose %s has no end',
+    async (endless) => {
+      hub.endless = endless
+      const before = process.memoryUsage().rss
+      const error = await errorOf(() => snapshotDownload(repo, short))
+      expect([error.code, error.message]).toEqual(['ERR_HTTP', expect.stringMatching(/at most/)])
+      // 64 MiB of body and what the runtime holds of it twice.
+      expect(process.memoryUsage().rss - before).toBeLessThan(256 << 20)
+    },
+    20_000,
+  )
+
   test('a file that leads elsewhere, and a tree without hashes', async () => {
     hub.files['../evil'] = Buffer.from('x')
     expect((await errorOf(() => snapshotDownload(repo, short))).code).toBe('ERR_PATH_ESCAPE')
@@ -246,15 +266,36 @@ describe('a token', () => {
   })
 })
 
-test('two processes share a download', async () => {
-  const script = `import { snapshotDownload } from ${JSON.stringify(join(import.meta.dirname, '../../lib/io/hub/snapshot.ts'))}
-const { folder } = await snapshotDownload('org/model', { backoffMs: 5 })
-console.log(folder)`
+/** A script that fetches the model in a process of its own. */
+function fetchScript(): string[] {
   const file = join(home, 'fetch.mts')
-  writeFileSync(file, script)
-  const run = () => promisify(execFile)(process.execPath, ['--import', import.meta.resolve('tsx'), file])
+  writeFileSync(
+    file,
+    `import { snapshotDownload } from ${JSON.stringify(join(import.meta.dirname, '../../lib/io/hub/snapshot.ts'))}
+const { folder } = await snapshotDownload('org/model', { backoffMs: 5 })
+console.log(folder)`,
+  )
+  return ['--import', import.meta.resolve('tsx'), file]
+}
+
+test('two processes share a download', async () => {
+  const run = () => promisify(execFile)(process.execPath, fetchScript())
   const [a, b] = await Promise.all([run(), run()])
   expect(a.stdout).toBe(b.stdout)
   expect(hub.sent['model.safetensors']).toBe(big.length)
   expect(sha256(readFileSync(join(a.stdout.trim(), 'model.safetensors')))).toBe(sha256(big))
+})
+
+test('what a killed process had is taken up, and its lock is free', async () => {
+  hub.faults['model.safetensors'] = { stalls: 1 }
+  const child = execFile(process.execPath, fetchScript(), () => {})
+  const partial = join(cache, 'models--org--model/blobs', `${sha256(big)}.incomplete`)
+  const size = () => (existsSync(partial) ? statSync(partial).size : 0)
+  await vi.waitUntil(() => size() > big.length / 2 - (1 << 20) - 1, { timeout: 20_000 })
+  child.kill('SIGKILL')
+  await new Promise((done) => child.once('exit', done))
+  const had = size()
+  const { folder } = await snapshotDownload(repo, quick)
+  expect(sha256(readFileSync(join(folder, 'model.safetensors')))).toBe(sha256(big))
+  expect(servedOf('model.safetensors').at(-1)?.headers.range).toBe(`bytes=${had}-`)
 })
