@@ -107,7 +107,7 @@ const { llama_tiny_cpu_pretrain_config } = require('viaduct/recipes/llama')
 console.log(AutoBridge.listSupportedModels().join(), exitCodes.input, typeof pretrain, typeof llama_tiny_cpu_pretrain_config().model.hiddenSize)
 `,
     )
-    expect(expectDone(await node('required.cjs'))).toBe('LlamaForCausalLM 3 function number\n')
+    expect(expectDone(await node('required.cjs'))).toMatch(/^LlamaForCausalLM,.* 3 function number\n$/)
   })
 
   test('gives its other modules only through its entry points', async () => {
