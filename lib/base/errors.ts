@@ -9,6 +9,7 @@ const codes = {
   ERR_CONFIG: 'usage',
   ERR_LAYOUT_INVALID: 'usage',
   ERR_TARGET_EXISTS: 'usage',
+  ERR_TARGET_BUSY: 'usage',
   ERR_OFFLINE: 'usage',
   // a tensor program is wrong
   ERR_HANDLE: 'fault',

@@ -21,14 +21,8 @@ import { listArchitectures, supports } from '../models/registry.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
 import { type ParallelConfig, refuseLayout } from '../parallel/config.js'
 import type { Tensor } from '../tensor/tensor.js'
-import {
-  type ConversionReport,
-  type ExportOptions,
-  exportCkpt,
-  type ImportOptions,
-  importCkpt,
-  openConverted,
-} from './convert.js'
+import { openConverted } from './checkpointSource.js'
+import { type ConversionReport, type ExportOptions, exportCkpt, type ImportOptions, importCkpt } from './convert.js'
 import { type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
 import { type HfModel, mappingOf, openHfModel, readParcel } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
@@ -242,7 +236,7 @@ export class AutoBridge {
     })
   }
 
-  /** Folder to checkpoint; under a launcher all ranks share the work. */
+  /** Folder, or checkpoint of another layout, to checkpoint; under a launcher all ranks share the work. */
   static importCkpt(hf: string, ckpt: string, options: ImportOptions = {}): Promise<ConversionReport> {
     return withRanks(options.ranks, (ranks) => importCkpt(hf, ckpt, { ...options, ranks }))
   }

@@ -1,45 +1,51 @@
-// Hugging Face folder to checkpoint and back without a model in memory: regions are copied from file to file, each rank its own.
-// Memory does not grow with the model. The layout decides who writes which piece, never what is written.
+// The offline converter: Hugging Face folder to checkpoint, back, and checkpoint to checkpoint in another layout. No model and
+// no device: headers and options give a plan, conversion.ts carries it out. The layout decides who writes which piece, never what.
+import { createHash } from 'node:crypto'
+import { stat } from 'node:fs/promises'
+import { join } from 'node:path'
 import { stringify } from 'yaml'
 import { type DType, dtypes } from '../base/dtype.js'
-import { stopIfAborted, ViaductError } from '../base/errors.js'
-import { type OpenCheckpoint, openCheckpoint } from '../checkpoint/checkpointIndex.js'
-import { HfParcel } from '../checkpoint/hfParcel.js'
-import { checkPiece, pieceRegion, readCheckpointFile } from '../checkpoint/loadCheckpoint.js'
-import { onFirst, type Ranks, solo } from '../checkpoint/ranks.js'
-import { type SavedTensor, saveCheckpoint } from '../checkpoint/saveCheckpoint.js'
-import { checkTarget } from '../io/atomic.js'
-import { copyRegion, type FileTensor, settleAll } from '../io/blocks.js'
+import {
+  indexName,
+  isCheckpoint,
+  iterationFolder,
+  type OpenCheckpoint,
+  trackerName,
+} from '../checkpoint/checkpointIndex.js'
+import { readCheckpointFile } from '../checkpoint/loadCheckpoint.js'
+import { solo } from '../checkpoint/ranks.js'
+import { checkTarget, writeFileAtomic, writeFlushed } from '../io/atomic.js'
 import type { SourceOptions } from '../io/hub/modelSource.js'
-import { readHere } from '../io/hub/remoteBytes.js'
-import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
-import type { HfConfig } from '../models/family.js'
-import { layoutProblems, rankShards } from '../models/layoutShards.js'
+import { isAddress } from '../io/hub/remoteFolder.js'
+import { copyFiles, listOtherFiles } from '../io/otherFiles.js'
 import type { Binding, Coverage, CoveragePolicy } from '../models/mapping.js'
-import { parameterTable } from '../models/parameterTable.js'
-import { defaultParallel, type ParallelConfig, parallelOf, refuseLayout } from '../parallel/config.js'
-import { composeRegions, invertRegions } from '../tensor/region.js'
-import type { ShardBlock } from '../tensor/shardSpec.js'
-import { type PlannedTensor, type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
-import { type HfModel, openHfModel, placeOf, readHfConfig, readParcel } from './hfModel.js'
-import { writeHfFolder } from './hfWriter.js'
+import { type ParameterRow, parameterTable } from '../models/parameterTable.js'
+import { composeRegions, identityRegion } from '../tensor/region.js'
+import { coverageOf, exportedConfig, exportUnits, openConverted, recutMove } from './checkpointSource.js'
+import { type ConversionOptions, type ConversionOutcome, convert, type Unit } from './conversion.js'
+import { type PlannedTensor, type PlanOptions, planExport } from './exportPlan.js'
+import { type HfModel, openHfModel, placeOf, readParcel } from './hfModel.js'
+import type { Move } from './moves.js'
+import {
+  type LayoutOptions,
+  layoutOf,
+  type PieceTensor,
+  planPieces,
+  type TargetPiece,
+  writeIndex,
+} from './pieceTargets.js'
 import { sharedSource } from './sharedSource.js'
 
-/** The layout decides who writes what; ranks beyond tp·pp·cp are data-parallel copies. One rank alone writes everything. */
-export interface ImportOptions extends CoveragePolicy, SourceOptions, Partial<ParallelConfig> {
-  readonly ranks?: Ranks
+export type { OnProgress } from './conversion.js'
+
+export interface ImportOptions extends CoveragePolicy, SourceOptions, LayoutOptions, ConversionOptions {
   /** Casts floating tensors; default: exactly as in the source. */
   readonly dtype?: DType
   readonly overwrite?: boolean
-  readonly signal?: AbortSignal
-  readonly onProgress?: OnProgress
 }
 
-/** Told after each tensor that this rank has carried: bytes so far, and in all at most. */
-export type OnProgress = (done: number, total: number) => void
-
 /** What a conversion did. */
-export interface ConversionReport {
+export interface ConversionReport extends ConversionOutcome {
   readonly folder: string
   readonly tensors: number
   readonly bytes: number
@@ -48,75 +54,46 @@ export interface ConversionReport {
   readonly leftOut: readonly string[]
 }
 
-/** Copies one block of a logical tensor from the HF files into a file tensor of the block's size. */
-export async function importBlock(
-  model: HfModel,
-  binding: Binding,
-  block: ShardBlock,
-  target: FileTensor,
-  signal?: AbortSignal,
-): Promise<void> {
-  const wanted = [{ from: block.globalStart, to: block.size.map(() => 0), size: block.size }]
-  await settleAll(
-    binding.parts.flatMap((part) => {
-      const source = model.weights.tensors.get(part.name)
-      if (source === undefined) return []
-      const regions = composeRegions(part.regions, wanted)
-      return [
-        readHere(model.weights.remote, placeOf(source, part), regions, (here, region) =>
-          copyRegion(here, target, region, signal),
-        ),
-      ]
+/** What tells a source file from a changed one. */
+async function identityOf(
+  files: readonly { readonly name: string; readonly path: string; readonly header: Uint8Array | string }[],
+) {
+  return Promise.all(
+    files.map(async ({ name, path, header }) => {
+      const { size, mtimeMs } = isAddress(path) ? { size: null, mtimeMs: null } : await stat(path)
+      return [name, size, mtimeMs, createHash('sha256').update(header).digest('hex')]
     }),
   )
 }
 
+function castTo(dtype: DType | undefined, stored: DType): DType {
+  return dtype && dtypes[stored].isFloat ? dtype : stored
+}
+
 /**
- * Imports a folder as `dir/iter_0000000`. Collective: every rank calls it.
- * @throws what openHfModel and saveCheckpoint throw; ERR_TARGET_EXISTS; ERR_LAYOUT_INVALID.
+ * Imports a Hugging Face folder as `dir/iter_0000000`, or a checkpoint as `dir/iter_XXXXXXX` in another layout, optimizer
+ * states and all its files included. Collective: every rank calls it; each does a share of the work.
+ * @throws what openHfModel or openCheckpoint throws; ERR_TARGET_EXISTS; ERR_TARGET_BUSY; ERR_LAYOUT_INVALID; ERR_NO_SPACE.
  */
-export async function importCkpt(hf: string, dir: string, options: ImportOptions = {}): Promise<ConversionReport> {
+export async function importCkpt(source: string, dir: string, options: ImportOptions = {}): Promise<ConversionReport> {
+  return !isAddress(source) && (await isCheckpoint(source))
+    ? recut(source, dir, options)
+    : importHf(source, dir, options)
+}
+
+async function importHf(hf: string, dir: string, options: ImportOptions): Promise<ConversionReport> {
   const ranks = options.ranks ?? solo
   const model = await openHfModel(await sharedSource(ranks, hf, options), options)
-  const { config, mapping, coverage, parcel } = model
-  const wanted = parallelOf(options)
-  refuseLayout(layoutProblems(config, wanted, ranks.size === 1 ? 0 : ranks.size))
-  const parallel = ranks.size === 1 ? defaultParallel : wanted
-  await onFirst(ranks, () => checkTarget(dir, options.overwrite ?? false))
-
-  const shards = new Map(
-    rankShards(config, parallel, ranks.size, ranks.rank).map(({ row, shard }) => [row.name, shard]),
-  )
-  const tensors: SavedTensor[] = []
-  let count = 0
-  let bytes = 0
-  let own = 0
-  let carried = 0
+  const { config, mapping, coverage, parcel, weights } = model
+  const layout = layoutOf(config, options, ranks.size)
+  const tensors: PieceTensor[] = []
   for (const row of parameterTable(config)) {
-    const binding = mapping.bindings.get(row.name) as Binding
-    const stored = binding.parts
-      .map((part) => model.weights.tensors.get(part.name)?.entry.dtype)
-      .find((d) => d !== undefined)
-    if (stored === undefined) continue // permitted to be missing
-    const dtype = options.dtype && dtypes[stored].isFloat ? options.dtype : stored
-    count++
-    bytes += row.shape.reduce((n, d) => n * d, dtypes[dtype].bits / 8)
-    const shard = shards.get(row.name)
-    if (shard === undefined) continue // another rank's
-    const size = (block: ShardBlock) => block.size.reduce((n, d) => n * d, dtypes[dtype].bits / 8)
-    for (const block of shard.blocks) if (block.replica === 0) own += size(block)
-    tensors.push({
-      name: row.name,
-      dtype,
-      shard,
-      data: async (block, target) => {
-        await importBlock(model, binding, block, target, options.signal)
-        carried += size(block)
-        options.onProgress?.(carried, own)
-      },
-    })
+    const { parts } = mapping.bindings.get(row.name) as Binding
+    const stored = parts.map((part) => weights.tensors.get(part.name)?.entry.dtype).find((d) => d !== undefined)
+    if (stored !== undefined) tensors.push({ name: row.name, dtype: castTo(options.dtype, stored), row }) // else permitted to be missing
   }
-  const conversion = {
+  const target = planPieces(tensors, config, layout)
+  const record = {
     source: 'huggingface',
     hub: model.hub,
     address: model.address,
@@ -126,155 +103,222 @@ export async function importCkpt(hf: string, dir: string, options: ImportOptions
     leftOut: parcel.leftOut,
     dtype: options.dtype ?? null,
   }
-  const folder = await saveCheckpoint(dir, 0, tensors, {
-    ranks,
-    files: {
-      'run_config.yaml': stringify({ model: config }),
-      'train_state.json': `${JSON.stringify({ iteration: 0, consumedSamples: 0 }, null, 2)}\n`,
-      'conversion.json': `${JSON.stringify(conversion, null, 2)}\n`,
+  const sources = weights.files.map(({ name, path, header, entries }) => ({
+    name,
+    path,
+    header: header?.bytes ?? JSON.stringify([...entries]),
+  }))
+  const folder = join(dir, iterationFolder(0))
+  const outcome = await convert(
+    {
+      where: 'import',
+      target: folder,
+      identity: [await identityOf(sources), parcel.config.text, layout, record],
+      admit: () => checkTarget(dir, options.overwrite ?? false),
+      layoutRanks: layout.worldSize,
+      remote: weights.remote,
+      files: target.files,
+      units: unitsOf(target.pieces, (piece, output) => importMove(model, piece, output)),
+      shaTasks: [...weights.tensors].map(([name, source]) => ({ name, place: () => placeOf(source), units: null })),
+      finish: async (output, xxh3, sha256) => {
+        await writeFlushed(join(output, 'run_config.yaml'), stringify({ model: config }))
+        const state = { iteration: 0, consumedSamples: 0 }
+        await writeFlushed(join(output, 'train_state.json'), `${JSON.stringify(state, null, 2)}\n`)
+        await writeFlushed(join(output, conversionName), formatRecord(record, sha256))
+        await parcel.writeTo(output)
+        await writeIndex(output, 0, target, layout.worldSize, xxh3)
+      },
+      afterwards: () => writeFileAtomic(join(dir, trackerName), '0\n'),
     },
-    extras: (temporary) => parcel.writeTo(temporary),
-    ...(options.signal ? { signal: options.signal } : {}),
-  })
-  return { folder, tensors: count, bytes, coverage, leftOut: parcel.leftOut }
+    ranks,
+    options,
+  )
+  return { ...outcome, folder, ...sizeOf(target.pieces, tensors), coverage, leftOut: parcel.leftOut }
 }
 
-export interface ExportOptions extends PlanOptions {
-  readonly ranks?: Ranks
+const conversionName = 'conversion.json'
+
+function formatRecord(record: object, sha256: ReadonlyMap<string, string>): string {
+  const names = [...sha256].sort(([a], [b]) => (a < b ? -1 : 1))
+  const digests = names.length === 0 ? {} : { sha256: Object.fromEntries(names) }
+  return `${JSON.stringify({ ...record, ...digests }, null, 2)}\n`
+}
+
+function unitsOf(pieces: readonly TargetPiece[], move: (piece: TargetPiece, output: string) => Move): Unit[] {
+  return pieces.map((piece) => ({
+    bytes: piece.bytes,
+    rank: piece.rank,
+    move: (output) => move(piece, output),
+  }))
+}
+
+function sizeOf(pieces: readonly TargetPiece[], tensors: readonly PieceTensor[]): { tensors: number; bytes: number } {
+  return { tensors: tensors.length, bytes: pieces.reduce((n, piece) => n + piece.bytes, 0) }
+}
+
+/** The step that fills a piece from the Hugging Face tensors that it is made of. */
+function importMove({ mapping, weights }: HfModel, piece: TargetPiece, output: string): Move {
+  const wanted = [{ from: piece.start, to: piece.start.map(() => 0), size: piece.size }]
+  const { parts } = mapping.bindings.get(piece.tensor.name) as Binding
+  return {
+    kind: 'gather',
+    bytes: piece.bytes,
+    to: piece.place(output),
+    from: parts.flatMap((part) => {
+      const source = weights.tensors.get(part.name)
+      const regions = source === undefined ? [] : composeRegions(part.regions, wanted)
+      return source === undefined || regions.length === 0 ? [] : [{ place: placeOf(source, part), regions }]
+    }),
+  }
+}
+
+const optimizerName = /^optimizer\.[^.]+\.(.+)$/
+
+/** Checkpoint to checkpoint: the same tensors and files, cut for another layout. */
+async function recut(source: string, dir: string, options: ImportOptions): Promise<ConversionReport> {
+  const ranks = options.ranks ?? solo
+  const { checkpoint, parcel } = await openConverted(source)
+  const { config, mapping } = readParcel(parcel)
+  const coverage = await coverageOf(checkpoint, mapping)
+  const layout = layoutOf(config, options, ranks.size)
+  const rows = new Map(parameterTable(config).map((row) => [row.name, row]))
+  const tensors = [...checkpoint.tensors].map(([name, { dtype, shape }]): PieceTensor => {
+    const slot = optimizerName.exec(name)
+    const row = rows.get(slot?.[1] ?? name)
+    // What is no parameter's (a step count) is kept whole.
+    const whole: ParameterRow = { name, shape, cut: 'replicated', layer: 'final', expert: null }
+    const fits = row !== undefined && row.shape.join() === shape.join()
+    return { name, dtype: slot ? dtype : castTo(options.dtype, dtype), row: fits ? row : whole }
+  })
+  const target = planPieces(tensors, config, layout)
+  const folder = join(dir, iterationFolder(checkpoint.iteration))
+  const outcome = await convert(
+    {
+      where: 'import',
+      target: folder,
+      identity: [await identityOfCheckpoint(checkpoint), layout, options.dtype ?? null],
+      admit: () => checkTarget(dir, options.overwrite ?? false),
+      layoutRanks: layout.worldSize,
+      files: target.files,
+      units: unitsOf(target.pieces, (piece, output) => recutMove(checkpoint, piece, output)),
+      shaTasks: [],
+      finish: async (output, xxh3) => {
+        await copyFiles(checkpoint.folder, await filesBeside(checkpoint), output)
+        await writeIndex(output, checkpoint.iteration, target, layout.worldSize, xxh3)
+      },
+      afterwards: () => writeFileAtomic(join(dir, trackerName), `${checkpoint.iteration}\n`),
+    },
+    ranks,
+    options,
+  )
+  return { ...outcome, folder, ...sizeOf(target.pieces, tensors), coverage, leftOut: [] }
+}
+
+/** The files of a checkpoint that are neither its index nor hold pieces. */
+async function filesBeside({ folder, tensors }: OpenCheckpoint): Promise<string[]> {
+  const { copied, leftOut } = await listOtherFiles(folder)
+  const weights = new Set([...tensors.values()].flatMap(({ pieces }) => pieces.map(({ file }) => file)))
+  return [...copied, ...leftOut].filter((name) => name !== indexName && !weights.has(name))
+}
+
+/** The index has the hash of every byte; sizes and times of the files tell that they are those. */
+async function identityOfCheckpoint(checkpoint: OpenCheckpoint) {
+  const { folder, tensors } = checkpoint
+  const files = new Set([...tensors.values()].flatMap(({ pieces }) => pieces.map(({ file }) => file)))
+  const index = Buffer.from((await readCheckpointFile(checkpoint, indexName)) as string)
+  return identityOf([indexName, ...files].map((name) => ({ name, path: join(folder, name), header: index })))
+}
+
+export interface ExportOptions extends PlanOptions, ConversionOptions {
   readonly overwrite?: boolean
   /** Checks the XXH3 of every piece. Default true. */
   readonly verify?: boolean
-  readonly signal?: AbortSignal
-  readonly onProgress?: OnProgress
-}
-
-/** A checkpoint with the HF folder's description that it keeps. @throws ERR_CHECKPOINT when it keeps none. */
-export async function openConverted(dir: string): Promise<{ checkpoint: OpenCheckpoint; parcel: HfParcel }> {
-  const checkpoint = await openCheckpoint(dir)
-  const parcel = await HfParcel.fromCheckpoint(checkpoint.folder)
-  if (parcel === null) {
-    throw new ViaductError(
-      'ERR_CHECKPOINT',
-      'export',
-      `expected hf/config.json in ${checkpoint.folder}, found none: export needs the config of a Hugging Face model, save the checkpoint with one`,
-      { folder: checkpoint.folder },
-    )
-  }
-  return { checkpoint, parcel }
-}
-
-/** The config of an export: the source's text, with the dtype changed where the weights' dtype was. */
-export function exportedConfig(parcel: HfParcel, mainDtype: DType): JsonDocument {
-  const before = sourceDtype(parcel)
-  if (before === null || before === mainDtype) return parcel.config
-  const { family, config } = readHfConfig(parcel.config.value as HfConfig)
-  return parcel.config.with(
-    family.toHf({ ...config, paramsDtype: mainDtype }, parcel.config.value as HfConfig) as JsonValue,
-  )
-}
-
-/** Copies the pieces of one logical tensor to where a part of it lies in an exported file. */
-export async function exportPart(
-  checkpoint: OpenCheckpoint,
-  binding: Binding,
-  part: Binding['parts'][number],
-  place: FileTensor,
-  signal?: AbortSignal,
-): Promise<void> {
-  const tensor = checkpoint.tensors.get(binding.ours)
-  if (tensor === undefined) return
-  const toTheirs = invertRegions(part.regions)
-  await settleAll(
-    tensor.pieces.flatMap((piece) =>
-      composeRegions([pieceRegion(piece)], toTheirs).map((region) =>
-        copyRegion(checkpoint.locate(piece, tensor), place, region, signal),
-      ),
-    ),
-  )
 }
 
 /**
- * Exports a checkpoint as a Hugging Face folder: the source's files, names and headers where nothing changed. Collective.
+ * Exports a checkpoint as a Hugging Face folder: the source's files, names and headers where nothing changed. Collective: each
+ * rank does a share of the work.
  * @throws ERR_CHECKPOINT, ERR_CHECKPOINT_HASH, ERR_COVERAGE when a tensor of the model is not in the checkpoint,
- *   ERR_TARGET_EXISTS, ERR_NO_SPACE
+ *   ERR_TARGET_EXISTS, ERR_TARGET_BUSY, ERR_NO_SPACE
  */
 export async function exportCkpt(dir: string, hf: string, options: ExportOptions = {}): Promise<ConversionReport> {
   const ranks = options.ranks ?? solo
-  const { signal } = options
-  stopIfAborted(signal, 'export')
   const { checkpoint, parcel } = await openConverted(dir)
   const { mapping } = readParcel(parcel)
   const coverage = await coverageOf(checkpoint, mapping)
   const plan = planExport(mapping, parcel, (ours) => checkpoint.tensors.get(ours)?.dtype ?? null, options)
   const described = parcel.with({ config: exportedConfig(parcel, plan.mainDtype) })
-  await writeHfFolder(hf, plan, described, { ranks, overwrite: options.overwrite ?? false }, async (tensors) => {
-    const names = [...new Set(tensors.map(({ origin }) => ('binding' in origin ? origin.binding.ours : '')))]
-    const mine = new Set(names.filter((_, i) => i % ranks.size === ranks.rank))
-    const isMine = ({ origin }: PlannedTensor) => 'binding' in origin && mine.has(origin.binding.ours)
-    const total = tensors.filter(isMine).reduce((n, tensor) => n + tensor.bytes, 0)
-    let done = 0
-    if (options.verify !== false) {
-      await settleAll(
-        [...mine].flatMap((name) => {
-          const tensor = checkpoint.tensors.get(name)
-          return tensor ? tensor.pieces.map((piece) => checkPiece(checkpoint, name, tensor, piece, signal)) : []
-        }),
-      )
-    }
-    await settleAll(
-      tensors.map(async ({ origin, place, bytes }) => {
-        if (!('binding' in origin) || !mine.has(origin.binding.ours)) return
-        await exportPart(checkpoint, origin.binding, origin.part, place, signal)
-        done += bytes
-        options.onProgress?.(done, total)
-      }),
-    )
+  const place = ({ file, offset, dtype, shape }: PlannedTensor, output: string) => ({
+    path: join(output, file),
+    offset,
+    dtype,
+    shape,
   })
-  return {
-    folder: hf,
-    tensors: plan.tensors.length,
-    bytes: plan.tensors.reduce((n, t) => n + t.bytes, 0),
-    coverage,
-    leftOut: [],
-  }
+  const { units, unitsByTensor } = planUnits(checkpoint, plan.tensors, place, options.verify ?? true)
+  const outcome = await convert(
+    {
+      where: 'export',
+      target: hf,
+      identity: [
+        await identityOfCheckpoint(checkpoint),
+        described.config.text,
+        plan.files.map(({ name, header }) => [name, createHash('sha256').update(header.bytes).digest('hex')]),
+      ],
+      admit: () => checkTarget(hf, options.overwrite ?? false),
+      layoutRanks: 1,
+      files: plan.files,
+      units,
+      shaTasks: plan.files.flatMap(({ name: file, header }) =>
+        [...header.entries.values()].map(({ name, dtype, shape, begin }) => ({
+          name,
+          place: (output: string) => ({ path: join(output, file), offset: header.bytes.length + begin, dtype, shape }),
+          units: unitsByTensor.get(name) as [number, number],
+        })),
+      ),
+      finish: async (output, _, sha256) => {
+        await described.writeFiles(output)
+        if (plan.index) await writeFlushed(join(output, plan.index.name), plan.index.text)
+        if (sha256.size > 0)
+          await writeFlushed(join(output, conversionName), formatRecord({ source: 'viaduct' }, sha256))
+      },
+    },
+    ranks,
+    options,
+  )
+  const bytes = plan.tensors.reduce((n, t) => n + t.bytes, 0)
+  return { ...outcome, folder: hf, tensors: plan.tensors.length, bytes, coverage, leftOut: [] }
 }
 
-/** Which of the model's tensors the checkpoint has; those that its conversion allowed to be missing may be absent. */
-async function coverageOf(checkpoint: OpenCheckpoint, mapping: HfModel['mapping']): Promise<Coverage> {
-  const text = await readCheckpointFile(checkpoint, 'conversion.json')
-  const record =
-    text === null
-      ? {}
-      : (JsonDocument.parse(text, 'conversion.json', 'ERR_CHECKPOINT').value as {
-          readonly missing?: readonly string[]
-          readonly ignored?: readonly string[]
-        })
-  const permitted = new Set(record.missing ?? [])
-  const absent: string[] = []
-  const wrong: string[] = []
-  for (const { ours, shape, parts } of mapping.bindings.values()) {
-    const tensor = checkpoint.tensors.get(ours)
-    if (tensor === undefined) absent.push(...parts.filter((part) => !permitted.has(part.name)).map(() => ours))
-    else if (tensor.shape.join() !== shape.join())
-      wrong.push(`${ours}: expected [${shape}] from hf/config.json, got [${tensor.shape}]`)
+/** Units in the order in which the files want their logical tensors, and between which of them each tensor is written. */
+function planUnits(
+  checkpoint: OpenCheckpoint,
+  planned: readonly PlannedTensor[],
+  place: (tensor: PlannedTensor, output: string) => ReturnType<typeof placeOf>,
+  verify: boolean,
+): { units: Unit[]; unitsByTensor: Map<string, [number, number]> } {
+  const groups = new Map<string, PlannedTensor[]>()
+  for (const tensor of planned) {
+    const key = 'binding' in tensor.origin ? `ours ${tensor.origin.binding.ours}` : `carried ${tensor.name}`
+    groups.set(key, [...(groups.get(key) ?? []), tensor])
   }
-  const missing = [...new Set(absent)]
-  if (missing.length + wrong.length > 0) {
-    throw new ViaductError(
-      missing.length > 0 ? 'ERR_COVERAGE' : 'ERR_TENSOR_SHAPE',
-      'export',
-      [...missing.map((name) => `${name} is missing from the checkpoint`), ...wrong].slice(0, 50).join('; '),
-      { missing, shapes: wrong },
-    )
+  const units: Unit[] = []
+  const unitsByTensor = new Map<string, [number, number]>()
+  for (const group of groups.values()) {
+    const [{ origin, bytes, shape }] = group as [PlannedTensor]
+    const first = units.length
+    if ('binding' in origin) units.push(...exportUnits(checkpoint, origin.binding.ours, group, place, verify))
+    else {
+      const from = [{ place: origin.carried, regions: [identityRegion(shape)] }]
+      units.push({
+        bytes,
+        rank: 0,
+        move: (output) => ({ kind: 'gather', bytes, to: place(group[0] as PlannedTensor, output), from }),
+      })
+    }
+    for (const { name } of group) {
+      const known = unitsByTensor.get(name)
+      unitsByTensor.set(name, [known?.[0] ?? first, units.length])
+    }
   }
-  const mapped = [...mapping.byTheirs.keys()].filter((name) => !permitted.has(name))
-  const ignored = record.ignored ?? []
-  return {
-    mapped,
-    tied: [],
-    derived: [],
-    ignored,
-    missing: [...permitted],
-    partial: ignored.length + permitted.size > 0,
-  }
+  return { units, unitsByTensor }
 }

@@ -9,7 +9,7 @@ import type { FileTensor } from '../io/blocks.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import { exists, fileInside, isFolder } from '../io/paths.js'
 import { readHeader } from '../io/weightFolder.js'
-import { tilingFault } from '../tensor/region.js'
+import { tilingFault, volume } from '../tensor/region.js'
 
 export const indexName = 'index.json'
 export const trackerName = 'latest_checkpointed_iteration.txt'
@@ -46,6 +46,42 @@ export interface OpenCheckpoint {
 /** `iter_0000100`. */
 export function iterationFolder(iteration: number): string {
   return `iter_${String(iteration).padStart(7, '0')}`
+}
+
+/** Name of the file that one of the writing ranks makes. */
+export function pieceFile(rank: number, size: number): string {
+  const digits = (n: number) => String(n).padStart(5, '0')
+  return `model-${digits(rank)}-of-${digits(size)}.safetensors`
+}
+
+/** A piece's name in its file: the tensor's where the piece is all of it, else with where it starts. */
+export function pieceKey(
+  name: string,
+  shape: readonly number[],
+  start: readonly number[],
+  size: readonly number[],
+): string {
+  return size.join() === shape.join() ? name : `${name}@${start.join('_')}`
+}
+
+/** Most bytes of a piece, unless one row of it has more: what is hashed and carried at once. */
+const mostPieceBytes = 32 * 2 ** 20
+
+/** Cuts a box by rows of dim 0 into boxes of a piece each. */
+export function cutBox(
+  dtype: DType,
+  start: readonly number[],
+  size: readonly number[],
+): { start: number[]; size: number[] }[] {
+  const bits = volume(size) * dtypes[dtype].bits
+  const rows = size[0] ?? 1
+  const count = Math.min(rows, Math.ceil(bits / 8 / mostPieceBytes))
+  if (count <= 1 || (bits / rows) % 8 !== 0) return [{ start: [...start], size: [...size] }]
+  const step = Math.ceil(rows / count)
+  return Array.from({ length: Math.ceil(rows / step) }, (_, i) => ({
+    start: [(start[0] as number) + i * step, ...start.slice(1)],
+    size: [Math.min(step, rows - i * step), ...size.slice(1)],
+  }))
 }
 
 function broken(file: string, message: string, details: Record<string, unknown> = {}): never {

@@ -37,7 +37,11 @@ export async function checkPiece(
   signal?: AbortSignal,
 ): Promise<void> {
   const place = checkpoint.locate(piece, tensor)
-  const actual = await hashRange(place.path, place.offset, tensorBytes(tensor.dtype, piece.size), signal)
+  checkHash(name, piece, await hashRange(place.path, place.offset, tensorBytes(tensor.dtype, piece.size), signal))
+}
+
+/** Compares what was read of a piece with what the index says. @throws ERR_CHECKPOINT_HASH */
+export function checkHash(name: string, piece: Piece, actual: string): void {
   if (actual === piece.xxh3) return
   throw new ViaductError(
     'ERR_CHECKPOINT_HASH',

@@ -17,14 +17,17 @@ import {
 import { createFile, type FileTensor, hashRange, settleAll, writeRegion } from '../io/blocks.js'
 import { encodeHeader } from '../io/safetensorsHeader.js'
 import { tilingFault, volume } from '../tensor/region.js'
-import type { ShardBlock, ShardSpec } from '../tensor/shardSpec.js'
+import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import {
+  cutBox,
   formatIndex,
   type IndexedTensor,
   indexName,
   iterationFolder,
   type Piece,
+  pieceFile,
+  pieceKey,
   trackerName,
 } from './checkpointIndex.js'
 import { onFirst, type Ranks, solo, together } from './ranks.js'
@@ -36,8 +39,8 @@ export interface SavedTensor {
   /** Dtype in the file. */
   readonly dtype: DType
   readonly shard: ShardSpec
-  /** The local shard, or a function that writes one block of it to its place in a file (a box of the block's size). */
-  readonly data: Tensor | ((block: ShardBlock, target: FileTensor) => Promise<void>)
+  /** The local shard. */
+  readonly data: Tensor
 }
 
 export interface SaveOptions {
@@ -139,40 +142,33 @@ async function writePieces(
   const owned = tensors.flatMap((tensor) =>
     tensor.shard.blocks
       .filter((block) => block.replica === 0)
-      .map((block) => ({
-        tensor,
-        block,
-        claim: {
-          name: tensor.name,
-          dtype: tensor.dtype,
-          shape: tensor.shard.logicalShape,
-          start: block.globalStart,
-          size: block.size,
-        },
-      })),
+      .flatMap((block) =>
+        cutBox(tensor.dtype, block.globalStart, block.size).map(({ start, size }) => ({
+          tensor,
+          local: block.localStart.map((at, d) => at + (start[d] as number) - (block.globalStart[d] as number)),
+          claim: { name: tensor.name, dtype: tensor.dtype, shape: tensor.shard.logicalShape, start, size },
+        })),
+      ),
   )
   const claims = await together(ranks, async () => owned.map((o) => o.claim))
   const writers = assign(claims)
   const mine = owned.filter((o) => writers.get(claimKey(o.claim)) === ranks.rank)
 
-  const file = `model-${String(ranks.rank).padStart(5, '0')}-of-${String(ranks.size).padStart(5, '0')}.safetensors`
   const hashes = await together(ranks, async () => {
     if (mine.length === 0) return {}
     const header = encodeHeader(
-      mine.map(({ claim }) => ({ name: pieceKey(claim), dtype: claim.dtype, shape: claim.size })),
+      mine.map(({ claim }) => ({ name: keyOf(claim), dtype: claim.dtype, shape: claim.size })),
     )
-    const path = join(folder, file)
+    const path = join(folder, pieceFile(ranks.rank, ranks.size))
     await createFile(path, header.fileBytes, header.bytes)
     const found: Record<string, string> = {}
     const start = header.bytes.length
     await settleAll(
-      mine.map(async ({ tensor, block, claim }) => {
+      mine.map(async ({ tensor, local, claim }) => {
         stopIfAborted(signal, 'checkpoint')
-        const entry = header.entries.get(pieceKey(claim)) as { begin: number; end: number }
+        const entry = header.entries.get(keyOf(claim)) as { begin: number; end: number }
         const place: FileTensor = { path, offset: start + entry.begin, dtype: claim.dtype, shape: claim.size }
-        const { data } = tensor
-        if (typeof data === 'function') await data(block, place)
-        else await writeRegion(data, place, { from: block.localStart, to: block.size.map(() => 0), size: block.size })
+        await writeRegion(tensor.data, place, { from: local, to: claim.size.map(() => 0), size: claim.size })
         found[claimKey(claim)] = await hashRange(path, place.offset, entry.end - entry.begin, signal)
       }),
     )
@@ -197,8 +193,8 @@ async function writePieces(
       if (xxh3 === undefined)
         throw new ViaductError('ERR_ASSERT', 'checkpoint', `rank ${rank} has not written ${claim.name}`)
       entry.pieces.push({
-        file: file.replace(/^model-\d+/, `model-${String(rank).padStart(5, '0')}`),
-        key: pieceKey(claim),
+        file: pieceFile(rank, ranks.size),
+        key: keyOf(claim),
         start: claim.start,
         size: claim.size,
         xxh3,
@@ -213,7 +209,6 @@ async function writePieces(
   return index
 }
 
-/** A piece's name in its file: the tensor's where the piece is all of it, else with where it starts. */
-function pieceKey(claim: Claim): string {
-  return claim.size.join() === claim.shape.join() ? claim.name : `${claim.name}@${claim.start.join('_')}`
+function keyOf({ name, shape, start, size }: Claim): string {
+  return pieceKey(name, shape, start, size)
 }

@@ -22,6 +22,10 @@ const ignore = () =>
   )
 const allowMissing = () =>
   new Option('--allow-missing <pattern...>', 'let parameters of these names stay initialised; recorded as partial')
+const sha256 = () => new Option('--sha256', 'record the SHA-256 of each Hugging Face tensor in conversion.json')
+const noResume = () => new Option('--no-resume', 'start over instead of going on from an interrupted conversion')
+const processes = () =>
+  new Option('--nproc-per-node <n>', 'processes that share the work here (default: 1)').argParser(positiveInt)
 const revision = () => new Option('--revision <name>', 'branch, tag or commit of a hub id')
 
 /** The dtype of a name in any spelling, or null. */
@@ -45,14 +49,19 @@ function addConversion(program: Command): void {
   addLayoutFlags(
     program
       .command('import')
-      .argument('<hf>', 'Hugging Face folder or hub id')
+      .argument('<hf>', 'Hugging Face folder, hub id, or a checkpoint to be cut for another layout')
       .argument('<ckpt>', 'target checkpoint folder'),
   )
-    .description('Hugging Face folder to Viaduct checkpoint; every rank reads only its own bytes')
+    .description(
+      'Hugging Face folder or checkpoint to Viaduct checkpoint in any layout; resumes where it was interrupted',
+    )
     .addOption(dtype(stored, 'cast floating tensors (default: as stored)'))
     .addOption(ignore())
     .addOption(allowMissing())
     .addOption(revision())
+    .addOption(sha256())
+    .addOption(processes())
+    .addOption(noResume())
     .addOption(overwrite())
     .addOption(json())
     .addHelpText(
@@ -60,9 +69,10 @@ function addConversion(program: Command): void {
       example(
         'viaduct import ./Llama-3.2-1B ./ckpt --tp 2',
         'viaduct import meta-llama/Llama-3.2-1B ./ckpt --revision main',
+        'viaduct import ./ckpt ./ckpt-tp4 --tp 4',
       ),
     )
-    .action(async (hf, ckpt, flags) => (await import('./commands/convert.js')).importCommand(hf, ckpt, flags))
+    .action(async (from, ckpt, flags) => (await import('./commands/convert.js')).importCommand(from, ckpt, flags))
 
   program
     .command('export')
@@ -71,6 +81,9 @@ function addConversion(program: Command): void {
     .description("Viaduct checkpoint to Hugging Face folder: the source's shard files and all its other files")
     .addOption(dtype(stored, 'cast floating tensors (default: as stored)'))
     .addOption(new Option('--max-shard-size <bytes>', "largest file, e.g. 5GB (default: the source's files)"))
+    .addOption(sha256())
+    .addOption(processes())
+    .addOption(noResume())
     .addOption(overwrite())
     .addOption(json())
     .addHelpText('after', example('viaduct export ./ckpt ./out'))

@@ -1,6 +1,7 @@
-// What Ctrl-C and SIGTERM do to work that writes folders: it ends through its AbortSignal, which takes away what is half written. A
-// second Ctrl-C ends the process at once; other signals that follow do not (a launcher sends several).
+// What Ctrl-C and SIGTERM do to work that writes folders: it ends through its AbortSignal, which takes away what is half written or says
+// how to go on with it. A second Ctrl-C ends the process at once; other signals that follow do not (a launcher sends several).
 import { constants } from 'node:os'
+import { ViaductError } from '../base/errors.js'
 import { say } from './terminal.js'
 
 const names = ['SIGINT', 'SIGTERM'] as const
@@ -19,7 +20,8 @@ export async function interruptible(work: (signal: AbortSignal) => Promise<void>
     await work(controller.signal)
   } catch (error) {
     if (caught === null) throw error
-    say(`stopped by ${caught}: what was half written is gone`)
+    const kept = error instanceof ViaductError && error.details['resumable'] === true
+    say(`stopped by ${caught}: ${kept ? error.message : 'what was half written is gone'}`)
     process.exitCode = 128 + constants.signals[caught]
   } finally {
     for (const name of names) process.off(name, listen)

@@ -33,15 +33,23 @@ export async function onRanks(
   work: () => Promise<void>,
   check: () => Promise<readonly string[]> = async () => [],
 ): Promise<void> {
+  await onProcesses(worldSizeOf(flags, launchedRanks()), work, check)
+}
+
+/** As onRanks, in so many processes of this host, or in the launcher's. */
+export async function onProcesses(
+  count: number,
+  work: () => Promise<void>,
+  check: () => Promise<readonly string[]> = async () => [],
+): Promise<void> {
   const launched = launchedRanks()
-  const ranks = worldSizeOf(flags, launched)
-  if (launched === null && ranks > 1) {
+  if (launched === null && count > 1) {
     const more = await check()
     const { launch } = await import('../launch/launcher.js')
     process.exitCode = await launch({
       script: commandFile(),
       args: [...process.argv.slice(2), ...more],
-      nprocPerNode: ranks,
+      nprocPerNode: count,
       standalone: true,
       prefix: false,
       localRanksFilter: '0',
@@ -51,6 +59,6 @@ export async function onRanks(
   try {
     await work()
   } finally {
-    if (ranks > 1) await (await initDistributed()).dispose()
+    if ((launched ?? 1) > 1) await (await initDistributed()).dispose()
   }
 }

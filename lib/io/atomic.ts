@@ -77,6 +77,11 @@ export function temporaryName(path: string): string {
   return join(dirname(path), `.${basename(path)}.tmp-${host}-${process.pid}-${randomBytes(4).toString('hex')}`)
 }
 
+/** The hidden folder beside `path` in which it grows, the same for every process: `.NAME.unfinished`. */
+export function unfinishedName(path: string): string {
+  return join(dirname(path), `.${basename(path)}.unfinished`)
+}
+
 /** Removes temporary entries of `folder` whose writers on this machine are gone. */
 export async function removeStale(folder: string): Promise<void> {
   for (const name of await readdir(folder).catch(() => [])) {
@@ -152,7 +157,7 @@ export async function checkTarget(target: string, overwrite: boolean): Promise<v
       target,
     })
   })
-  if (entries.length > 0 && !overwrite) {
+  if (entries.some((name) => !/^\..+\.unfinished$/.test(name)) && !overwrite) {
     throw new ViaductError(
       'ERR_TARGET_EXISTS',
       'target',

@@ -142,6 +142,16 @@ export async function gatherBox(
   return plan.run(native.gatherBox, options)
 }
 
+/** The hash that gatherBox would give, of a tensor that is written nowhere. @throws as gatherBox */
+export async function hashBox(
+  box: { readonly dtype: DType; readonly shape: readonly number[] },
+  sources: readonly BoxMove[],
+  options: { readonly signal?: AbortSignal } = {},
+): Promise<string> {
+  const { xxh3 } = await gatherBox({ path: '', offset: 0, ...box }, sources, { ...options, hash: true })
+  return xxh3 as string
+}
+
 /**
  * The mirror: reads a whole tensor of a file once, in order, and writes its regions source -> target into tensors of other files.
  * The hash is that of the bytes read, known when they are written: who expects another one discards the targets.

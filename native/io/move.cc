@@ -178,6 +178,7 @@ std::string gatherBox(const Move& move) {
                       " too few in bytes " + std::to_string(stretch.offset) + " to " +
                       std::to_string(stretch.offset + stretch.bytes) + " of a tensor of " + move.paths[move.box.path]);
     if (hash) hash->update(scratch.data(), stretch.bytes);
+    if (move.paths[move.box.path].empty()) return;  // hashed only
     targets.at(move.box.path)
         .writeAt(scratch.data(), static_cast<size_t>(stretch.bytes), move.box.tensor.offset + stretch.offset);
     targets.wrote(move.box.path, stretch.bytes);

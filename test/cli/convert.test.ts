@@ -286,22 +286,38 @@ describe('verify', () => {
 })
 
 describe('a signal in the midst of a conversion', () => {
-  const hidden = (dir: string) =>
-    existsSync(inside(dir))
-      ? readdirSync(inside(dir), { recursive: true }).filter((name) => /\.tmp-/.test(String(name)))
-      : []
+  /** True when a process has finished a part. */
+  const hasBegun = (dir: string) =>
+    existsSync(inside(dir)) &&
+    readdirSync(inside(dir), { recursive: true }).some((name) => /journal-/.test(String(name)))
 
   test.each([
-    ['SIGINT', 130, ['import', 'heavy', 'stopped/ckpt']],
-    ['SIGTERM', 143, ['import', 'heavy', 'stopped/ckpt', '--tp', '2']],
-  ] as const)('%s ends with %i and leaves nothing', async (signal, code, args) => {
+    ['SIGINT', 130, ['import', 'heavy', 'stopped2']],
+    ['SIGTERM', 143, ['import', 'heavy', 'stopped15', '--tp', '2']],
+  ] as const)('%s ends with %i, says how to go on, and the same command does', async (signal, code, args) => {
+    const out = args[2]
     if (!existsSync(inside('heavy')))
       writeHollow(inside('heavy'), { hidden: 1024, ffn: 4096, layers: 16, vocab: 32_000, heads: 16, kvHeads: 4 })
     const { child, ended } = startViaduct(folder, ...args)
-    while (hidden('stopped').length === 0 && child.exitCode === null) await new Promise((go) => setTimeout(go, 5))
+    while (!hasBegun(out) && child.exitCode === null) await new Promise((go) => setTimeout(go, 1))
     child.kill(signal)
     const { code: got, stderr } = await ended
-    expect([got, stderr]).toEqual([code, expect.stringContaining(`stopped by ${signal}`)])
-    expect(readdirSync(inside('stopped'))).toEqual([])
+    expect([got, stderr]).toEqual([code, expect.stringMatching(`stopped by ${signal}.*run the same command again`)])
+    expect(readdirSync(inside(out))).toEqual(['.iter_0000000.unfinished'])
+    const { parts, resumedParts } = await viaductJson<{ parts: number; resumedParts: number }>(folder, [...args])
+    expect(resumedParts).toBeGreaterThan(0)
+    expect(resumedParts).toBeLessThan(parts)
+    expect(readdirSync(inside(out)).sort()).toEqual(['iter_0000000', 'latest_checkpointed_iteration.txt'])
+  })
+
+  test('two conversions do not write one target', async () => {
+    const { child, ended } = startViaduct(folder, 'import', 'heavy', 'busy')
+    while (!hasBegun('busy')) await new Promise((go) => setTimeout(go, 1))
+    child.kill('SIGSTOP')
+    const second = await viaduct(folder, 'import', 'heavy', 'busy')
+    child.kill('SIGCONT')
+    expect([second.code, second.stderr]).toEqual([2, expect.stringContaining(`ERR_TARGET_BUSY`)])
+    expect(second.stderr).toContain(`process ${child.pid}`)
+    expect((await ended).code).toBe(0)
   })
 })

@@ -2,27 +2,31 @@
 import type { DType } from '../../base/dtype.js'
 import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
+import type { ConversionOptions } from '../../bridge/conversion.js'
 import type { ConversionReport } from '../../bridge/convert.js'
 import { interruptible } from '../interrupt.js'
 import { type LayoutFlags, parallelFromFlags, worldSizeOf } from '../layout.js'
 import { fetchModel } from '../modelSource.js'
-import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
+import { isFirstRank, launchedRanks, onProcesses } from '../ranks.js'
 import { byteProgress, formatBytes, formatSeconds, print, say, styled } from '../terminal.js'
 
-interface ImportFlags extends LayoutFlags {
+interface ConversionFlags {
   dtype?: DType
-  ignore?: string[]
-  allowMissing?: string[]
-  revision?: string
+  sha256?: boolean
+  resume?: boolean
+  nprocPerNode?: number
   overwrite?: boolean
   json?: boolean
 }
 
-interface ExportFlags {
-  dtype?: DType
+interface ImportFlags extends LayoutFlags, ConversionFlags {
+  ignore?: string[]
+  allowMissing?: string[]
+  revision?: string
+}
+
+interface ExportFlags extends ConversionFlags {
   maxShardSize?: string
-  overwrite?: boolean
-  json?: boolean
 }
 
 /** `5GB`, `500MB`, `5000000000`: decimal units, as in Transformers. */
@@ -38,16 +42,20 @@ export function parseBytes(text: string): number {
   )
 }
 
-function report(what: string, result: ConversionReport, started: number, json: boolean | undefined): void {
-  const seconds = (performance.now() - started) / 1000
+function report(what: string, result: ConversionReport, json: boolean | undefined): void {
+  const { folder, tensors, bytes, seconds, parts, resumedParts, coverage, leftOut } = result
   if (json) {
-    const { folder, tensors, bytes, coverage, leftOut } = result
+    const { bytesRead, bytesWritten } = result
     print(
       JSON.stringify({
         folder,
         tensors,
         bytes,
+        bytesRead,
+        bytesWritten,
         seconds,
+        parts,
+        resumedParts,
         partial: coverage.partial,
         ignored: coverage.ignored,
         missing: coverage.missing,
@@ -56,61 +64,63 @@ function report(what: string, result: ConversionReport, started: number, json: b
     )
     return
   }
-  say(`${styled('green', what)} ${result.tensors} tensors, ${formatBytes(result.bytes)} in ${formatSeconds(seconds)}`)
-  for (const name of result.coverage.ignored) say(`  ignored  ${name}`)
-  for (const name of result.coverage.missing) say(`  missing  ${name}: initial values`)
-  for (const name of result.leftOut) say(`  left out ${name}: not carried, exports write safetensors`)
-  print(result.folder)
+  const resumed = resumedParts > 0 ? `, ${resumedParts} of ${parts} parts were finished before` : ''
+  say(`${styled('green', what)} ${tensors} tensors, ${formatBytes(bytes)} in ${formatSeconds(seconds)}${resumed}`)
+  for (const name of coverage.ignored) say(`  ignored  ${name}`)
+  for (const name of coverage.missing) say(`  missing  ${name}: initial values`)
+  for (const name of leftOut) say(`  left out ${name}: not carried, exports write safetensors`)
+  print(folder)
 }
 
-export async function importCommand(hf: string, ckpt: string, flags: ImportFlags): Promise<void> {
-  const parallel = parallelFromFlags(flags)
-  const started = performance.now()
-  const policy = {
-    ...(flags.ignore === undefined ? {} : { ignore: flags.ignore }),
-    ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
-  }
-  const work = async (signal: AbortSignal) => {
-    const download = byteProgress('downloading')
-    const bar = byteProgress('importing')
-    const result = await AutoBridge.importCkpt(hf, ckpt, {
-      ...parallel,
-      overwrite: flags.overwrite ?? false,
+/** Runs a conversion in one process or several, with a bar; a signal ends it so that it can be gone on with. */
+async function runConversion(
+  words: { readonly doing: string; readonly done: string },
+  flags: ConversionFlags,
+  work: (options: ConversionOptions) => Promise<ConversionReport>,
+  check: () => Promise<readonly string[]> = async () => [],
+): Promise<void> {
+  const inProcess = async (signal: AbortSignal) => {
+    const bar = byteProgress(words.doing)
+    const result = await work({
       signal,
-      ...(flags.revision === undefined ? {} : { revision: flags.revision }),
-      ...(isFirstRank() ? { onProgress: bar.onProgress, onDownload: download.onProgress } : {}),
-      ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
-      ...policy,
-    }).finally(() => {
-      download.stop()
-      bar.stop()
-    })
-    if (isFirstRank()) report('imported', result, started, flags.json)
+      resume: flags.resume ?? true,
+      sha256: flags.sha256 ?? false,
+      ...(isFirstRank() ? { onProgress: bar.onProgress, onNotice: (line) => say(`  ${line}`) } : {}),
+    }).finally(bar.stop)
+    if (isFirstRank()) report(words.done, result, flags.json)
   }
-  const world = worldSizeOf(flags, launchedRanks())
-  await onRanks(
-    flags,
-    () => interruptible(work),
-    async () => {
-      const { folder, pin } = await fetchModel(hf, flags)
-      const bridge = await AutoBridge.fromHfPretrained(folder, policy)
-      bridge.checkLayout(parallel, world)
-      return pin
-    },
-  )
+  await onProcesses(flags.nprocPerNode ?? 1, () => interruptible(inProcess), check)
+}
+
+export async function importCommand(source: string, ckpt: string, flags: ImportFlags): Promise<void> {
+  const parallel = parallelFromFlags(flags)
+  // Under a launcher each rank of the layout is a process; otherwise a few processes, or one, do the work of all ranks.
+  const worldSize = worldSizeOf(flags, flags.nprocPerNode === undefined ? launchedRanks() : null)
+  const work = (options: ConversionOptions) => {
+    const download = byteProgress('downloading')
+    return AutoBridge.importCkpt(source, ckpt, {
+      ...options,
+      ...parallel,
+      worldSize,
+      overwrite: flags.overwrite ?? false,
+      ...(flags.revision === undefined ? {} : { revision: flags.revision }),
+      ...(isFirstRank() ? { onDownload: download.onProgress } : {}),
+      ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
+      ...(flags.ignore === undefined ? {} : { ignore: flags.ignore }),
+      ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
+    }).finally(download.stop)
+  }
+  const pin = async () => (await fetchModel(source, flags)).pin
+  await runConversion({ doing: 'importing', done: 'imported' }, flags, work, pin)
 }
 
 export async function exportCommand(ckpt: string, hf: string, flags: ExportFlags): Promise<void> {
-  const started = performance.now()
-  await interruptible(async (signal) => {
-    const bar = byteProgress('exporting')
-    const result = await AutoBridge.exportCkpt(ckpt, hf, {
+  await runConversion({ doing: 'exporting', done: 'exported' }, flags, (options) =>
+    AutoBridge.exportCkpt(ckpt, hf, {
+      ...options,
       overwrite: flags.overwrite ?? false,
-      signal,
-      ...(isFirstRank() ? { onProgress: bar.onProgress } : {}),
       ...(flags.dtype === undefined ? {} : { weightDtype: flags.dtype }),
       ...(flags.maxShardSize === undefined ? {} : { maxShardBytes: parseBytes(flags.maxShardSize) }),
-    }).finally(bar.stop)
-    if (isFirstRank()) report('exported', result, started, flags.json)
-  })
+    }),
+  )
 }
