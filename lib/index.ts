@@ -3,6 +3,8 @@
 export { type DType, parseDtype } from './base/dtype.js'
 export { type ErrorCode, type ErrorKind, exitCodes, ViaductError } from './base/errors.js'
 export { AutoBridge } from './bridge/autoBridge.js'
+export type { ConversionTask, TaskOptions } from './bridge/conversionTasks.js'
+export type { ExportWeightsOptions } from './bridge/exportWeights.js'
 export { type OpenCheckpoint, openCheckpoint } from './checkpoint/checkpointIndex.js'
 export * from './config/index.js'
 export * from './data/index.js'

@@ -22,17 +22,13 @@ import type { TransformerConfig } from '../models/transformerConfig.js'
 import { type ParallelConfig, refuseLayout } from '../parallel/config.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { openConverted } from './checkpointSource.js'
+import type { ConversionTask, TaskOptions } from './conversionTasks.js'
 import { type ConversionReport, type ExportOptions, exportCkpt, type ImportOptions, importCkpt } from './convert.js'
 import { type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
+import { type ExportWeightsOptions, runTasks } from './exportWeights.js'
 import { type HfModel, mappingOf, openHfModel, readParcel } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
-import {
-  type ExportWeightsOptions,
-  exportWeights,
-  fillFromModel,
-  loadModelWeights,
-  modelTensors,
-} from './modelWeights.js'
+import { fillFromModel, loadModelWeights, modelTasks, modelTensors } from './modelWeights.js'
 import { ranksOf, withWorldRanks } from './worldRanks.js'
 
 export interface FromPretrainedOptions extends CoveragePolicy, Omit<SourceOptions, 'onDownload'> {
@@ -165,7 +161,18 @@ export class AutoBridge {
     await loadModelWeights(model, hf)
   }
 
-  /** Whole HF tensors by name, the same on every rank; see exportWeights for what a step promises. */
+  /**
+   * The plan of an export, before any data moves: every HF tensor with name, shape, dtype, bytes and how it is gathered, in the
+   * order of the model, equal on all ranks. Give it, or some of its tasks, to `exportHfWeights`, as often as needed.
+   * @throws ERR_COVERAGE, ERR_TENSOR_SHAPE for a model of another config
+   */
+  getConversionTasks(model: DistributedModel, options: TaskOptions = {}): ConversionTask[] {
+    const mapping = this.mappingFor(model)
+    const copies = [...(this.parcel.tensorNames ?? [])].filter((name) => mapping.tied.has(name))
+    return modelTasks(model, mapping, copies, options)
+  }
+
+  /** Whole HF tensors by name, the same on every rank; see runTasks for what a step promises. @throws as runTasks */
   exportHfWeights(
     model: DistributedModel,
     options?: ExportWeightsOptions & { readonly to?: 'all' },
@@ -175,15 +182,15 @@ export class AutoBridge {
     model: DistributedModel,
     options: ExportWeightsOptions = {},
   ): AsyncGenerator<[string, Tensor | null]> {
-    const mapping = this.mappingFor(model)
-    const names = [...(this.parcel.tensorNames ?? [])]
-    return exportWeights(
-      model,
-      mapping,
-      names.filter((name) => mapping.tied.has(name)),
-      ranksOf(model.mesh),
-      options,
-    )
+    const { tasks, filter, weightDtype, what } = options
+    if (tasks !== undefined && (weightDtype ?? what) !== undefined)
+      throw new ViaductError(
+        'ERR_USAGE',
+        'exportHfWeights',
+        'expected tasks, or weightDtype and what, got both: give these to getConversionTasks',
+      )
+    const chosen = filter === undefined ? tasks : tasks?.filter(({ name }) => filter(name))
+    return runTasks(model, chosen ?? this.getConversionTasks(model, options), ranksOf(model.mesh), options)
   }
 
   /** Writes a Hugging Face folder: weights, config, and every other file of the source byte for byte. Collective. */

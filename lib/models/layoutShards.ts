@@ -133,6 +133,7 @@ export function rowCutter(
   parallel: ParallelConfig,
   worldSize: number,
   rank: number,
+  options: Pick<CutOptions, 'paddedVocab'> = {},
 ): RowCutter {
   refuseLayout(layoutProblems(config, parallel, worldSize))
   const at = rankCoordinates(parallel, worldSize, rank)
@@ -148,7 +149,7 @@ export function rowCutter(
       return isHere && Math.floor(row.expert / perRank) === at.ep ? shardOf(row, config, etp) : null
     const isTied = tied && row.layer === 'embedding'
     if (!isHere && !(isTied && at.pp === last)) return null
-    const shard = shardOf(row, config, tp, { sequenceParallel: parallel.sequenceParallel })
+    const shard = shardOf(row, config, tp, { ...options, sequenceParallel: parallel.sequenceParallel })
     return isTied ? onBothEnds(shard, isHere ? 0 : 1) : shard
   }
 }
