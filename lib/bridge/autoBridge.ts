@@ -6,7 +6,7 @@ import { ViaductError } from '../base/errors.js'
 import { isCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { loadCheckpoint } from '../checkpoint/loadCheckpoint.js'
-import type { Ranks } from '../checkpoint/ranks.js'
+import { type Ranks, ranksOf } from '../checkpoint/ranks.js'
 import { type SaveOptions, saveCheckpoint } from '../checkpoint/saveCheckpoint.js'
 import { modelFolder, type SourceOptions } from '../io/hub/modelSource.js'
 import { isAddress } from '../io/hub/remoteFolder.js'
@@ -29,7 +29,7 @@ import { type ExportWeightsOptions, runTasks } from './exportWeights.js'
 import { type HfModel, mappingOf, openHfModel, readParcel } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
 import { fillFromModel, loadModelWeights, modelTasks, modelTensors } from './modelWeights.js'
-import { ranksOf, withWorldRanks } from './worldRanks.js'
+import { withWorldRanks } from './worldRanks.js'
 
 export interface FromPretrainedOptions extends CoveragePolicy, Omit<SourceOptions, 'onDownload'> {
   /** Accepted for scripts that set it. No code of a model folder is ever run; that is said once. */
@@ -144,11 +144,11 @@ export class AutoBridge {
     return provider.provideDistributedModel(options)
   }
 
-  /** Fills a model: every rank reads its own byte ranges. @param path - another folder of the same model. */
+  /** Fills a model: every rank reads its own byte ranges, what several of a host hold once. Collective. @param path - another folder of the same model. */
   async loadHfWeights(model: DistributedModel, path?: string, policy: CoveragePolicy = {}): Promise<void> {
     if (path === undefined && this.checkpoint !== null) {
       const wanted = [...model.namedParameters()].map(([name, p]) => ({ name, tensor: p.data, shard: p.shard }))
-      await loadCheckpoint(this.checkpoint, wanted)
+      await loadCheckpoint(this.checkpoint, wanted, { model })
       return
     }
     const hf = path === undefined ? this.hf : await openHfModel(path, policy)

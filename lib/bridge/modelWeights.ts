@@ -1,9 +1,11 @@
 // A model in memory and its Hugging Face tensors: each rank reads its own byte ranges into its shards and writes its own byte ranges
 // into exported files. Plans are compositions of regions. Whole tensors are gathered in exportWeights.ts.
 import { ViaductError } from '../base/errors.js'
+import { fillOnce } from '../checkpoint/hostCopies.js'
 import type { SavedTensor } from '../checkpoint/saveCheckpoint.js'
 import { type FileTensor, readRegion, settleAll, writeRegion } from '../io/blocks.js'
 import { readHere } from '../io/hub/remoteBytes.js'
+import type { TensorSource } from '../io/weightFolder.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import { initializeParameter } from '../models/initialize.js'
 import type { Binding, Mapping } from '../models/mapping.js'
@@ -15,11 +17,18 @@ import { type ConversionTask, planTasks, type TaskOptions } from './conversionTa
 import type { PlannedTensor } from './exportPlan.js'
 import { type HfModel, placeOf } from './hfModel.js'
 
+/** A parameter with its binding. */
+interface Bound {
+  readonly name: string
+  readonly parameter: Parameter
+  readonly binding: Binding
+}
+
 /** Each parameter of the model with its binding. @throws ERR_COVERAGE, ERR_TENSOR_SHAPE naming all that do not fit. */
-function bound(model: DistributedModel, mapping: Mapping): { name: string; parameter: Parameter; binding: Binding }[] {
+function bound(model: DistributedModel, mapping: Mapping): Bound[] {
   const missing: string[] = []
   const shapes: string[] = []
-  const found: { name: string; parameter: Parameter; binding: Binding }[] = []
+  const found: Bound[] = []
   for (const [name, parameter] of model.namedParameters()) {
     const binding = mapping.bindings.get(name)
     if (binding === undefined) missing.push(name)
@@ -46,28 +55,27 @@ function bound(model: DistributedModel, mapping: Mapping): { name: string; param
  */
 export async function loadModelWeights(model: DistributedModel, hf: HfModel, seed = 1234): Promise<void> {
   const list = bound(model, hf.mapping)
-  const absent = list.filter(({ binding }) => !binding.parts.some((part) => hf.weights.tensors.has(part.name)))
+  const hasTensors = ({ binding }: Bound) => binding.parts.some((part) => hf.weights.tensors.has(part.name))
+  const absent = list.filter((bound) => !hasTensors(bound))
   await withScope(model.ctx(), (ctx) => {
     for (const { parameter } of absent) initializeParameter(ctx, parameter, seed)
   })
-  await model.device.stream.sync()
-  await settleAll(
-    list.map(({ parameter, binding }) => {
-      const local = loadRegions(parameter.shard)
-      return settleAll(
-        binding.parts.flatMap((part) => {
-          const source = hf.weights.tensors.get(part.name)
-          if (source === undefined) return []
-          const regions = composeRegions(part.regions, local)
-          return [
-            readHere(hf.weights.remote, placeOf(source, part), regions, (here, region) =>
-              readRegion(here, parameter.data, region),
-            ),
-          ]
-        }),
-      )
-    }),
-  )
+  const present = list.filter(hasTensors)
+  const shards = present.map(({ parameter: { data, shard } }) => ({ tensor: data, shard }))
+  await fillOnce(shards, model, (index, blocks) => {
+    const { parameter, binding } = present[index] as (typeof present)[number]
+    const local = loadRegions({ ...parameter.shard, blocks })
+    return settleAll(
+      binding.parts.map((part) =>
+        readHere(
+          hf.weights.remote,
+          placeOf(hf.weights.tensors.get(part.name) as TensorSource, part),
+          composeRegions(part.regions, local),
+          (here, region) => readRegion(here, parameter.data, region),
+        ),
+      ),
+    )
+  })
 }
 
 /** The plan of an export of this model; equal on all ranks. @throws ERR_COVERAGE, ERR_TENSOR_SHAPE where the mapping is not its own */

@@ -5,10 +5,12 @@ import { stopIfAborted, ViaductError } from '../base/errors.js'
 import { hashRange, readRegion, settleAll } from '../io/blocks.js'
 import { exists } from '../io/paths.js'
 import { tensorBytes } from '../io/safetensorsHeader.js'
+import type { DistributedModel } from '../models/distributedModel.js'
 import { composeRegions, type Region } from '../tensor/region.js'
 import { loadRegions, type ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type IndexedTensor, type OpenCheckpoint, openCheckpoint, type Piece } from './checkpointIndex.js'
+import { fillOnce } from './hostCopies.js'
 
 /** A local shard to fill. Padding outside of its blocks is not touched. */
 export interface WantedTensor {
@@ -20,6 +22,8 @@ export interface WantedTensor {
 export interface LoadOptions {
   /** Checks the XXH3 of each piece that is read. Default true. */
   readonly verify?: boolean
+  /** The ranks of this model load together: what several of a host hold is read, and checked, by one of them. */
+  readonly model?: DistributedModel
   readonly signal?: AbortSignal
 }
 
@@ -78,21 +82,19 @@ export async function loadCheckpoint(
       { problems },
     )
   }
-  for (const stream of new Set(list.map(({ tensor }) => tensor.stream))) await stream.sync()
-  await settleAll(
-    list.map(async ({ name, tensor, shard }) => {
-      const found = checkpoint.tensors.get(name) as IndexedTensor
-      const local = loadRegions(shard)
-      for (const piece of found.pieces) {
-        const regions = composeRegions([pieceRegion(piece)], local)
-        if (regions.length === 0) continue
-        stopIfAborted(options.signal, 'checkpoint')
-        if (options.verify !== false) await checkPiece(checkpoint, name, found, piece)
-        const place = checkpoint.locate(piece, found)
-        await settleAll(regions.map((region) => readRegion(place, tensor, region)))
-      }
-    }),
-  )
+  await fillOnce(list, options.model ?? null, async (index, blocks, sharers) => {
+    const { name, tensor, shard } = list[index] as WantedTensor
+    const found = checkpoint.tensors.get(name) as IndexedTensor
+    const local = loadRegions({ ...shard, blocks })
+    for (const [i, piece] of found.pieces.entries()) {
+      stopIfAborted(options.signal, 'checkpoint')
+      const regions = composeRegions([pieceRegion(piece)], local)
+      const checks = sharers.size > 1 ? i % sharers.size === sharers.rank : regions.length > 0
+      if (checks && options.verify !== false) await checkPiece(checkpoint, name, found, piece)
+      const place = checkpoint.locate(piece, found)
+      await settleAll(regions.map((region) => readRegion(place, tensor, region)))
+    }
+  })
   return checkpoint
 }
 

@@ -1,6 +1,8 @@
 // The processes that save or load together, as this folder needs them: small host values gathered from all. An error on one
 // rank becomes an error on all, so that none waits for one that is gone.
 import { ViaductError } from '../base/errors.js'
+import { allGatherObject } from '../parallel/collectives.js'
+import type { Mesh } from '../parallel/mesh.js'
 
 /** The ranks of a save or load. */
 export interface Ranks {
@@ -12,6 +14,13 @@ export interface Ranks {
 
 /** One process. */
 export const solo: Ranks = { rank: 0, size: 1, gather: async (value) => [value] }
+
+/** All ranks of a mesh. */
+export function ranksOf(mesh: Mesh): Ranks {
+  const group = mesh.get('world')
+  if (group.size === 1) return solo
+  return { rank: group.rank, size: group.size, gather: (value) => allGatherObject(value, group) }
+}
 
 type Outcome<T> = { readonly value: T } | { readonly failed: { code: string; where: string; message: string } }
 

@@ -7,7 +7,7 @@ import { AutoBridge } from '../bridge/autoBridge.js'
 import { isCheckpoint, iterationFolder, type OpenCheckpoint, openCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { loadCheckpoint as loadTensors, readCheckpointFile, type WantedTensor } from '../checkpoint/loadCheckpoint.js'
-import type { Ranks } from '../checkpoint/ranks.js'
+import { ranksOf } from '../checkpoint/ranks.js'
 import { type SavedTensor, saveCheckpoint as saveTensors } from '../checkpoint/saveCheckpoint.js'
 import { toYaml } from '../config/overrides.js'
 import type { RunConfig } from '../config/runConfig.js'
@@ -15,7 +15,6 @@ import { copyFiles } from '../io/otherFiles.js'
 import { exists } from '../io/paths.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import { expressAsHf } from '../models/registry.js'
-import { allGatherObject } from '../parallel/collectives.js'
 import type { TrainState } from './state.js'
 
 const stateFile = 'train_state.json'
@@ -29,11 +28,6 @@ interface Counters {
   /** Optimizer updates. */
   readonly updates: number
   readonly seed: number
-}
-
-function ranksOf(state: TrainState): Ranks {
-  const world = state.mesh.get('world')
-  return { rank: world.rank, size: world.size, gather: (value) => allGatherObject(value, world) }
 }
 
 /**
@@ -65,7 +59,7 @@ export async function saveCheckpoint(
     seed: config.rng.seed,
   }
   const folder = await saveTensors(dir, state.step, tensors, {
-    ranks: ranksOf(state),
+    ranks: ranksOf(state.mesh),
     files: { [stateFile]: `${JSON.stringify(counters, null, 2)}\n`, 'run_config.yaml': toYaml(config) },
     extras: (target) => writeHfFiles(state, target),
     ...(state.signal === undefined ? {} : { signal: state.signal }),
@@ -130,7 +124,10 @@ async function loadOpened(state: TrainState, checkpoint: OpenCheckpoint, resume:
   const hasOptimizer = [...checkpoint.tensors.keys()].some((name) => name.startsWith('optimizer.'))
   const withOptimizer = counters !== null && loadOptim && hasOptimizer
   if (withOptimizer) for (const { name, tensor, shard } of optimizer.state()) wanted.push({ name, tensor, shard })
-  await loadTensors(checkpoint, wanted, state.signal === undefined ? {} : { signal: state.signal })
+  await loadTensors(checkpoint, wanted, {
+    model,
+    ...(state.signal === undefined ? {} : { signal: state.signal }),
+  })
   if (!withOptimizer) optimizer.masterFromModel(model.ctx())
   if (counters !== null) {
     state.step = counters.step

@@ -1,0 +1,127 @@
+// Loading and exporting online over real processes: ranks of a host read each byte once between them, buckets change nothing but the
+// number of collectives, casts come before the wire with the same bits, and whatever fails on one rank fails on all.
+import { createHash } from 'node:crypto'
+import { cpSync, mkdirSync, readFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import type { ConversionTask } from '../../lib/bridge/conversionTasks.js'
+import { openWeights } from '../../lib/io/weightFolder.js'
+import { llamaTensors, randomBytes, writeLlama } from '../hostile/llamaFolder.js'
+import { temporaryFolder } from '../hostile/temporary.js'
+import { runRanks } from './startRanks.js'
+
+const home = temporaryFolder()
+const sizes = {
+  heads: 8,
+  kvHeads: 2,
+  hidden: 48,
+  headDim: 4,
+  vocab: 131,
+  dtype: 'float32' as const,
+  attentionBias: true,
+}
+
+/** Finite floats of many magnitudes, halfway cases of bfloat16 among them. */
+function weights(count: number, seed: number): Float32Array {
+  const bits = new Uint32Array(new Uint8Array(randomBytes(4 * count, seed)).buffer)
+  for (let i = 0; i < count; i++) {
+    const word = bits[i] as number
+    const exponent = 100 + ((word >>> 23) & 31)
+    bits[i] = ((word & 0x807fffff) | (exponent << 23)) >>> 0
+    if (i % 3 === 0) bits[i] = (((bits[i] as number) & 0xffff0000) | 0x8000) >>> 0
+  }
+  return new Float32Array(bits.buffer)
+}
+
+/** Round to nearest, ties to even. */
+function bfloat16(bytes: Uint8Array): Uint8Array {
+  const words = new Uint32Array(bytes.slice().buffer)
+  return new Uint8Array(Uint16Array.from(words, (w) => (w + 0x7fff + ((w >>> 16) & 1)) >>> 16).buffer)
+}
+
+interface Exported {
+  readonly tensors: [string, string | null][]
+  readonly operations: number
+  readonly bytes: number
+}
+
+interface Seen {
+  readonly read: Record<'hf' | 'checkpoint' | 'unchecked', number>
+  readonly tasks: ConversionTask[]
+  readonly exports: Record<'whole' | 'single' | 'some' | 'cast' | 'toOne', Exported>
+  readonly reloaded: Exported
+  readonly [key: string]: unknown
+}
+
+describe.each([
+  [2, 2],
+  [4, 4],
+  [4, 2],
+])('%i ranks, tp %i', (size, tp) => {
+  it('reads once a host, gathers in buckets, and fails together', async () => {
+    const bytes = Object.fromEntries(
+      llamaTensors(sizes).map(({ name, shape }, i) => {
+        const values = weights(
+          shape.reduce((a, b) => a * b, 1),
+          i + 1,
+        )
+        return [name, new Uint8Array(values.buffer)]
+      }),
+    )
+    const folder = writeLlama(join(home, `hf${size}${tp}`), { ...sizes, bytes })
+    const spoilt = join(home, `spoilt${size}${tp}`)
+    cpSync(folder, spoilt, { recursive: true })
+    const out = join(home, `out${size}${tp}`)
+    mkdirSync(out)
+    await runRanks(size, resolve(import.meta.dirname, 'onlineRank.ts'), [folder, spoilt, out, `${tp}`])
+    const ranks = Array.from(
+      { length: size },
+      (_, rank) => JSON.parse(readFileSync(join(out, `rank${rank}.json`), 'utf8')) as Seen,
+    )
+
+    const expected = new Map<string, Record<'float32' | 'bfloat16', string>>()
+    let total = 0
+    for (const [name, { path, offset, entry }] of (await openWeights(folder)).tensors) {
+      const data = new Uint8Array(readFileSync(path).subarray(offset, offset + entry.end - entry.begin))
+      total += data.length
+      const digest = (dtype: string, of: Uint8Array) =>
+        `${dtype} [${entry.shape}] ${createHash('sha256').update(of).digest('hex')}`
+      expected.set(name, { float32: digest('float32', data), bfloat16: digest('bfloat16', bfloat16(data)) })
+    }
+    const readOf = (what: keyof Seen['read']) => ranks.reduce((sum, { read }) => sum + read[what], 0) / total
+    for (const what of ['hf', 'unchecked'] as const) {
+      expect(readOf(what)).toBeGreaterThanOrEqual(1)
+      expect(readOf(what)).toBeLessThanOrEqual(1.02)
+    }
+    // Each piece is read a second time, by one rank of the host, to check its hash.
+    expect(readOf('checkpoint')).toBeLessThanOrEqual(2.04)
+
+    const [first] = ranks as [Seen]
+    const order = first.tasks.map(({ name }) => name)
+    expect([...order].sort()).toEqual([...expected.keys()].sort())
+    const gathered = first.tasks.filter(({ axes }) => axes.length > 0)
+    for (const [rank, seen] of ranks.entries()) {
+      expect(seen.tasks).toEqual(first.tasks)
+      const { whole, single, some, cast, toOne } = seen.exports
+      for (const { tensors } of [whole, single, some, seen.reloaded])
+        expect(tensors).toEqual(order.map((name) => [name, expected.get(name)?.float32]))
+      expect(cast.tensors).toEqual(order.map((name) => [name, expected.get(name)?.bfloat16]))
+      expect(toOne.tensors).toEqual(order.map((name) => [name, rank === 1 ? expected.get(name)?.float32 : null]))
+      expect(single.operations).toBe(gathered.length)
+      expect(whole.operations).toBe(1)
+      expect(some.operations).toBeGreaterThan(1)
+      expect(some.operations).toBeLessThan(gathered.length)
+      expect(cast.bytes).toBe(whole.bytes / 2)
+      // Ranks outside of the group of the one that wants tensors move nothing; a sender moves its part.
+      if (Math.floor(rank / tp) !== 0) expect(toOne.bytes).toBe(0)
+      else if (rank !== 1) expect(toOne.bytes).toBeLessThanOrEqual(whole.bytes)
+      expect(seen).toMatchObject({
+        left: rank === 1 ? 'none' : 'ERR_ABORTED',
+        seen: 4,
+        unlike: 'ERR_USAGE',
+        failed: rank === 1 ? 'ERR_IO' : 'ERR_RANK_FAILED',
+        again: 'none',
+      })
+    }
+  })
+})
