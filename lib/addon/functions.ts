@@ -151,6 +151,7 @@ export interface Addon {
   eventDone(event: integer): boolean
   destroyEvent(event: integer): void
   debugFail(stream: Stream, message: string): void
+  debugFailTasks(stream: Stream, tasks: integer, message: string): void
   debugDelay(stream: Stream, microseconds: integer): void
   startProfile(stream: Stream): void
   endProfile(stream: Stream): readonly OpTime[]

@@ -2,6 +2,7 @@
 #include <chrono>
 #include <thread>
 
+#include "../cpu/parallel.h"
 #include "bind.h"
 
 namespace viaduct::binding {
@@ -54,6 +55,16 @@ void debugFail(Stream& stream, const std::string& message) {
   stream.enqueue("debugFail", [message] { throw Error("ERR_NATIVE", "debugFail", message); });
 }
 
+/// Fault injection for tests: a kernel of so many tasks, each of which fails on whatever thread runs it.
+void debugFailTasks(Stream& stream, int64_t tasks, const std::string& message) {
+  stream.enqueue("debugFailTasks", [tasks, message] {
+    cpu::parallelFor(tasks, [&](int64_t) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // so that helpers take some
+      throw Error("ERR_NATIVE", "debugFailTasks", message);
+    });
+  });
+}
+
 /// For tests of order and back-pressure: a command that takes so long.
 void debugDelay(Stream& stream, int64_t microseconds) {
   stream.enqueue("debugDelay",
@@ -68,7 +79,7 @@ std::vector<Row> streamRows() {
       row("checkStream", &checkStream),   row("resetStream", &resetStream),     row("setPlace", &setPlace),
       row("recordEvent", &recordEvent),   row("waitEvent", &waitEvent),         row("eventDone", &eventDone),
       row("destroyEvent", &destroyEvent), row("debugFail", &debugFail),         row("debugDelay", &debugDelay),
-      row("startProfile", &startProfile), row("endProfile", &endProfile),
+      row("startProfile", &startProfile), row("endProfile", &endProfile),       row("debugFailTasks", &debugFailTasks),
   };
 }
 

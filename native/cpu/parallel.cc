@@ -6,8 +6,10 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 namespace viaduct::cpu {
 
@@ -35,7 +37,7 @@ class Team {
     return *team;
   }
 
-  /// False if another thread has the team.
+  /// False if another thread has the team. Throws what a task threw, after all threads have left the job.
   bool run(int64_t tasks, int wanted, void (*task)(const void*, int64_t), const void* context) {
     std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
     if (!owner.owns_lock()) return false;
@@ -60,6 +62,7 @@ class Team {
         std::this_thread::yield();
       }
     }
+    if (failure_ != nullptr) std::rethrow_exception(std::exchange(failure_, nullptr));
     return true;
   }
 
@@ -74,7 +77,13 @@ class Team {
     for (;;) {
       const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
       if (i >= tasks_) break;
-      task_(context_, i);
+      try {
+        task_(context_, i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (failure_ == nullptr) failure_ = std::current_exception();
+        next_.store(tasks_, std::memory_order_relaxed);  // tasks that have not begun are left out
+      }
     }
     inTask = false;
   }
@@ -120,6 +129,7 @@ class Team {
   void (*task_)(const void*, int64_t) = nullptr;
   const void* context_ = nullptr;
   int limit_ = 0;
+  std::exception_ptr failure_;  // the first of the job
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<uint64_t> state_{0};
   alignas(64) std::atomic<int> sleepers_{0};

@@ -11,11 +11,12 @@ namespace viaduct::cpu {
 int numThreads();
 void setNumThreads(int n);
 
-/// Runs task(context, i) for i in [0, tasks) on the caller and the team; returns when all are done. A call from within a
-/// task, or while another thread has the team, runs on the caller alone.
+/// Runs task(context, i) for i in [0, tasks) on the caller and the team; returns when all are done. What a task throws is
+/// thrown to the caller; tasks that have not begun by then do not run. A call from within a task, or while another thread
+/// has the team, runs on the caller alone.
 void runTeam(int64_t tasks, void (*task)(const void* context, int64_t i), const void* context);
 
-/// Calls f(i) for i in [0, tasks), each once, in any order, on any thread of the team. f must not throw.
+/// Calls f(i) for i in [0, tasks), each once, in any order, on any thread of the team.
 template <typename F>
 void parallelFor(int64_t tasks, const F& f) {
   if (tasks <= 1 || numThreads() <= 1) {

@@ -104,6 +104,23 @@ test('a failure poisons the stream: later commands are skipped, every await reje
   native.free(x)
 })
 
+test('a failure on a thread of the team reaches the stream, and the team serves the next kernel', async () => {
+  const { threads } = native.deviceInfo(device)
+  native.setNumThreads(device, 4)
+  const x = native.empty(stream, [1 << 20], F32)
+  for (let round = 0; round < 5; round++) {
+    native.debugFailTasks(stream, 64, 'in a task')
+    expect((await failure(native.syncStream(stream)))?.message).toBe('[debugFailTasks] in a task')
+    native.resetStream(stream)
+    native.fill(stream, x, round)
+    native.add(stream, x, x, x)
+    const values = new Float32Array(await native.download(stream, x))
+    expect(values.every((value) => value === 2 * round)).toBe(true)
+  }
+  native.free(x)
+  native.setNumThreads(device, threads)
+})
+
 test('a stream that waits for a poisoned one is poisoned too', async () => {
   const other = native.createStream(device)
   native.debugDelay(stream, 20_000)
