@@ -33,8 +33,8 @@ CpuBackend::CpuBackend() : arena_(std::make_unique<Memory>()) {}
 CpuBackend::~CpuBackend() = default;
 
 std::string CpuBackend::describe() const {
-  return std::string("CPU, ") + simdTarget() + ", matmul by " + matmulEngine(DType::F32) + ", " +
-         std::to_string(numThreads()) + (numThreads() == 1 ? " thread" : " threads");
+  return std::string("CPU, ") + simdTarget() + ", matmul by " + matmulEngine(DType::F32) + ", of bfloat16 by " +
+         matmulEngine(DType::BF16) + ", " + std::to_string(numThreads()) + (numThreads() == 1 ? " thread" : " threads");
 }
 
 void* CpuBackend::allocate(size_t bytes, Stream& stream) {
