@@ -20,7 +20,7 @@ export interface ResolvedConfig {
   readonly vocabSize: number
   /** Vocabulary in memory, over all tensor-parallel ranks. */
   readonly paddedVocabSize: number
-  /** Dtype of parameters and activations. */
+  /** Dtype of parameters and activations: mixedPrecision's, else model.paramsDtype. */
   readonly paramsDtype: DType
   readonly lrWarmupIters: number
   readonly lrDecayIters: number
@@ -200,7 +200,6 @@ export function resolve(config: RunConfig, worldSize: number): ResolvedConfig {
   if (problems.length > 0) throw configError(problems)
   const { model, train } = config
   const paramsDtype = dtypeOf(config.mixedPrecision, model.paramsDtype)
-  if (paramsDtype !== model.paramsDtype) model.paramsDtype = paramsDtype
   try {
     model.finalize()
   } catch (error) {

@@ -42,7 +42,10 @@ export function priceOf(resolved: ResolvedConfig, peakFlops: number | null): Pri
   }
 }
 
-/** FLOP/s of a square matmul of 768 on this device, in the run's dtype: the best of three after a first one. */
+/** How often, and for how long at most, the matmul is timed: another program may hold the cores for a moment. */
+const rounds = { least: 3, most: 12, milliseconds: 250 }
+
+/** FLOP/s of a square matmul of 768 on this device, in the run's dtype: the best of several rounds after a first one. */
 export async function measurePeakFlops(device: Device, dtype: 'float32' | 'bfloat16'): Promise<number> {
   const n = 768
   const scope = new Scope()
@@ -52,7 +55,9 @@ export async function measurePeakFlops(device: Device, dtype: 'float32' | 'bfloa
     const b = Tensor.full(ctx, [n, n], dtype, 0.25)
     const y = Tensor.empty(ctx, [n, n], dtype)
     let best = Number.POSITIVE_INFINITY
-    for (let i = 0; i < 4; i++) {
+    const begun = performance.now()
+    for (let i = 0; i <= rounds.most; i++) {
+      if (i > rounds.least && performance.now() - begun > rounds.milliseconds) break
       await device.stream.sync()
       const started = performance.now()
       native.matmul(ctx.stream.id, y.handle, a.handle, b.handle, 0, false, true, false)
@@ -113,7 +118,14 @@ export function describePrice(resolved: ResolvedConfig, price: Price, stepsLeft:
   const { train, model } = config
   const { memory } = price
   const millions = (price.parameters / 1e6).toFixed(price.parameters < 1e7 ? 2 : 0)
+  const replaced =
+    model.paramsDtype === resolved.paramsDtype
+      ? []
+      : [
+          `note        mixedPrecision=${config.mixedPrecision} computes in ${resolved.paramsDtype}, not in model.paramsDtype=${model.paramsDtype}`,
+        ]
   const lines = [
+    ...replaced,
     `model       ${millions} M parameters, ${resolved.paramsDtype}, ${model.numLayers} layers of ${model.hiddenSize}, vocabulary ${model.vocabSize} (${resolved.paddedVocabSize} in memory)`,
     `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, dp ${dataParallelSize}`,
     `batch       ${train.globalBatchSize} × ${seqLength} tokens a step: ${numMicroBatches} micro-${numMicroBatches === 1 ? 'batch' : 'batches'} of ${train.microBatchSize} a rank`,

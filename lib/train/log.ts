@@ -2,6 +2,7 @@
 import { appendFileSync, mkdirSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { trainingFlopsPerToken } from '../plan/cost.js'
+import { measurePeakFlops } from '../plan/price.js'
 import type { EvaluationReport } from './evaluate.js'
 import type { TrainState } from './state.js'
 import type { StepReport } from './step.js'
@@ -12,20 +13,28 @@ export interface Throughput {
   readonly tokensPerSecond: number
   /** Model TFLOP/s of one rank. */
   readonly teraflops: number
-  /** Share of the rank's measured matmul rate; null where no rate is known. */
+  /** Share of the rank's measured matmul rate; null where the step was faster than that: it was measured on a busy machine. */
   readonly mfu: number | null
 }
 
 export function throughputOf(state: TrainState, ms: number): Throughput {
-  const { resolved, price } = state
+  const { resolved, peakFlops } = state
   const tokens = resolved.config.train.globalBatchSize * resolved.seqLength
   const flops = trainingFlopsPerToken(resolved.config.model, resolved.seqLength, resolved.paddedVocabSize) * tokens
   const rate = flops / (ms / 1000) / resolved.worldSize
   return {
     tokensPerSecond: tokens / (ms / 1000),
     teraflops: rate / 1e12,
-    mfu: price.peakFlops === null ? null : rate / price.peakFlops,
+    mfu: rate > peakFlops ? null : rate / peakFlops,
   }
+}
+
+/** Measures the matmul rate again where a step was faster than it can be. */
+export async function correctPeak(state: TrainState, ms: number): Promise<void> {
+  if (throughputOf(state, ms).mfu !== null) return
+  const { model, resolved } = state
+  const again = await measurePeakFlops(model.device, resolved.paramsDtype === 'float32' ? 'float32' : 'bfloat16')
+  state.peakFlops = Math.max(state.peakFlops, again)
 }
 
 const columns = [

@@ -4,7 +4,7 @@ import type { RunConfig } from '../config/runConfig.js'
 import { saveCheckpoint } from './checkpoints.js'
 import { type EvaluationReport, evaluate } from './evaluate.js'
 import { type ForwardStep, forwardStep as languageModelStep } from './forwardStep.js'
-import { MetricsFile, stepHeader, stepLine } from './log.js'
+import { correctPeak, MetricsFile, stepHeader, stepLine } from './log.js'
 import { type SetupOptions, setup, type TrainState } from './state.js'
 import { sumOverRanks } from './status.js'
 import { type StepReport, trainStep } from './step.js'
@@ -104,6 +104,7 @@ async function loop(state: TrainState, forward: ForwardStep, options: TrainOptio
     for (const callback of callbacks) await callback.onStepStart?.(state)
     last = await trainStep(state, state.loader.next(), forward)
     losses.push(last.loss)
+    await correctPeak(state, last.ms)
     metrics.step(state, last)
     if (options.quiet !== true && last.step % logger.logInterval === 0) state.log(stepLine(state, last))
     for (const callback of callbacks) await callback.onStepEnd?.(state, last)

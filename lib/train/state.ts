@@ -39,6 +39,8 @@ export interface TrainState {
   readonly data: RunData
   readonly loader: BatchLoader
   readonly price: Price
+  /** Best matmul rate of this rank measured so far, in FLOP/s: the price's, or a later one that was less disturbed. */
+  peakFlops: number
   /** int64 [2]: seed and step, which dropout reads. */
   readonly rngSlot: Tensor
   readonly signal: AbortSignal | undefined
@@ -131,6 +133,7 @@ export async function setup(config: RunConfig, options: SetupOptions = {}): Prom
       data,
       loader,
       price,
+      peakFlops: peak,
       rngSlot,
       signal,
       log,

@@ -143,6 +143,11 @@ describe('train', () => {
     const again = await viaduct(folder, 'train', 'run.yaml', '--dry-run')
     expect(again.code).toBe(0)
     expect(again.stdout).toBe(stdout)
+    // A dtype that mixedPrecision replaces is told; nothing is told where they agree.
+    const replaced = await viaduct(folder, 'train', ...tiny, 'model.params_dtype=float16', '--dry-run')
+    expect(replaced.stderr).toContain('mixedPrecision=fp32 computes in float32, not in model.paramsDtype=float16')
+    expect(replaced.stderr).toMatch(/^model .* parameters, float32/m)
+    expect(stderr).not.toContain('mixedPrecision')
   })
 
   test('finishes the step, saves, and exits with 143 on SIGTERM', async () => {
