@@ -2,12 +2,12 @@
 // a journal in the unfinished folder, so that after a kill at most one part a process is done again. What a part does is planned
 // elsewhere, from headers and options alone; every process plans the same.
 import { createHash } from 'node:crypto'
-import { mkdir, rmdir } from 'node:fs/promises'
+import { mkdir } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 
 import { stopIfAborted, ViaductError } from '../base/errors.js'
 import { onFirst, type Ranks, together } from '../checkpoint/ranks.js'
-import { flush, removeStale } from '../io/atomic.js'
+import { flush, ioError, makeFolder, removeMade, removeStale } from '../io/atomic.js'
 import { createFile, ioCounters, settleAll } from '../io/blocks.js'
 import type { RemoteBytes } from '../io/hub/remoteBytes.js'
 import type { SafetensorsHeader } from '../io/safetensorsHeader.js'
@@ -141,14 +141,16 @@ export async function convert(
     .digest('hex')
   const writers = await ranks.gather(await thisWriter())
   const unfinished = new UnfinishedFolder(plan.target)
-  let made: string | undefined
+  let made: string | null = null
   const found = await onFirst(ranks, async () => {
     if (await unfinished.isCommitted(fingerprint)) {
       await removeStale(dirname(plan.target))
       return unfinished.claim(fingerprint, writers, true)
     }
     await plan.admit()
-    made = await mkdir(dirname(plan.target), { recursive: true })
+    made = await makeFolder(dirname(plan.target)).catch((cause: unknown) => {
+      throw ioError(cause, `cannot make ${dirname(plan.target)}`)
+    })
     await removeStale(dirname(plan.target))
     return unfinished.claim(fingerprint, writers, options.resume ?? true)
   })
@@ -190,7 +192,7 @@ export async function convert(
         throw resumableError(error as ViaductError)
       }
       await unfinished.remove()
-      if (made !== undefined) await removeMade(made, dirname(plan.target))
+      if (made !== null) await removeMade(dirname(plan.target), made)
     }
     throw error
   }
@@ -204,17 +206,6 @@ function resumableError(error: ViaductError): ViaductError {
     { ...error.details, resumable: true },
     { cause: error },
   )
-}
-
-/** Takes folders away that were made for the target and are empty again. */
-async function removeMade(made: string, folder: string): Promise<void> {
-  for (let at = folder; ; at = dirname(at)) {
-    const gone = await rmdir(at).then(
-      () => true,
-      () => false,
-    )
-    if (!gone || at === made) return
-  }
 }
 
 /** One process's share of a conversion. */

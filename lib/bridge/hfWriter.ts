@@ -4,7 +4,17 @@ import { mkdir, rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import type { HfParcel } from '../checkpoint/hfParcel.js'
 import { onFirst, type Ranks, together } from '../checkpoint/ranks.js'
-import { checkTarget, commitFolder, flush, ioError, removeStale, temporaryName, writeFlushed } from '../io/atomic.js'
+import {
+  checkTarget,
+  commitFolder,
+  flush,
+  ioError,
+  makeFolder,
+  removeMade,
+  removeStale,
+  temporaryName,
+  writeFlushed,
+} from '../io/atomic.js'
 import { copyRegion, createFile, type FileTensor, settleAll } from '../io/blocks.js'
 import { identityRegion } from '../tensor/region.js'
 import type { ExportPlan, PlannedTensor } from './exportPlan.js'
@@ -29,8 +39,12 @@ export async function writeHfFolder(
   fill: (tensors: readonly (PlannedTensor & { readonly place: FileTensor })[]) => Promise<void>,
 ): Promise<void> {
   const { ranks } = options
+  let made: string | null = null
   const temporary = await onFirst(ranks, async () => {
     await checkTarget(target, options.overwrite ?? false)
+    made = await makeFolder(dirname(target)).catch((cause: unknown) => {
+      throw ioError(cause, `cannot make ${dirname(target)}`)
+    })
     await removeStale(dirname(target))
     const folder = temporaryName(target)
     try {
@@ -68,6 +82,7 @@ export async function writeHfFolder(
     })
   } catch (error) {
     if (ranks.rank === 0) await rm(temporary, { recursive: true, force: true })
+    if (made !== null) await removeMade(dirname(target), made)
     throw error
   }
 }

@@ -1,6 +1,6 @@
 // Saving: every rank writes the pieces that it owns into its own file; rank 0 adds the index and everything else, then the
 // folder gets its name in one step and the tracker moves last. Killed at any instant, the old or the new checkpoint is complete.
-import { mkdir, rm, rmdir } from 'node:fs/promises'
+import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { DType } from '../base/dtype.js'
 import { stopIfAborted, ViaductError } from '../base/errors.js'
@@ -9,6 +9,7 @@ import {
   flush,
   ioError,
   makeFolder,
+  removeMade,
   removeStale,
   temporaryName,
   writeFileAtomic,
@@ -66,7 +67,7 @@ export async function saveCheckpoint(
 ): Promise<string> {
   const ranks = options.ranks ?? solo
   const target = join(dir, iterationFolder(iteration))
-  let made = false
+  let made: string | null = null
   const temporary = await onFirst(ranks, async () => {
     try {
       made = await makeFolder(dir)
@@ -91,7 +92,7 @@ export async function saveCheckpoint(
     return target
   } catch (error) {
     if (ranks.rank === 0) await rm(temporary, { recursive: true, force: true })
-    if (made) await rmdir(dir).catch(() => {}) // it holds something after all
+    if (made !== null) await removeMade(dir, made)
     throw error
   }
 }

@@ -1,7 +1,7 @@
 // Files and folders that appear whole or not at all: written beside the target under a hidden name, flushed to disk, renamed.
 // A full disk is ERR_NO_SPACE. What a killed process left behind is removed by the next writer of the same target.
 import { randomBytes } from 'node:crypto'
-import { mkdir, open, readdir, rename, rm } from 'node:fs/promises'
+import { mkdir, open, readdir, rename, rm, rmdir } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { native } from '../addon/load.js'
@@ -24,15 +24,15 @@ export function ioError(cause: unknown, what: string): ViaductError {
 }
 
 /**
- * Makes a folder and its parents; true when it was not there. Node's own recursive mkdir never ends where the system answers ENOENT
- * for a folder whose parent exists (/proc).
+ * Makes a folder and its parents; returns the topmost that was not there, or null. Node's own recursive mkdir never ends where the
+ * system answers ENOENT for a folder whose parent exists (/proc).
  */
-export async function makeFolder(path: string): Promise<boolean> {
+export async function makeFolder(path: string): Promise<string | null> {
   const make = () =>
     mkdir(path).then(
-      () => true,
+      () => path,
       (cause: NodeJS.ErrnoException) => {
-        if (cause.code === 'EEXIST') return false
+        if (cause.code === 'EEXIST') return null
         throw cause
       },
     )
@@ -41,8 +41,20 @@ export async function makeFolder(path: string): Promise<boolean> {
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw cause
   }
-  await makeFolder(dirname(path))
-  return make()
+  const above = await makeFolder(dirname(path))
+  const own = await make()
+  return above ?? own
+}
+
+/** Takes a folder that `makeFolder` made away again, and those that it made above, as far as they are empty. */
+export async function removeMade(path: string, topmost: string): Promise<void> {
+  for (let at = path; ; at = dirname(at)) {
+    const gone = await rmdir(at).then(
+      () => true,
+      () => false,
+    )
+    if (!gone || at === topmost) return
+  }
 }
 
 /** Flushes a file or folder to disk. */
@@ -147,7 +159,7 @@ export async function asideOf(target: string): Promise<string | null> {
 }
 
 /**
- * A target folder for output: absent, empty, or to be replaced on purpose. Makes its parents.
+ * A target folder for output: absent, empty, or to be replaced on purpose.
  * @throws ERR_TARGET_EXISTS when it holds something and `overwrite` is false.
  */
 export async function checkTarget(target: string, overwrite: boolean): Promise<void> {
@@ -164,10 +176,5 @@ export async function checkTarget(target: string, overwrite: boolean): Promise<v
       `expected an empty or new folder, got ${target} with ${entries.length} entries: pass --overwrite to replace it`,
       { target },
     )
-  }
-  try {
-    await makeFolder(dirname(target))
-  } catch (cause) {
-    throw ioError(cause, `cannot make ${dirname(target)}`)
   }
 }

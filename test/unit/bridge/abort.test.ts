@@ -25,11 +25,9 @@ it('an aborted import or export leaves nothing', async () => {
 
 it('an import or export that is aborted in its midst stops there', async () => {
   const folder = writeLlama(join(home, 'long'), { layers: 40 })
-  const [whole, ckpt, out] = ['long-whole', 'long-ckpt', 'long-out'].map((name) => join(home, name)) as [
-    string,
-    string,
-    string,
-  ]
+  const whole = join(home, 'long-whole')
+  // Folders that the conversion has to make for its target go with it.
+  const [ckpt, out] = [join(home, 'made/for/ckpt'), join(home, 'made/for/out')]
   await importCkpt(folder, whole)
   const before = readdirSync(home).sort()
   for (const [convert, from, to] of [
