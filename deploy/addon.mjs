@@ -28,7 +28,7 @@ function found() {
 }
 
 /** What binding.gyp asks for, one value per line. */
-const gyp = {
+export const gyp = {
   sources,
   defines: () =>
     found()
