@@ -161,36 +161,43 @@ export function bindRules(
   const ties = new Map<string, string>()
   const formulas = new Map<string, DerivedRule>()
   const problems: string[] = []
-  const shapes = new Map(parameters.map((p) => [p.name, p.shape]))
+  const rows = new Map(parameters.map((row) => [row.name, row]))
   const bind = (rule: MappingRule) => {
-    for (const { ours, theirs, expert } of instances(rule, config)) {
-      const shape = shapes.get(ours)
-      if (shape === undefined) continue // the rule is for another variant (a bias that this config lacks)
-      if (bindings.has(ours)) problems.push(`${ours} has two rules`)
-      const parts = rule.place(shape, config).map((part, i): Part => {
-        const stacked = expert !== null && !rule.theirs[i]?.includes('{e}')
-        const slice = stacked ? { index: expert, count: config.numMoeExperts as number } : null
-        return { name: theirs[i] as string, slice, ...part }
+    const placed = new Map<string, Placed>()
+    eachInstance(rule, config, (ours, theirs, expert) => {
+      const row = rows.get(ours)
+      if (row === undefined) return // the rule is for another variant (a bias that this config lacks)
+      const { name: known, shape } = row
+      const key = shape.join()
+      const { places, faults } = placed.get(key) ?? place(rule, shape, config)
+      placed.set(key, { places, faults })
+      const parts = places.map(({ shape: theirShape, regions }, i): Part => {
+        const { name, ofExpert } = theirs(i)
+        const slice = expert !== null && !ofExpert ? { index: expert, count: config.numMoeExperts as number } : null
+        return { name, shape: theirShape, slice, regions }
       })
-      const binding = { ours, shape, parts }
-      problems.push(...bindingProblems(binding))
-      bindings.set(ours, binding)
+      for (const { part, fault } of faults) problems.push(`${part === null ? ours : parts[part]?.name}: ${fault}`)
+      const binding = { ours: known, shape, parts }
+      const before = bindings.size
+      bindings.set(known, binding)
+      if (bindings.size === before) problems.push(`${ours} has two rules`)
       for (const part of parts) {
-        const readers = byTheirs.get(part.name) ?? []
-        if (readers.length !== (part.slice?.index ?? 0)) problems.push(`${part.name} is read by two rules`)
-        readers.push({ binding, part })
-        byTheirs.set(part.name, readers)
+        const readers = byTheirs.get(part.name)
+        if ((readers?.length ?? 0) !== (part.slice?.index ?? 0)) problems.push(`${part.name} is read by two rules`)
+        if (readers === undefined) byTheirs.set(part.name, [{ binding, part }])
+        else readers.push({ binding, part })
       }
-    }
+    })
   }
   for (const rule of rules) {
     if (rule.kind === 'tied') ties.set(rule.copy, rule.of)
     else if (rule.kind === 'derived') for (const name of layersOf(rule.theirs, config)) formulas.set(name, rule)
     else if (rule.kind === 'spellings') {
-      for (const chosen of spellingOf(rule, shapes, config, names)) bind(chosen)
+      for (const chosen of spellingOf(rule, rows, config, names)) bind(chosen)
     } else bind(rule)
   }
-  for (const { name } of parameters) if (!bindings.has(name)) problems.push(`${name} has no rule`)
+  if (bindings.size < rows.size)
+    for (const { name } of parameters) if (!bindings.has(name)) problems.push(`${name} has no rule`)
   for (const [name, readers] of byTheirs) {
     const count = readers[0]?.part.slice?.count ?? 1
     if (readers.length < count) problems.push(`${readers.length} of the ${count} slices of ${name} are read`)
@@ -208,45 +215,106 @@ export function bindRules(
 /** The spelling of which the source has most names: the coverage proof then tells what is missing, and names of another one. */
 function spellingOf(
   { choices }: SpellingRule,
-  shapes: ReadonlyMap<string, unknown>,
+  rows: ReadonlyMap<string, unknown>,
   config: TransformerConfig,
   names: TensorNames | null,
 ): readonly MappingRule[] {
-  const found = choices.map((choice) => {
-    const wanted = choice.flatMap((rule) => instances(rule, config)).filter(({ ours }) => shapes.has(ours))
-    return new Set(wanted.flatMap(({ theirs }) => theirs.filter((name) => names?.has(name)))).size
-  })
-  return choices[found.indexOf(Math.max(...found))] as readonly MappingRule[]
+  const [first] = choices as readonly [readonly MappingRule[]]
+  if (names === null) return first
+  const present = (choice: readonly MappingRule[], step: number) => {
+    let count = 0
+    for (const rule of choice) {
+      const visit = (ours: string, theirs: NamesOf, expert: number | null) => {
+        if (!rows.has(ours)) return
+        for (const i of rule.theirs.keys()) {
+          const { name, ofExpert } = theirs(i)
+          if ((ofExpert || (expert ?? 0) === 0) && names.has(name)) count++
+        }
+      }
+      eachInstance(rule, config, visit, step)
+    }
+    return count
+  }
+  // The first and the last expert of each layer tell, unless they tell of several spellings alike.
+  for (const step of [Math.max(1, (config.numMoeExperts ?? 1) - 1), 1]) {
+    const counts = choices.map((choice) => present(choice, step))
+    const most = Math.max(...counts)
+    if (step === 1 || counts.filter((count) => count === most).length === 1)
+      return choices[counts.indexOf(most)] as readonly MappingRule[]
+  }
+  return first
 }
 
-/** Both sides tile: each logical element has one source, each HF element one reader. */
-function bindingProblems(binding: Binding): string[] {
-  const problems: string[] = []
-  const ours = binding.parts.flatMap((part) => part.regions.map((r) => ({ start: r.to, size: r.size })))
-  const fault = tilingFault(binding.shape, ours)
-  if (fault) problems.push(`${binding.ours}: ${fault}`)
-  for (const part of binding.parts) {
-    const theirs = tilingFault(
+/** Where a rule puts tensors of one shape, and what is wrong about it. Layers and experts of the same shape share it. */
+interface Placed {
+  readonly places: readonly Pick<Part, 'shape' | 'regions'>[]
+  /** Of a part, or (null) of the logical tensor. */
+  readonly faults: readonly { readonly part: number | null; readonly fault: string }[]
+}
+
+/** Places, and proves that both sides tile: each logical element has one source, each HF element one reader. */
+function place(rule: MappingRule, shape: readonly number[], config: TransformerConfig): Placed {
+  const places = rule.place(shape, config)
+  const ours = tilingFault(
+    shape,
+    places.flatMap(({ regions }) => regions.map((r) => ({ start: r.to, size: r.size }))),
+  )
+  const theirs = places.map((part) =>
+    tilingFault(
       part.shape,
       part.regions.map((r) => ({ start: r.from, size: r.size })),
-    )
-    if (theirs) problems.push(`${part.name}: ${theirs}`)
-  }
-  return problems
+    ),
+  )
+  const faults = [ours, ...theirs].flatMap((fault, i) =>
+    fault === null ? [] : [{ part: i === 0 ? null : i - 1, fault }],
+  )
+  return { places, faults }
 }
 
-/** A rule's names for each layer and expert that they speak of. */
-function instances(rule: MappingRule, config: TransformerConfig) {
-  const ofExpert = (name: string, expert: number | null) => name.replace('{e}', String(expert))
-  const experts = rule.ours.includes('{e}') ? Array.from({ length: config.numMoeExperts ?? 0 }, (_, e) => e) : [null]
-  const theirs = rule.theirs.map((name) => layersOf(name, config))
-  return layersOf(rule.ours, config).flatMap((ours, layer) =>
-    experts.map((expert) => ({
-      ours: ofExpert(ours, expert),
-      theirs: theirs.map((names) => ofExpert(names[layer] as string, expert)),
-      expert,
-    })),
+/** A rule's HF names in one instance, made when asked for; `ofExpert`: it is one expert's own. */
+type NamesOf = (i: number) => { readonly name: string; readonly ofExpert: boolean }
+
+/** Calls `f` with a rule's names for each layer and every `step`th expert that they speak of, layer by layer. */
+function eachInstance(
+  rule: MappingRule,
+  config: TransformerConfig,
+  f: (ours: string, theirs: NamesOf, expert: number | null) => void,
+  step = 1,
+): void {
+  const named = nameMaker(rule.ours)
+  const makers = rule.theirs.map(nameMaker)
+  const layers = named.ofLayer ? config.numLayers : 1
+  const experts = named.ofExpert ? (config.numMoeExperts ?? 0) : 1
+  for (let layer = 0; layer < layers; layer++) {
+    for (let expert = 0; expert < experts; expert += step) {
+      const theirs: NamesOf = (i) => {
+        const { of, ofExpert } = makers[i] as NameMaker
+        return { name: of(layer, expert), ofExpert }
+      }
+      f(named.of(layer, expert), theirs, named.ofExpert ? expert : null)
+    }
+  }
+}
+
+interface NameMaker {
+  readonly ofLayer: boolean
+  readonly ofExpert: boolean
+  readonly of: (layer: number, expert: number) => string
+}
+
+/** A pattern with `*` and, behind it, `{e}`, each once or not at all. */
+function nameMaker(pattern: string): NameMaker {
+  const [start, ...afterLayer] = pattern.split('*')
+  const [middle, ...afterExpert] = (afterLayer.length === 0 ? (start as string) : (afterLayer[0] as string)).split(
+    '{e}',
   )
+  const ofLayer = afterLayer.length > 0
+  const ofExpert = afterExpert.length > 0
+  const end = afterExpert[0] ?? ''
+  if (!ofLayer && !ofExpert) return { ofLayer, ofExpert, of: () => pattern }
+  if (!ofExpert) return { ofLayer, ofExpert, of: (layer) => `${start}${layer}${middle}` }
+  if (!ofLayer) return { ofLayer, ofExpert, of: (_, expert) => `${middle}${expert}${end}` }
+  return { ofLayer, ofExpert, of: (layer, expert) => `${start}${layer}${middle}${expert}${end}` }
 }
 
 /** A name with `*` once per layer, another once. */
@@ -287,11 +355,20 @@ export interface Coverage {
 
 /** A name against a pattern with `*` (anything) and `?` (one character). */
 export function matchesPattern(name: string, pattern: string): boolean {
-  const expression = pattern
-    .replace(/[.+^${}()|[\]\\]/g, '\\$&')
-    .replaceAll('*', '.*')
-    .replaceAll('?', '.')
-  return new RegExp(`^${expression}$`, 's').test(name)
+  return patternMatcher([pattern])(name)
+}
+
+/** As matchesPattern for several patterns, of which one must match, and many names. */
+export function patternMatcher(patterns: readonly string[]): (name: string) => boolean {
+  if (patterns.length === 0) return () => false
+  const expressions = patterns.map((pattern) =>
+    pattern
+      .replace(/[.+^${}()|[\]\\]/g, '\\$&')
+      .replaceAll('*', '.*')
+      .replaceAll('?', '.'),
+  )
+  const expression = new RegExp(`^(?:${expressions.join('|')})$`, 's')
+  return (name) => expression.test(name)
 }
 
 /**
@@ -304,7 +381,8 @@ export function proveCoverage(
   source: ReadonlyMap<string, TensorFacts>,
   policy: CoveragePolicy = {},
 ): Coverage {
-  const allowed = (name: string, patterns: readonly string[] = []) => patterns.some((p) => matchesPattern(name, p))
+  const mayBeUnread = patternMatcher(policy.ignore ?? [])
+  const mayBeAbsent = patternMatcher(policy.allowMissing ?? [])
   const lists = {
     mapped: [] as string[],
     tied: [] as string[],
@@ -325,7 +403,7 @@ export function proveCoverage(
     const original = mapping.tied.get(name)
     const bound = mapping.byTheirs.get(name)?.[0]
     const formula = mapping.derived.get(name)
-    if (allowed(name, policy.ignore)) lists.ignored.push(name)
+    if (mayBeUnread(name)) lists.ignored.push(name)
     else if (bound) {
       lists.mapped.push(name)
       checkShape(name, facts.shape, tensorShape(bound.part))
@@ -339,18 +417,21 @@ export function proveCoverage(
       checkShape(name, facts.shape, formula.shape(mapping.config))
     } else unexpected.push(name)
   }
+  const ignored = new Set(lists.ignored)
   for (const name of mapping.byTheirs.keys()) {
-    if (source.has(name) && !lists.ignored.includes(name)) continue
-    if (allowed(name, policy.allowMissing)) lists.missing.push(name)
+    if (source.has(name) && !ignored.has(name)) continue
+    if (mayBeAbsent(name)) lists.missing.push(name)
     else absent.push(name)
   }
+  const missing = new Set(lists.missing)
   for (const { ours, parts } of mapping.bindings.values()) {
-    const found = new Set(parts.flatMap((part) => source.get(part.name)?.dtype ?? []))
-    if (found.size > 1)
+    if (parts.length === 1) continue
+    const found = parts.flatMap((part) => source.get(part.name)?.dtype ?? [])
+    if (found.some((dtype) => dtype !== found[0]))
       kinds.push(
-        `${parts.map((p) => p.name).join(', ')} become ${ours} but have the dtypes ${[...found].join(', ')}: save them in one dtype`,
+        `${parts.map((p) => p.name).join(', ')} become ${ours} but have the dtypes ${[...new Set(found)].join(', ')}: save them in one dtype`,
       )
-    const gone = parts.filter((part) => lists.missing.includes(part.name))
+    const gone = missing.size === 0 ? [] : parts.filter((part) => missing.has(part.name))
     if (gone.length > 0 && gone.length < parts.length)
       absent.push(
         ...gone.map((part) => `${part.name} (its siblings of ${ours} are there: allow all or none to be missing)`),

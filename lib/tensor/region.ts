@@ -59,10 +59,7 @@ export function identityRegion(shape: readonly number[]): Region {
  * Checks that boxes tile a tensor: inside it, disjoint, together as many elements as the tensor has.
  * @returns null when they do, else the reason, naming the boxes.
  */
-export function tilingFault(
-  shape: readonly number[],
-  boxes: readonly { start: readonly number[]; size: readonly number[] }[],
-): string | null {
+export function tilingFault(shape: readonly number[], boxes: readonly Box[]): string | null {
   let covered = 0
   for (const box of boxes) {
     for (let d = 0; d < shape.length; d++) {
@@ -74,12 +71,32 @@ export function tilingFault(
     }
     covered += volume(box.size)
   }
-  const sorted = boxes.filter((box) => volume(box.size) > 0).sort((a, b) => (a.start[0] ?? 0) - (b.start[0] ?? 0))
-  for (let i = 0; i < sorted.length; i++) {
-    const a = sorted[i] as (typeof sorted)[number]
+  const fault = overlap(
+    shape,
+    boxes.filter((box) => volume(box.size) > 0),
+  )
+  if (fault !== null) return fault
+  const total = volume(shape)
+  return covered === total ? null : `${covered} of ${total} elements are covered`
+}
+
+interface Box {
+  readonly start: readonly number[]
+  readonly size: readonly number[]
+}
+
+/** Names two boxes that overlap. Sweeps along the dim in which boxes differ most: grids and columns too are looked at once. */
+function overlap(shape: readonly number[], boxes: readonly Box[]): string | null {
+  if (boxes.length < 2) return null
+  if (shape.length === 0) return `${boxes.length} boxes hold the only element`
+  const starts = shape.map((_, d) => new Set(boxes.map((box) => box.start[d])).size)
+  const along = starts.indexOf(Math.max(...starts))
+  const sorted = [...boxes].sort((a, b) => (a.start[along] as number) - (b.start[along] as number))
+  for (const [i, a] of sorted.entries()) {
+    const end = (a.start[along] as number) + (a.size[along] as number)
     for (let j = i + 1; j < sorted.length; j++) {
-      const b = sorted[j] as (typeof sorted)[number]
-      if (shape.length > 0 && (b.start[0] as number) >= (a.start[0] as number) + (a.size[0] as number)) break
+      const b = sorted[j] as Box
+      if ((b.start[along] as number) >= end) break
       const overlaps = shape.every((_, d) => {
         const aStart = a.start[d] as number
         const bStart = b.start[d] as number
@@ -88,6 +105,5 @@ export function tilingFault(
       if (overlaps) return `boxes at [${a.start}] of [${a.size}] and at [${b.start}] of [${b.size}] overlap`
     }
   }
-  const total = volume(shape)
-  return covered === total ? null : `${covered} of ${total} elements are covered`
+  return null
 }

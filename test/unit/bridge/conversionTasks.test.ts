@@ -122,7 +122,7 @@ describe('planTasks', () => {
           }
         }
       }),
-      { seed: 7, numRuns: 40 },
+      { seed: 7, numRuns: 20 },
     )
     expect(stacks > 20).toBe(names !== null)
   })
