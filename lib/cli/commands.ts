@@ -24,8 +24,10 @@ const allowMissing = () =>
   new Option('--allow-missing <pattern...>', 'let parameters of these names stay initialised; recorded as partial')
 const sha256 = () => new Option('--sha256', 'record the SHA-256 of each Hugging Face tensor in conversion.json')
 const noResume = () => new Option('--no-resume', 'start over instead of going on from an interrupted conversion')
-const processes = () =>
-  new Option('--nproc-per-node <n>', 'processes that share the work here (default: 1)').argParser(positiveInt)
+const processes = (byDefault: string) =>
+  new Option('--nproc-per-node <n>', `processes that share the work here (default: ${byDefault})`).argParser(
+    positiveInt,
+  )
 const revision = () => new Option('--revision <name>', 'branch, tag or commit of a hub id')
 
 /** The dtype of a name in any spelling, or null. */
@@ -60,7 +62,7 @@ function addConversion(program: Command): void {
     .addOption(allowMissing())
     .addOption(revision())
     .addOption(sha256())
-    .addOption(processes())
+    .addOption(processes('the ranks of the layout, at most 8 or the cores'))
     .addOption(noResume())
     .addOption(overwrite())
     .addOption(json())
@@ -82,7 +84,7 @@ function addConversion(program: Command): void {
     .addOption(dtype(stored, 'cast floating tensors (default: as stored)'))
     .addOption(new Option('--max-shard-size <bytes>', "largest file, e.g. 5GB (default: the source's files)"))
     .addOption(sha256())
-    .addOption(processes())
+    .addOption(processes('1'))
     .addOption(noResume())
     .addOption(overwrite())
     .addOption(json())

@@ -62,20 +62,20 @@ function numbers(seed: number): () => number {
 
 beforeAll(async () => {
   writeSyntheticModel(join(home, 'hf'), 100e6)
-  const made = await viaduct(['import', 'hf', 'ckpt', '--tp', '4'], join(home, 'none'))
+  const made = await viaduct(['import', 'hf', 'ckpt', '--tp', '4', '--nproc-per-node', '1'], join(home, 'none'))
   expect(made.code, made.stderr).toBe(0)
 })
 
 describe('SIGKILL, and again', () => {
   test.each([
-    ['import', ['import', 'hf', 'OUT', '--tp', '8'], 'OUT/.iter_0000000.unfinished'],
+    ['import', ['import', 'hf', 'OUT', '--tp', '8', '--nproc-per-node', '1'], 'OUT/.iter_0000000.unfinished'],
     [
       'import by two processes',
       ['import', 'hf', 'OUT', '--tp', '8', '--nproc-per-node', '2'],
       'OUT/.iter_0000000.unfinished',
     ],
     ['export', ['export', 'ckpt', 'OUT', '--sha256'], '.OUT.unfinished'],
-    ['another layout', ['import', 'ckpt', 'OUT', '--tp', '8'], 'OUT/.iter_0000000.unfinished'],
+    ['another layout', ['import', 'ckpt', 'OUT', '--tp', '8', '--nproc-per-node', '1'], 'OUT/.iter_0000000.unfinished'],
   ])(
     '%s',
     async (what, command, hidden) => {

@@ -1,4 +1,5 @@
 // `viaduct import` and `viaduct export`.
+import { availableParallelism } from 'node:os'
 import type { DType } from '../../base/dtype.js'
 import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
@@ -92,10 +93,15 @@ async function runConversion(
   await onProcesses(flags.nprocPerNode ?? 1, () => interruptible(inProcess), check)
 }
 
-export async function importCommand(source: string, ckpt: string, flags: ImportFlags): Promise<void> {
-  const parallel = parallelFromFlags(flags)
-  // Under a launcher each rank of the layout is a process; otherwise a few processes, or one, do the work of all ranks.
-  const worldSize = worldSizeOf(flags, flags.nprocPerNode === undefined ? launchedRanks() : null)
+/** Local processes for the ranks of a layout: one each, up to here; more ranks than this are shared out among as many. */
+const mostProcesses = Math.max(8, availableParallelism())
+
+export async function importCommand(source: string, ckpt: string, given: ImportFlags): Promise<void> {
+  const parallel = parallelFromFlags(given)
+  const launched = launchedRanks()
+  const worldSize = worldSizeOf(given, given.nprocPerNode === undefined ? launched : null)
+  const processes = given.nprocPerNode ?? (launched === null ? Math.min(worldSize, mostProcesses) : launched)
+  const flags = { ...given, nprocPerNode: processes }
   const work = (options: ConversionOptions) => {
     const download = byteProgress('downloading')
     return AutoBridge.importCkpt(source, ckpt, {
@@ -110,7 +116,10 @@ export async function importCommand(source: string, ckpt: string, flags: ImportF
       ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
     }).finally(download.stop)
   }
-  const pin = async () => (await fetchModel(source, flags)).pin
+  const pin = async () => [
+    ...(await fetchModel(source, flags)).pin,
+    ...(processes < worldSize ? ['--nproc-per-node', String(processes)] : []),
+  ]
   await runConversion({ doing: 'importing', done: 'imported' }, flags, work, pin)
 }
 
