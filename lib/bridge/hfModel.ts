@@ -3,7 +3,7 @@
 import { open } from 'node:fs/promises'
 import { type DType, dtypes } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
-import { HfParcel } from '../checkpoint/hfParcel.js'
+import { HfParcel, readConfig } from '../checkpoint/hfParcel.js'
 import { compareRanges, type FileTensor } from '../io/blocks.js'
 import { type HubOrigin, originOf } from '../io/hub/cacheLayout.js'
 import { modelFolder, type SourceOptions } from '../io/hub/modelSource.js'
@@ -60,16 +60,11 @@ export function readParcel(parcel: HfParcel): { family: FamilySpec; config: Tran
  * Opens and proves a model.
  * @param path - a folder, a folder of the hub's cache, a hub id, which is fetched, or the address of a folder on a web server,
  *   of which headers are.
- * @throws ERR_ARCHITECTURE, ERR_HF_CONFIG, ERR_JSON, ERR_PICKLE, ERR_TORCH_FILE, ERR_FILE_MISSING, ERR_INDEX,
- *   ERR_SAFETENSORS_*, ERR_COVERAGE, ERR_TENSOR_SHAPE, ERR_TENSOR_DTYPE, ERR_TIED, what modelFolder throws
+ * @throws what openUnproved throws; ERR_COVERAGE, ERR_TENSOR_SHAPE, ERR_TENSOR_DTYPE, ERR_TIED
  */
 export async function openHfModel(path: string, options: CoveragePolicy & SourceOptions = {}): Promise<HfModel> {
-  const remote = isAddress(path) ? await openRemoteFolder(path, options.signal ? { signal: options.signal } : {}) : null
-  const folder = remote?.folder ?? (await modelFolder(path, options))
-  const plain = await HfParcel.fromFolder(folder, null)
-  const { family, config } = readHfConfig(plain.config.value as HfConfig)
-  const weights = remote ?? (await openWeights(folder))
-  const mapping = mappingOf(family, config, weights.tensors)
+  const model = await openUnproved(path, options)
+  const { weights, mapping } = model
   const facts = new Map([...weights.tensors].map(([name, source]) => [name, source.entry]))
   const coverage = proveCoverage(mapping, facts, options)
   for (const copy of coverage.tied) await checkTied(weights, copy, mapping.tied.get(copy) as string)
@@ -81,18 +76,22 @@ export async function openHfModel(path: string, options: CoveragePolicy & Source
     await checkDerived(mapping, name, here)
     carried.set(name, placeOf(here))
   }
-  const parcel = (await HfParcel.fromFolder(folder, weights)).with({ carried })
-  return {
-    folder,
-    hub: originOf(folder),
-    address: remote ? path : null,
-    family,
-    config,
-    mapping,
-    parcel,
-    weights,
-    coverage,
-  }
+  return { ...model, parcel: model.parcel.with({ carried }), coverage }
+}
+
+/**
+ * Opens a model whose files are sound; whether its tensors fit its config is not asked.
+ * @throws ERR_ARCHITECTURE, ERR_HF_CONFIG, ERR_JSON, ERR_PICKLE, ERR_TORCH_FILE, ERR_FILE_MISSING, ERR_INDEX,
+ *   ERR_SAFETENSORS_*, what modelFolder throws
+ */
+export async function openUnproved(path: string, options: SourceOptions = {}): Promise<Omit<HfModel, 'coverage'>> {
+  const remote = isAddress(path) ? await openRemoteFolder(path, options.signal ? { signal: options.signal } : {}) : null
+  const folder = remote?.folder ?? (await modelFolder(path, options))
+  const { family, config } = readHfConfig((await readConfig(folder)).value as HfConfig)
+  const weights = remote ?? (await openWeights(folder))
+  const mapping = mappingOf(family, config, weights.tensors)
+  const parcel = await HfParcel.fromFolder(folder, weights)
+  return { folder, hub: originOf(folder), address: remote ? path : null, family, config, mapping, parcel, weights }
 }
 
 /** A tensor of a weight folder, or the slice of it that a part is, for block reads. */

@@ -121,6 +121,8 @@ export function derived(theirs: string, shape: DerivedRule['shape'], values: Der
 
 /** A logical tensor and the HF tensors that it is made of. */
 export interface Binding {
+  /** The rule that made it. */
+  readonly kind: MappingRule['kind']
   readonly ours: string
   readonly shape: readonly number[]
   readonly parts: readonly Part[]
@@ -177,7 +179,7 @@ export function bindRules(
         return { name, shape: theirShape, slice, regions }
       })
       for (const { part, fault } of faults) problems.push(`${part === null ? ours : parts[part]?.name}: ${fault}`)
-      const binding = { ours: known, shape, parts }
+      const binding = { kind: rule.kind, ours: known, shape, parts }
       const before = bindings.size
       bindings.set(known, binding)
       if (bindings.size === before) problems.push(`${ours} has two rules`)

@@ -107,3 +107,28 @@ function overlap(shape: readonly number[], boxes: readonly Box[]): string | null
   }
   return null
 }
+
+/**
+ * Cuts a tensor into boxes of at most `most` elements, in the order of its elements, each contiguous. Work on large tensors goes by
+ * these, so that its memory does not grow with them.
+ */
+export function* stretches(
+  shape: readonly number[],
+  most: number,
+): Generator<{ readonly start: number[]; readonly size: number[] }> {
+  const total = volume(shape)
+  if (total === 0) return
+  if (total <= most || shape.length === 0) return yield { start: shape.map(() => 0), size: [...shape] }
+  const [rows, ...rest] = shape as [number, ...number[]]
+  const perRow = total / rows
+  if (perRow > most) {
+    for (let row = 0; row < rows; row++) {
+      for (const { start, size } of stretches(rest, most)) yield { start: [row, ...start], size: [1, ...size] }
+    }
+    return
+  }
+  const step = Math.floor(most / perRow)
+  const zeros = rest.map(() => 0)
+  for (let row = 0; row < rows; row += step)
+    yield { start: [row, ...zeros], size: [Math.min(step, rows - row), ...rest] }
+}
