@@ -65,7 +65,8 @@ async function folderSide(path: string): Promise<ModelSide> {
     if (parts.length === 0) tensors.set(name, inOnePlace(dtype, shape, placeOf(source)))
     for (const part of parts) tensors.set(sliceName(part), inOnePlace(dtype, part.shape, placeOf(source, part)))
   }
-  const logical: LogicalTensors = ({ parts, shape }) => {
+  const logical: LogicalTensors = ({ ours }) => {
+    const { parts, shape } = mapping.bindings.get(ours) as Binding
     const sources = parts.map((part) => ({ part, source: weights.tensors.get(part.name) }))
     const dtype = sources[0]?.source?.entry.dtype
     const sound = sources.every(

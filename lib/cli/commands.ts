@@ -95,7 +95,8 @@ function addConversion(program: Command): void {
     .description('Proves the round trip: tensor bytes, coverage both ways, config fields, logits across layouts')
     .option('--ckpt <dir>', 'compare this checkpoint with the folder')
     .option('--no-logits', "leave out the logits (the layout's ranks against one rank, float32)")
-    .option('--certificate <file>', 'write the full proof as JSON')
+    .option('--certificate <file>', 'the full proof as JSON (default: NAME.certificate.json here)')
+    .option('--no-certificate', 'write none')
     .addOption(ignore())
     .addOption(allowMissing())
     .addOption(revision())
@@ -105,6 +106,34 @@ function addConversion(program: Command): void {
       example('viaduct verify ./Llama-3.2-1B --tp 2', 'viaduct verify ./Llama-3.2-1B --ckpt ./ckpt --json'),
     )
     .action(async (hf, flags) => (await import('./commands/verify.js')).verifyCommand(hf, flags))
+
+  program
+    .command('compare')
+    .argument('<a>', 'Hugging Face folder, hub id or checkpoint')
+    .argument('<b>', 'the other one')
+    .description(
+      'Two models side by side: tensors, config fields, files, and what each layer computes; exit 1 if they differ',
+    )
+    .option('--input <file>', 'safetensors with input_ids int64 [B,T] for the layers (default: seeded ids)')
+    .option('--seed <n>', 'which default ids', Number, 0)
+    .option('--tolerance <x>', "share of a layer's largest value by which it may differ before it diverges", Number)
+    .option('--no-activations', 'leave out what the layers compute')
+    .addOption(json())
+    .addHelpText('after', example('viaduct compare ./Llama-3.2-1B ./ckpt', 'viaduct compare ./before ./after --json'))
+    .action(async (a, b, flags) => (await import('./commands/compare.js')).compareCommand(a, b, flags))
+
+  program
+    .command('toy')
+    .argument('<hf>', 'Hugging Face folder or hub id')
+    .argument('<out>', 'target folder')
+    .description('A small model of the first layers, every tensor as it is: for tests and trials')
+    .addOption(new Option('--layers <n>', 'how many layers to keep').argParser(positiveInt).makeOptionMandatory())
+    .addOption(new Option('--max-shard-size <bytes>', 'largest file, e.g. 5GB'))
+    .addOption(revision())
+    .addOption(overwrite())
+    .addOption(json())
+    .addHelpText('after', example('viaduct toy ./Qwen3-30B-A3B ./toy --layers 2'))
+    .action(async (hf, out, flags) => (await import('./commands/toy.js')).toyCommand(hf, out, flags))
 }
 
 function addModelRuns(program: Command): void {

@@ -4,6 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { ViaductError } from '../base/errors.js'
+import { seededTokens } from '../inference/activations.js'
 import { computeLogits } from '../inference/logits.js'
 import { type HostTensor, readHostTensors, writeHostTensors } from '../io/hostTensors.js'
 import { launch } from '../launch/launcher.js'
@@ -49,7 +50,7 @@ export async function compareLayouts(
       string,
       string,
     ]
-    await writeHostTensors(input, new Map([['input_ids', fixedTokens(config)]]))
+    await writeHostTensors(input, new Map([['input_ids', seededTokens(config)]]))
     await computeLogits(folder, input, one, { parallel: defaultParallel, dtype: 'float32', device: 'cpu' })
     const a = floats(await readHostTensors(one))
     if (!a.every(Number.isFinite))
@@ -84,21 +85,11 @@ export async function compareLayouts(
     return {
       ranks,
       ...compareLogits(a, floats(await readHostTensors(many))),
-      shape: [...fixedTokens(config).shape, config.vocabSize],
+      shape: [...seededTokens(config).shape, config.vocabSize],
     }
   } finally {
     await rm(scratch, { recursive: true, force: true })
   }
-}
-
-/** int64 [2, 16], or shorter for a model of fewer positions: spread over the vocabulary, the same for everybody. */
-function fixedTokens({
-  vocabSize,
-  maxPositionEmbeddings,
-}: Pick<TransformerConfig, 'vocabSize' | 'maxPositionEmbeddings'>): HostTensor {
-  const S = Math.min(16, maxPositionEmbeddings)
-  const ids = BigInt64Array.from({ length: 2 * S }, (_, i) => BigInt((7919 * i + 3) % vocabSize))
-  return { dtype: 'int64', shape: [2, S], bytes: new Uint8Array(ids.buffer) }
 }
 
 function floats(tensors: ReadonlyMap<string, HostTensor>): Float32Array {

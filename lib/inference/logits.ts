@@ -109,7 +109,7 @@ function float32(shape: readonly number[], data: Float32Array): HostTensor {
 }
 
 /** The named tensors of an input file as a batch; labels default to the tokens where attention_mask is 1. */
-function readBatch(tensors: ReadonlyMap<string, HostTensor>, file: string): TokenBatch {
+export function readBatch(tensors: ReadonlyMap<string, HostTensor>, file: string): TokenBatch {
   const fail = (message: string, code: ErrorCode = 'ERR_DATA'): never => {
     throw new ViaductError(code, 'logits', `${message} (${file})`, { file })
   }

@@ -31,6 +31,13 @@ export interface GPTOptions {
   readonly recomputeGranularity?: 'full' | null
 }
 
+/**
+ * Sees what each part of a forward pass gives, awaited before the next one runs. `hidden` is the caller's to read, not to keep: its
+ * value is x + residual, [T, H].
+ * @param place - `embedding`, `decoder.layers.N`, `decoder.final_layernorm`.
+ */
+export type ForwardObserver = (place: string, hidden: Hidden) => Promise<void>
+
 /** `embedding`: the module whose child is `word_embeddings`. */
 class LanguageModelEmbedding extends Module {
   readonly wordEmbeddings: VocabParallelEmbedding
@@ -119,8 +126,9 @@ export class GPTModel extends Module {
   /**
    * Logits [T, Vlocal] of this rank's columns, in paramsDtype; columns at or past vocabSize are padding.
    * @param cache - holds the keys before this batch; this call's are appended.
+   * @param observe - sees the hidden states between the parts; without one nothing is kept for it.
    */
-  async forward(ctx: Ctx, batch: DeviceBatch, cache?: KvCache): Promise<Tensor> {
+  async forward(ctx: Ctx, batch: DeviceBatch, cache?: KvCache, observe?: ForwardObserver): Promise<Tensor> {
     if (this.config.paramsDtype === 'float16') {
       throw new ViaductError(
         'ERR_UNSUPPORTED',
@@ -141,16 +149,19 @@ export class GPTModel extends Module {
       inner.stream.setPlace('embedding')
       const embedded = await this.embedding.wordEmbeddings.forward(inner, batch.tokens)
       let hidden: Hidden = { x: dropout(inner, { x: embedded, p, site: 0 }), residual: null }
+      await observe?.('embedding', hidden)
       for (const [i, layer] of this.decoder.layers.entries()) {
         inner.stream.setPlace(`decoder.layers.${i}`)
         const next = await this.#layer(inner, layer, hidden, at, cache?.layer(i))
         // Without a tape nobody needs what the layer read; with one, the tape holds what it saved.
         for (const t of [hidden.x, hidden.residual]) if (t && t !== next.x && t !== next.residual) t.dispose()
         hidden = next
+        await observe?.(`decoder.layers.${i}`, hidden)
       }
       cache?.advance(batch.seqLength)
       inner.stream.setPlace('output_layer')
       const normed = await this.decoder.finalLayernorm.forward(inner, hidden.x, hidden.residual)
+      await observe?.('decoder.final_layernorm', { x: normed.y, residual: null })
       return await this.outputLayer.forward(inner, normed.y)
     })
   }

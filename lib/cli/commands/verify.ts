@@ -1,8 +1,14 @@
 // `viaduct verify`: a table for people, the certificate for programs, exit code 1 on any difference.
+import { realpath } from 'node:fs/promises'
+import { basename, dirname, resolve, sep } from 'node:path'
+import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
-import { type Verification, verify } from '../../bridge/verify.js'
+import type { Verification } from '../../bridge/certificate.js'
+import { verify } from '../../bridge/verify.js'
 import { withWorldRanks } from '../../bridge/worldRanks.js'
 import { writeFileAtomic } from '../../io/atomic.js'
+import { isFolder } from '../../io/paths.js'
+import { runs } from '../../models/registry.js'
 import { describeParallel, runProblems } from '../../parallel/config.js'
 import { type LayoutFlags, parallelFromFlags, worldSizeOf } from '../layout.js'
 import { compareLayouts, type LogitsComparison, logitsTolerance, mostWeightBytes } from '../layoutLogits.js'
@@ -11,7 +17,7 @@ import { byteProgress, formatBytes, print, say, styled, table } from '../termina
 
 interface Flags extends LayoutFlags {
   ckpt?: string
-  certificate?: string
+  certificate?: string | false
   ignore?: string[]
   allowMissing?: string[]
   revision?: string
@@ -54,6 +60,8 @@ async function checkLogits(folder: string, flags: Flags, result: Verification): 
   if (!result.ok) return { skipped: 'the tensors differ' }
   if (result.partial) return { skipped: 'the folder is partial' }
   if (launchedRanks() !== null) return { skipped: 'under a launcher; call it without one' }
+  if (!runs(result.architecture))
+    return { skipped: `${result.architecture} only converts, its forward pass is not built` }
   const [notBuilt] = runProblems(result.parallel)
   if (notBuilt !== undefined) return { skipped: notBuilt }
   if (worldSizeOf(flags, null) === 1 && flags.ckpt === undefined)
@@ -64,9 +72,34 @@ async function checkLogits(folder: string, flags: Flags, result: Verification): 
   return compareLayouts(folder, flags.ckpt ?? folder, transformerConfig, flags)
 }
 
+/** What the certificate's default name is made of. */
+function nameOf({ folder, hub, address }: Pick<Verification, 'folder' | 'hub' | 'address'>): string {
+  if (hub !== null) return basename(hub.repo)
+  return basename(address === null ? resolve(folder) : new URL(address).pathname)
+}
+
+/**
+ * Where the certificate goes; null: nowhere.
+ * @param folder - the model's, in which nothing is ever written.
+ * @throws ERR_USAGE for a file in the model's folder.
+ */
+export async function certificateFile(folder: string, name: string, flag: string | false | undefined) {
+  if (flag === false) return null
+  const file = flag ?? `${name}.certificate.json`
+  const [home, place] = [await realpath(folder), await realpath(dirname(resolve(file))).catch(() => '')]
+  if (place !== home && !place.startsWith(home + sep)) return file
+  if (flag === undefined) return null
+  throw new ViaductError(
+    'ERR_USAGE',
+    'verify',
+    `expected --certificate outside of the model's folder, got ${file}: nothing is written there`,
+  )
+}
+
 export async function verifyCommand(path: string, flags: Flags): Promise<void> {
   // Bytes: one process simulates every rank of the layout, the same plans cut the shards and join them. Logits: real ranks.
   const parallel = parallelFromFlags(flags)
+  if (flags.certificate && (await isFolder(path))) await certificateFile(path, '', flags.certificate)
   const download = byteProgress('downloading')
   const bar = byteProgress('verifying')
   const result = await withWorldRanks((ranks) =>
@@ -88,8 +121,9 @@ export async function verifyCommand(path: string, flags: Flags): Promise<void> {
   if (!ok) process.exitCode = 1
   if (!isFirstRank()) return
   const certificate = { ...result, ok, logits }
-  if (flags.certificate !== undefined)
-    await writeFileAtomic(flags.certificate, `${JSON.stringify(certificate, null, 2)}\n`)
-  if (flags.json) print(JSON.stringify(certificate))
-  else show(result, logits)
+  const file = await certificateFile(result.folder, nameOf(result), flags.certificate)
+  if (file !== null) await writeFileAtomic(file, `${JSON.stringify(certificate, null, 2)}\n`)
+  if (flags.json) return print(JSON.stringify({ ...certificate, certificate: file }))
+  show(result, logits)
+  print(file === null ? 'certificate: none written' : `certificate: ${file}`)
 }
