@@ -106,7 +106,19 @@ await list.step('Write a small Llama in Hugging Face format', async () => {
 
 await list.step(`Import it at TP=${ranks}: ${ranks} processes over Gloo, each reads its own part`, async () => {
   await command(['import', llama, imported, '--tp', String(ranks)])
-  const result = JSON.parse(await command(['verify', llama, '--ckpt', imported, '--tp', String(ranks), '--json'])) as {
+  const result = JSON.parse(
+    await command([
+      'verify',
+      llama,
+      '--ckpt',
+      imported,
+      '--tp',
+      String(ranks),
+      '--json',
+      '--certificate',
+      `${imported}.certificate.json`,
+    ]),
+  ) as {
     differingBytes: number
     tensors: unknown[]
   }
@@ -158,7 +170,17 @@ await list.step(
 await list.step('Export it to a Hugging Face folder and prove the round trip', async () => {
   await command(['export', trained, exported])
   const result = JSON.parse(
-    await command(['verify', exported, '--ckpt', trained, '--tp', String(ranks), '--json']),
+    await command([
+      'verify',
+      exported,
+      '--ckpt',
+      trained,
+      '--tp',
+      String(ranks),
+      '--json',
+      '--certificate',
+      `${exported}.certificate.json`,
+    ]),
   ) as {
     differingBytes: number
     tensors: unknown[]

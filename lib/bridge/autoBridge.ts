@@ -21,6 +21,7 @@ import { listArchitectures, supports } from '../models/registry.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
 import { type ParallelConfig, refuseLayout } from '../parallel/config.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { rebuildParcel } from './autoConfig.js'
 import { openConverted } from './checkpointSource.js'
 import type { ConversionTask, TaskOptions } from './conversionTasks.js'
 import { type ConversionReport, type ExportOptions, exportCkpt, type ImportOptions, importCkpt } from './convert.js'
@@ -60,6 +61,8 @@ export class AutoBridge {
     readonly hf: HfModel | null,
     private readonly parcel: HfParcel,
     private readonly checkpoint: string | null,
+    /** The description was rebuilt: it goes before the one that the checkpoint keeps. */
+    private readonly rebuilt = false,
   ) {}
 
   /**
@@ -93,6 +96,21 @@ export class AutoBridge {
     const { checkpoint, parcel } = await openConverted(dir)
     const { family, config, mapping } = readParcel(parcel)
     return new AutoBridge(parcel.config, family, config, mapping, null, parcel, checkpoint.folder)
+  }
+
+  /**
+   * A bridge whose weights are in a checkpoint of custom sizes (pruned, resized): the config is rebuilt from the model section of
+   * the checkpoint's run_config.yaml, in the family and spelling of a reference, whose tokenizer and other files it takes too.
+   * @throws ERR_CHECKPOINT without such a section, ERR_CONFIG where the reference's family cannot express the model.
+   */
+  static async fromAutoConfig(
+    ckpt: string,
+    hfReference: string,
+    options: FromPretrainedOptions = {},
+  ): Promise<AutoBridge> {
+    const { checkpoint, parcel } = await rebuildParcel(ckpt, hfReference, sourceOptions(options))
+    const { family, config, mapping } = readParcel(parcel)
+    return new AutoBridge(parcel.config, family, config, mapping, null, parcel, checkpoint.folder, true)
   }
 
   /** A Hugging Face folder, a hub id or one of our checkpoints, whichever `dir` is. */
@@ -253,9 +271,9 @@ export class AutoBridge {
     return withRanks(options.ranks, (ranks) => exportCkpt(ckpt, hf, { ...options, ranks }))
   }
 
-  /** As the static exportCkpt. */
+  /** As the static exportCkpt; a bridge of fromAutoConfig describes the folder. */
   exportCkpt(ckpt: string, hf: string, options: ExportOptions = {}): Promise<ConversionReport> {
-    return AutoBridge.exportCkpt(ckpt, hf, options)
+    return AutoBridge.exportCkpt(ckpt, hf, this.rebuilt ? { parcel: this.parcel, ...options } : options)
   }
 
   private mappingFor(model: DistributedModel): Mapping {

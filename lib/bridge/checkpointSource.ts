@@ -17,14 +17,17 @@ import type { Move } from './moves.js'
 import type { TargetPiece } from './pieceTargets.js'
 
 /** A checkpoint with the HF folder's description that it keeps. @throws ERR_CHECKPOINT when it keeps none. */
-export async function openConverted(dir: string): Promise<{ checkpoint: OpenCheckpoint; parcel: HfParcel }> {
+export async function openConverted(
+  dir: string,
+  given?: HfParcel,
+): Promise<{ checkpoint: OpenCheckpoint; parcel: HfParcel }> {
   const checkpoint = await openCheckpoint(dir)
-  const parcel = await HfParcel.fromCheckpoint(checkpoint.folder)
+  const parcel = given ?? (await HfParcel.fromCheckpoint(checkpoint.folder))
   if (parcel === null) {
     throw new ViaductError(
       'ERR_CHECKPOINT',
       'export',
-      `expected hf/config.json in ${checkpoint.folder}, found none: export needs the config of a Hugging Face model, save the checkpoint with one`,
+      `expected hf/config.json in ${checkpoint.folder}, found none: export needs the config of a Hugging Face model, save the checkpoint with one or pass --reference`,
       { folder: checkpoint.folder },
     )
   }

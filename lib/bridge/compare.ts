@@ -5,10 +5,11 @@ import type { DType } from '../base/dtype.js'
 import type { HfParcel } from '../checkpoint/hfParcel.js'
 import { compareRanges } from '../io/blocks.js'
 import type { SourceOptions } from '../io/hub/modelSource.js'
+import { strayShards } from '../io/otherFiles.js'
 import { fileInside } from '../io/paths.js'
 import { tensorBytes } from '../io/safetensorsHeader.js'
 import { configDifferences, describeField, type FieldDifference } from './configDifference.js'
-import type { OnProgress } from './convert.js'
+import type { OnProgress } from './conversion.js'
 import { type ModelSide, openSide, type TensorView } from './modelSide.js'
 import { type TensorDifference, tensorDifference } from './tensorDifference.js'
 
@@ -131,9 +132,12 @@ function describeTensor({ name, a, b, difference }: ComparedTensor): string {
 }
 
 async function compareFiles(a: HfParcel, b: HfParcel): Promise<FileDifference[]> {
-  const theirs = new Set(b.others)
+  const [ours, theirs] = [a, b].map((side) => new Set([...side.others, ...strayShards(side.leftOut)])) as [
+    Set<string>,
+    Set<string>,
+  ]
   const found: FileDifference[] = []
-  for (const name of a.others) {
+  for (const name of ours) {
     if (!theirs.delete(name)) found.push({ name, how: 'only in a' })
     else if (!(await isSameFile(a.folder as string, b.folder as string, name))) found.push({ name, how: 'differs' })
   }

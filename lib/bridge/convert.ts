@@ -12,6 +12,7 @@ import {
   type OpenCheckpoint,
   trackerName,
 } from '../checkpoint/checkpointIndex.js'
+import type { HfParcel } from '../checkpoint/hfParcel.js'
 import { readCheckpointFile } from '../checkpoint/loadCheckpoint.js'
 import { solo } from '../checkpoint/ranks.js'
 import { checkTarget, writeFileAtomic, writeFlushed } from '../io/atomic.js'
@@ -230,6 +231,8 @@ async function identityOfCheckpoint(checkpoint: OpenCheckpoint) {
 }
 
 export interface ExportOptions extends PlanOptions, ConversionOptions {
+  /** Stands for the description that the checkpoint keeps. */
+  readonly parcel?: HfParcel
   readonly overwrite?: boolean
   /** Checks the XXH3 of every piece. Default true. */
   readonly verify?: boolean
@@ -243,7 +246,7 @@ export interface ExportOptions extends PlanOptions, ConversionOptions {
  */
 export async function exportCkpt(dir: string, hf: string, options: ExportOptions = {}): Promise<ConversionReport> {
   const ranks = options.ranks ?? solo
-  const { checkpoint, parcel } = await openConverted(dir)
+  const { checkpoint, parcel } = await openConverted(dir, options.parcel)
   const { mapping } = readParcel(parcel)
   const coverage = await coverageOf(checkpoint, mapping)
   const plan = planExport(mapping, parcel, (ours) => checkpoint.tensors.get(ours)?.dtype ?? null, options)

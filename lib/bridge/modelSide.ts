@@ -10,7 +10,7 @@ import type { FamilySpec } from '../models/family.js'
 import { type Binding, type Mapping, type Part, type TensorNames, tensorShape } from '../models/mapping.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
 import { composeRegions, identityRegion, invertRegions } from '../tensor/region.js'
-import { openConverted } from './convert.js'
+import { openConverted } from './checkpointSource.js'
 import { mappingOf, openUnproved, placeOf, readParcel } from './hfModel.js'
 
 /** A tensor wherever its elements lie. */

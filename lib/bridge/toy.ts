@@ -5,12 +5,13 @@ import { solo } from '../checkpoint/ranks.js'
 import { copyRegion, settleAll } from '../io/blocks.js'
 import type { SourceOptions } from '../io/hub/modelSource.js'
 import type { JsonDocument, JsonValue } from '../io/jsonDocument.js'
-import type { HfConfig, HfValue } from '../models/family.js'
+import type { HfConfig } from '../models/family.js'
 import { hasExperts } from '../models/transformerConfig.js'
 import { identityRegion } from '../tensor/region.js'
 import { planExport } from './exportPlan.js'
 import { type HfModel, mappingOf, openHfModel, placeOf } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
+import { cutLayerLists } from './layerLists.js'
 
 export interface ToyOptions extends SourceOptions {
   /** How many layers to keep, from the first. */
@@ -27,11 +28,6 @@ export interface ToyReport {
   readonly bytes: number
   readonly files: readonly string[]
 }
-
-/** Lists with an entry for each layer. */
-const perLayer = ['layer_types', 'layers_block_type', 'no_rope_layers', 'mlp_layer_types', 'attention_types']
-/** Lists of layers' indices. */
-const indices = ['mlp_only_layers', 'moe_layers', 'full_attention_layers']
 
 /**
  * Writes a toy of a model into a new folder.
@@ -82,16 +78,7 @@ export async function makeToy(source: string, target: string, options: ToyOption
 
 /** The config of the first layers; all other text as it is. */
 function toyConfig({ parcel, family, config }: HfModel, layers: number): JsonDocument {
-  const hf: Record<string, HfValue> = Object.assign(Object.create(null), parcel.config.value)
-  hf['num_hidden_layers'] = layers
-  for (const key of perLayer) {
-    const list = hf[key]
-    if (Array.isArray(list) && list.length === config.numLayers) hf[key] = list.slice(0, layers)
-  }
-  for (const key of indices) {
-    const list = hf[key]
-    if (Array.isArray(list)) hf[key] = list.filter((index) => typeof index !== 'number' || index < layers)
-  }
+  const hf = cutLayerLists(parcel.config.value as HfConfig, config.numLayers, layers)
   const document = parcel.config.with(hf as JsonValue)
   // The cut config must mean the first layers of the whole one, whatever lists a family has.
   const toy = family.fromHf(document.value as HfConfig)

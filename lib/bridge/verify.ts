@@ -8,13 +8,14 @@ import { HfParcel } from '../checkpoint/hfParcel.js'
 import { type Ranks, solo, together } from '../checkpoint/ranks.js'
 import type { SourceOptions } from '../io/hub/modelSource.js'
 import type { JsonDocument, JsonValue } from '../io/jsonDocument.js'
+import { strayShards } from '../io/otherFiles.js'
 import type { HfConfig } from '../models/family.js'
 import { layoutProblems } from '../models/layoutShards.js'
 import type { CoveragePolicy } from '../models/mapping.js'
 import { parameterTable } from '../models/parameterTable.js'
 import { type ParallelConfig, parallelOf, refuseLayout } from '../parallel/config.js'
 import { coverageOf, type Verification, type VerifiedTensor, verifiedConfig, versions } from './certificate.js'
-import type { OnProgress } from './convert.js'
+import type { OnProgress } from './conversion.js'
 import { type HfModel, openHfModel } from './hfModel.js'
 import { sharedSource } from './sharedSource.js'
 import { fileProblems, verifyFiles } from './verifyFiles.js'
@@ -86,6 +87,8 @@ function problemsAround(
   const problems: string[] = []
   if (back.text !== model.parcel.config.text)
     problems.push('config.json does not come back byte for byte from its translation')
+  for (const name of strayShards(model.parcel.leftOut))
+    problems.push(`${name} looks like a part of the model, and its index does not name it`)
   if (checkpoint === null) return problems
   for (const name of checkpoint.tensors.keys()) {
     if (!name.startsWith('optimizer.') && !model.mapping.bindings.has(name))

@@ -27,7 +27,7 @@ import { withScope } from '../tensor/scope.js'
 import { loadRegions, ownedRegions, type ShardSpec } from '../tensor/shardSpec.js'
 import { Tensor } from '../tensor/tensor.js'
 import type { CarryingRule, VerifiedTensor } from './certificate.js'
-import { exportPart } from './convert.js'
+import { exportPart } from './checkpointSource.js'
 import { type HfModel, placeOf } from './hfModel.js'
 import { sliceName } from './modelSide.js'
 

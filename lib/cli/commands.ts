@@ -83,12 +83,16 @@ function addConversion(program: Command): void {
     .description("Viaduct checkpoint to Hugging Face folder: the source's shard files and all its other files")
     .addOption(dtype(stored, 'cast floating tensors (default: as stored)'))
     .addOption(new Option('--max-shard-size <bytes>', "largest file, e.g. 5GB (default: the source's files)"))
+    .option('--reference <hf>', 'rebuild the config from run_config.yaml after this folder: pruned and custom sizes')
     .addOption(sha256())
     .addOption(processes('1'))
     .addOption(noResume())
     .addOption(overwrite())
     .addOption(json())
-    .addHelpText('after', example('viaduct export ./ckpt ./out'))
+    .addHelpText(
+      'after',
+      example('viaduct export ./ckpt ./out', 'viaduct export ./pruned ./out --reference ./Llama-3.2-1B'),
+    )
     .action(async (ckpt, hf, flags) => (await import('./commands/convert.js')).exportCommand(ckpt, hf, flags))
 
   addLayoutFlags(program.command('verify').argument('<hf>', 'Hugging Face folder or hub id'))

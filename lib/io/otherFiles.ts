@@ -11,6 +11,11 @@ export function isWeightFile(name: string): boolean {
   return weights.test(name)
 }
 
+/** Names among weight files left out that look like shards of the model: stray ones, which its index does not name. */
+export function strayShards(leftOut: readonly string[]): string[] {
+  return leftOut.filter((name) => /-\d{5}-of-\d{5}\.safetensors$/.test(name))
+}
+
 const skippedFolders = new Set(['.git', '.cache'])
 
 /** Files beside the weights, and weight files in other formats that nobody carries. Relative names, sorted. */

@@ -28,6 +28,7 @@ interface ImportFlags extends LayoutFlags, ConversionFlags {
 
 interface ExportFlags extends ConversionFlags {
   maxShardSize?: string
+  reference?: string
 }
 
 /** `5GB`, `500MB`, `5000000000`: decimal units, as in Transformers. */
@@ -124,8 +125,9 @@ export async function importCommand(source: string, ckpt: string, given: ImportF
 }
 
 export async function exportCommand(ckpt: string, hf: string, flags: ExportFlags): Promise<void> {
+  const rebuilt = flags.reference === undefined ? null : await AutoBridge.fromAutoConfig(ckpt, flags.reference)
   await runConversion({ doing: 'exporting', done: 'exported' }, flags, (options) =>
-    AutoBridge.exportCkpt(ckpt, hf, {
+    (rebuilt ?? AutoBridge).exportCkpt(ckpt, hf, {
       ...options,
       overwrite: flags.overwrite ?? false,
       ...(flags.dtype === undefined ? {} : { weightDtype: flags.dtype }),
