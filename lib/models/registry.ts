@@ -32,6 +32,14 @@ export function listArchitectures(): string[] {
   return [...families.keys()].sort()
 }
 
+/** What is known of each architecture, sorted by name. */
+export function describeArchitectures(): { architecture: string; modelType: string; converts: true; runs: boolean }[] {
+  return listArchitectures().map((architecture) => {
+    const { modelType, runs } = families.get(architecture) as FamilySpec
+    return { architecture, modelType, converts: true, runs }
+  })
+}
+
 /** Architectures that a config names. */
 function architecturesOf(config: HfConfig): string[] {
   const value = config['architectures']

@@ -1,7 +1,7 @@
 // `viaduct models` and `viaduct recipes`: what there is to convert and to train.
 
 import { recipes } from '../../../recipes/index.js'
-import { listArchitectures, runs } from '../../models/registry.js'
+import { describeArchitectures } from '../../models/registry.js'
 import { print, table } from '../terminal.js'
 
 interface Flags {
@@ -9,12 +9,12 @@ interface Flags {
 }
 
 export function modelsCommand(flags: Flags): void {
-  const models = listArchitectures().map((architecture) => ({ architecture, converts: true, runs: runs(architecture) }))
+  const models = describeArchitectures()
   if (flags.json) return print(JSON.stringify({ models }))
   print(
     table(
-      ['architecture', 'converts', 'trains and generates'],
-      models.map((m) => [m.architecture, 'yes', m.runs ? 'yes' : 'not yet']),
+      ['architecture', 'model_type', 'converts', 'trains and generates'],
+      models.map((m) => [m.architecture, m.modelType, 'yes', m.runs ? 'yes' : 'not yet']),
     ),
   )
 }
