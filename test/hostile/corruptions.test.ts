@@ -1,6 +1,6 @@
 // Seeded corruptions of a folder and a checkpoint that belong together: each is found and named, by the proof against the checkpoint and
 // by the comparison of both. One spoils one place; `names` says what the message must hold.
-import { cpSync, readdirSync, readFileSync, renameSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { cpSync, readdirSync, readFileSync, renameSync, rmSync, truncateSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { ViaductError } from '../../lib/base/errors.js'
@@ -9,19 +9,26 @@ import { importCkpt } from '../../lib/bridge/convert.js'
 import { verify } from '../../lib/bridge/verify.js'
 import { openWeights } from '../../lib/io/weightFolder.js'
 import { randomBytes, writeLlama } from './llamaFolder.js'
+import {
+  edit,
+  editHeader,
+  editIndex,
+  editText,
+  flip,
+  type Header,
+  type Index,
+  layer,
+  type Pair,
+  rotate,
+  swap,
+  transpose,
+} from './spoiling.js'
 import { temporaryFolder } from './temporary.js'
 
 const home = temporaryFolder()
 const moe = join(import.meta.dirname, '../fixtures/moe')
 const bases = ['llama', 'tied', 'derived', 'qwen3_moe', 'qwen3_moe_fused'] as const
 type Base = (typeof bases)[number]
-
-/** A pair to spoil: the folder, the checkpoint's root and its iter_* folder. */
-interface Pair {
-  readonly hf: string
-  readonly root: string
-  readonly iter: string
-}
 
 const embedding = randomBytes(37 * 32 * 2, 5)
 const frequencies = 'model.layers.0.self_attn.rotary_emb.inv_freq'
@@ -72,81 +79,6 @@ const compared = ({ hf, root }: Pair) =>
     const { equal, differences } = await compare(hf, root)
     return { ok: equal, words: differences }
   })
-
-const layer = (i: number, part: string) => `model.layers.${i}.${part}.weight`
-
-/** Rewrites the bytes of tensors of a folder: their old bytes in, their new ones out. */
-async function rewrite(hf: string, names: readonly string[], change: (old: Buffer[]) => Buffer[]): Promise<void> {
-  const { tensors } = await openWeights(hf)
-  const places = names.map((name) => tensors.get(name) as NonNullable<ReturnType<typeof tensors.get>>)
-  const old = places.map(({ path, offset, entry }) =>
-    Buffer.from(readFileSync(path).subarray(offset, offset + entry.end - entry.begin)),
-  )
-  change(old).forEach((bytes, i) => {
-    const { path, offset } = places[i] as (typeof places)[number]
-    const file = readFileSync(path)
-    bytes.copy(file, offset)
-    writeFileSync(path, file)
-  })
-}
-
-const swap = (a: string, b: string) => (pair: Pair) => rewrite(pair.hf, [a, b], ([x, y]) => [y, x] as Buffer[])
-const edit = (name: string, change: (old: Buffer) => Buffer) => (pair: Pair) =>
-  rewrite(pair.hf, [name], ([old]) => [change(old as Buffer)])
-
-/** Flips one bit of a file, `at` from its start, or from its end where negative. */
-function flip(file: string, at: number): void {
-  const bytes = readFileSync(file)
-  const place = at < 0 ? bytes.length + at : at
-  bytes[place] = (bytes[place] as number) ^ 4
-  writeFileSync(file, bytes)
-}
-
-/** Rows of `width` bytes turned into columns: a square matrix of bfloat16. */
-function transpose(old: Buffer): Buffer {
-  const n = Math.sqrt(old.length / 2)
-  const out = Buffer.alloc(old.length)
-  for (let i = 0; i < n; i++)
-    for (let j = 0; j < n; j++) old.copy(out, 2 * (j * n + i), 2 * (i * n + j), 2 * (i * n + j) + 2)
-  return out
-}
-
-/** Rows of a matrix moved down by `rows`, the last to the top. */
-function rotate(old: Buffer, bytes: number): Buffer {
-  return Buffer.concat([old.subarray(old.length - bytes), old.subarray(0, old.length - bytes)])
-}
-
-function editText(file: string, change: (text: string) => string): void {
-  const [before, after] = [readFileSync(file, 'utf8'), change(readFileSync(file, 'utf8'))]
-  expect(after).not.toBe(before)
-  writeFileSync(file, after)
-}
-
-type Header = Record<string, { dtype: string; shape: number[]; data_offsets: [number, number] }>
-/** Rewrites a safetensors header; the data stays. */
-function editHeader(file: string, change: (header: Header) => void): void {
-  const bytes = readFileSync(file)
-  const length = Number(bytes.readBigUInt64LE(0))
-  const header = JSON.parse(bytes.subarray(8, 8 + length).toString()) as Header
-  change(header)
-  const json = Buffer.from(JSON.stringify(header).padEnd(length))
-  const size = Buffer.alloc(8)
-  size.writeBigUInt64LE(BigInt(json.length))
-  writeFileSync(file, Buffer.concat([size, json, bytes.subarray(8 + length)]))
-}
-
-interface Index {
-  tensors: Record<
-    string,
-    { dtype: string; shape: number[]; pieces: { file: string; key: string; start: number[]; xxh3: string }[] }
-  >
-}
-function editIndex({ iter }: Pair, change: (tensors: Index['tensors']) => void): void {
-  const file = join(iter, 'index.json')
-  const index = JSON.parse(readFileSync(file, 'utf8')) as Index
-  change(index.tensors)
-  writeFileSync(file, JSON.stringify(index))
-}
 
 const shard = (i: number) => `model-0000${i}-of-00003.safetensors`
 const piece = 'model-00000-of-00001.safetensors'
