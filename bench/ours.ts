@@ -12,6 +12,7 @@ import { setup, type TrainState } from '../lib/train/state.js'
 import { trainStep } from '../lib/train/step.js'
 import { measureEnqueue } from './enqueue.js'
 import { loadTensors, rawRead } from './loading.js'
+import { bindHuge, exportFirst } from './online.js'
 
 interface LoadArgs {
   readonly folder: string
@@ -114,6 +115,8 @@ const commands: Record<string, (args: never) => Promise<object>> = {
   generate: generateTokens,
   load_tensors: loadTensors,
   raw_read: rawRead,
+  export_first: exportFirst,
+  bind_huge: bindHuge,
   enqueue: async ({ tokens, rounds }: { tokens: number[][]; rounds: number }) =>
     measureEnqueue(trained(), batchOf(tokens), rounds),
   import_folder: async ({ folder, target }: { folder: string; target: string }) =>

@@ -11,16 +11,24 @@ import {
   type DtypeName,
   decodeSuite,
   loadSuite,
+  onlineSuite,
   opsSuite,
   type SizeName,
   trainSuite,
 } from './suites.js'
 
-const suites = { train: trainSuite, decode: decodeSuite, convert: convertSuite, load: loadSuite, ops: opsSuite }
+const suites = {
+  train: trainSuite,
+  decode: decodeSuite,
+  convert: convertSuite,
+  load: loadSuite,
+  online: onlineSuite,
+  ops: opsSuite,
+}
 type SuiteName = keyof typeof suites
 
 const usage = `npm run bench -- [options]
-  --suite train|decode|convert|load|ops  default: all
+  --suite train|decode|convert|load|online|ops  default: all
   --size a|b                         default: both (decode: b)
   --dtype float32|bfloat16           default: both
   --pairs N                          default 9

@@ -171,16 +171,17 @@ class Holders {
 }
 
 /** Consecutive tasks of together at most `bucketBytes`; a larger tensor stands alone. */
-export function bucketsOf(tasks: readonly ConversionTask[], bucketBytes: number): ConversionTask[][] {
-  const buckets: ConversionTask[][] = []
-  let bytes = Number.POSITIVE_INFINITY
+export function* bucketsOf(tasks: readonly ConversionTask[], bucketBytes: number): Generator<ConversionTask[]> {
+  let bucket: ConversionTask[] = []
+  let bytes = 0
   for (const task of tasks) {
-    if (bytes + task.bytes > bucketBytes) {
-      buckets.push([])
+    if (bucket.length > 0 && bytes + task.bytes > bucketBytes) {
+      yield bucket
+      bucket = []
       bytes = 0
     }
-    buckets.at(-1)?.push(task)
+    bucket.push(task)
     bytes += task.bytes
   }
-  return buckets
+  if (bucket.length > 0) yield bucket
 }

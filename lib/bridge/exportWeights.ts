@@ -43,7 +43,7 @@ export async function* runTasks(
   const { to = 'all', bucketBytes = defaultBucketBytes, signal } = options
   const parameters = new Map(model.namedParameters())
   const wants = (rank: number) => to === 'all' || (to === 'rank0' ? rank === 0 : to.includes(rank))
-  const steps = new Steps(ranks, [to, bucketBytes, tasks.map(({ name, dtype, what }) => [name, dtype, what])])
+  const steps = new Steps(ranks, () => [to, bucketBytes, tasks.map(({ name, dtype, what }) => [name, dtype, what])])
   const mine = wants(ranks.rank)
   let left = tasks.length
   try {
@@ -91,9 +91,10 @@ class Steps {
   #plan: string | null
   #open = true
 
-  constructor(ranks: Ranks, plan: unknown) {
+  /** @param plan - what must be alike on all ranks */
+  constructor(ranks: Ranks, plan: () => unknown) {
     this.#ranks = ranks
-    this.#plan = ranks.size === 1 ? null : createHash('sha256').update(JSON.stringify(plan)).digest('hex')
+    this.#plan = ranks.size === 1 ? null : createHash('sha256').update(JSON.stringify(plan())).digest('hex')
   }
 
   /** @throws where a rank has left or does something else; then nobody waits for this one any more */
@@ -259,8 +260,10 @@ function groupOf(model: DistributedModel, { name, axes }: ConversionTask): CommG
 class Lane {
   /** This rank's part; null where it gives nothing or nobody of the group wants it. */
   send: Tensor | null = null
-  /** All parts, [size, longest]; null where this rank gets nothing. */
-  #all: Tensor | null = null
+  /** The parts of all, or of the others, one after the other; null where this rank gets nothing. */
+  #received: Tensor | null = null
+  /** First element of each rank's part in `#received`. */
+  #begins: readonly number[] = []
   readonly #lengths: number[]
   readonly #wanting: readonly number[]
 
@@ -281,25 +284,32 @@ class Lane {
   }
 
   allocate(ctx: Ctx): void {
-    const { rank, size } = this.group
-    if (this.#wanting.length === 0) return
-    const longest = Math.max(...this.#lengths)
-    const own = this.#toAll ? longest : (this.#lengths[rank] as number)
-    if (own > 0) this.send = Tensor.empty(ctx, [own], this.dtype)
-    if (!this.#toAll && this.#wanting.includes(rank)) this.#all = Tensor.empty(ctx, [size, longest], this.dtype)
+    const own = this.#lengths[this.group.rank] as number
+    if (this.#wanting.length > 0 && own > 0) this.send = Tensor.empty(ctx, [own], this.dtype)
+    if (this.#isEven || !this.#wanting.includes(this.group.rank)) return
+    let total = 0
+    this.#begins = this.#lengths.map((length, place) => {
+      const begin = total
+      if (place !== this.group.rank) total += length
+      return begin
+    })
+    if (total > 0) this.#received = Tensor.empty(ctx, [total], this.dtype)
   }
 
   gather(ctx: Ctx): void {
-    const { rank } = this.group
-    if (this.#toAll) {
-      if (this.send !== null) this.#all = allGather(ctx, this.send, this.group)
+    const { send } = this
+    const { rank, size } = this.group
+    if (this.#isEven && send !== null) {
+      const [length] = this.#lengths as [number]
+      this.#begins = this.#lengths.map((_, place) => place * length)
+      this.#received = ctx.view(allGather(ctx, send, this.group), [size * length])
       return
     }
-    const { send } = this
     const sends = send === null ? [] : this.#wanting.flatMap((peer) => (peer === rank ? [] : [{ tensor: send, peer }]))
-    const wanted = this.#all === null ? [] : this.#lengths.map((length, peer) => ({ length, peer }))
-    const recvs = wanted.flatMap(({ length, peer }) =>
-      peer === rank || length === 0 ? [] : [{ tensor: this.partOf(ctx, peer, 0, [length]), peer }],
+    const recvs = this.#lengths.flatMap((length, peer) =>
+      this.#received === null || peer === rank || length === 0
+        ? []
+        : [{ tensor: this.partOf(ctx, peer, 0, [length]), peer }],
     )
     pointToPoint(ctx, this.group, sends, recvs)
   }
@@ -307,12 +317,14 @@ class Lane {
   /** A packed box of a rank's part, as a view. */
   partOf(ctx: Ctx, at: number, begin: number, size: readonly number[]): Tensor {
     const own = at === this.group.rank
-    const source = (own ? this.send : this.#all) as Tensor
-    return source.view(ctx, size, contiguousStrides(size), (own ? 0 : at * (source.strides[0] as number)) + begin)
+    const source = (own ? this.send : this.#received) as Tensor
+    return source.view(ctx, size, contiguousStrides(size), (own ? 0 : (this.#begins[at] as number)) + begin)
   }
 
-  get #toAll(): boolean {
-    return this.#wanting.length === this.group.size
+  /** All want it and all give as much: what a single all-gather does. */
+  get #isEven(): boolean {
+    const isAlike = this.#lengths.every((length) => length > 0 && length === this.#lengths[0])
+    return isAlike && this.#wanting.length === this.group.size
   }
 }
 

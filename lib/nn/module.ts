@@ -29,16 +29,15 @@ export abstract class Module {
 
   /** Parameters of this module and below, with dotted names, in registration order. A shared parameter appears once, at its first place. */
   *namedParameters(prefix = ''): Generator<[string, Parameter]> {
-    yield* this.#walk(prefix, new Set())
+    const found = new Map<Parameter, string>()
+    this.#collect(prefix, found)
+    for (const [parameter, name] of found) yield [name, parameter]
   }
 
-  *#walk(prefix: string, seen: Set<Parameter>): Generator<[string, Parameter]> {
-    for (const [name, parameter] of this.#parameters) {
-      if (seen.has(parameter)) continue
-      seen.add(parameter)
-      yield [prefix + name, parameter]
-    }
-    for (const [name, child] of this.#children) yield* child.#walk(`${prefix}${name}.`, seen)
+  /** Names in the order of the modules; a shared parameter keeps its first. No generator: those are slow when they nest. */
+  #collect(prefix: string, found: Map<Parameter, string>): void {
+    for (const [name, parameter] of this.#parameters) if (!found.has(parameter)) found.set(parameter, prefix + name)
+    for (const [name, child] of this.#children) child.#collect(`${prefix}${name}.`, found)
   }
 
   /** Modules of this one and below, with dotted names. */

@@ -122,6 +122,9 @@ describe.each([
         failed: rank === 1 ? 'ERR_IO' : 'ERR_RANK_FAILED',
         again: 'none',
       })
+      // A bucket, what this rank sent of it, and one tensor of it, in pages of the allocator.
+      expect(seen['buckets']).toBeGreaterThan(1)
+      expect(seen['buckets']).toBeLessThan(2.6)
     }
   })
 })

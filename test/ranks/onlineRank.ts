@@ -53,6 +53,11 @@ async function exported(options: ExportWeightsOptions) {
   return { tensors, operations: after.sequence - before.sequence, bytes: after.payloadBytes - before.payloadBytes }
 }
 const tasks = bridge.getConversionTasks(model)
+const bucketBytes = 30_000
+model.device.resetPeak()
+const live = model.device.memory().liveBytes
+for await (const _ of bridge.exportHfWeights(model, { tasks, bucketBytes }));
+const buckets = (model.device.memory().peakBytes - live) / bucketBytes
 const exports = {
   whole: await exported({ tasks }),
   single: await exported({ bucketBytes: 1 }),
@@ -94,6 +99,17 @@ const again = await codeOf(() => bridge.loadHfWeights(model))
 await model.dispose()
 writeFileSync(
   join(out, `rank${world.rank}.json`),
-  JSON.stringify({ read: { hf, checkpoint, unchecked }, tasks, exports, reloaded, left, seen, unlike, failed, again }),
+  JSON.stringify({
+    read: { hf, checkpoint, unchecked },
+    tasks,
+    exports,
+    reloaded,
+    left,
+    seen,
+    buckets,
+    unlike,
+    failed,
+    again,
+  }),
 )
 await world.dispose()

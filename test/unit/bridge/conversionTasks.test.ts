@@ -216,8 +216,8 @@ describe('getConversionTasks', () => {
 describe('bucketsOf', () => {
   it('keeps the order, fills buckets to the limit, leaves larger tensors alone', () => {
     const tasks = [3, 3, 4, 20, 1, 9, 1].map((bytes) => ({ bytes }) as ConversionTask)
-    const buckets = bucketsOf(tasks, 10)
+    const buckets = [...bucketsOf(tasks, 10)]
     expect(buckets.map((bucket) => bucket.map(({ bytes }) => bytes))).toEqual([[3, 3, 4], [20], [1, 9], [1]])
-    expect(bucketsOf([], 10)).toEqual([])
+    expect([...bucketsOf([], 10)]).toEqual([])
   })
 })
