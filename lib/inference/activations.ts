@@ -1,7 +1,7 @@
 // What two models compute, layer by layer: the same tokens through one, then through the other, in float32 on the CPU. Hidden states
 // wait on the host, so that only one model's weights are in memory at a time.
 import { ViaductError } from '../base/errors.js'
-import { type HostTensor, readHostTensors } from '../io/hostTensors.js'
+import type { HostTensor } from '../io/hostTensors.js'
 import { type TokenBatch, uploadBatch } from '../models/batch.js'
 import { defaultParallel } from '../parallel/config.js'
 import { openModel, readBatch } from './logits.js'
@@ -33,8 +33,8 @@ export interface ActivationComparison {
 }
 
 export interface ActivationOptions {
-  /** A safetensors file with input_ids, as `viaduct logits` reads it. Default: seeded ids. */
-  readonly input?: string
+  /** The tokens. Default: seeded ids. */
+  readonly batch?: TokenBatch
   /** Which default ids. Default 0. */
   readonly seed?: number
   /** Default activationTolerance. */
@@ -54,7 +54,7 @@ export function seededTokens(
 /**
  * Compares two models that run, each a Hugging Face folder or a checkpoint.
  * @param sizes - vocabulary and positions that both have, for the default ids.
- * @throws what opening the models and reading the input throws; ERR_UNSUPPORTED for a family that only converts.
+ * @throws what opening the models throws, ERR_TOKEN_ID; ERR_UNSUPPORTED for a family that only converts.
  */
 export async function compareActivations(
   a: string,
@@ -62,10 +62,8 @@ export async function compareActivations(
   sizes: { readonly vocabSize: number; readonly maxPositionEmbeddings: number },
   options: ActivationOptions = {},
 ): Promise<ActivationComparison> {
-  const { input, seed, tolerance = activationTolerance } = options
-  const tensors =
-    input === undefined ? new Map([['input_ids', seededTokens(sizes, seed)]]) : await readHostTensors(input)
-  const batch = readBatch(tensors, input ?? 'default tokens')
+  const { seed, tolerance = activationTolerance } = options
+  const batch = options.batch ?? readBatch(new Map([['input_ids', seededTokens(sizes, seed)]]), 'default ids')
   const left = await partsOf(a, batch)
   const right = await partsOf(b, batch)
   const layers: LayerDifference[] = []

@@ -63,8 +63,17 @@ describe('compare', () => {
     const experts = await viaductJson<Compared>(folder, ['compare', 'moe', join(moe, 'qwen3_moe_fused')])
     expect(experts.activations.skipped).toContain('Qwen3MoeForCausalLM only converts')
   })
+  test('exit 3 for wrong ids, before or after the tensors are read', async () => {
+    writeInputs(inside('wide.safetensors'), new Map([['input_ids', { shape: [1, 1], data: Float32Array.of(9999) }]]))
+    for (const [file, code] of [
+      ['wide.safetensors', 'ERR_TOKEN_ID'],
+      ['none.safetensors', 'ERR_FILE_MISSING'],
+    ] as const) {
+      const ended = await viaduct(folder, 'compare', 'plain', 'changed', '--input', file)
+      expect([ended.code, ended.stderr]).toEqual([3, expect.stringContaining(code)])
+    }
+  })
   test('exit 3 for what is no model', async () => {
-    writeFileSync(inside('plain.txt'), '')
     const { code, stderr } = await viaduct(folder, 'compare', 'plain', 'nowhere')
     expect([code, stderr]).toEqual([3, expect.stringContaining('nowhere')])
   })

@@ -3,6 +3,9 @@ import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import { type ComparedTensor, type Comparison, compare } from '../../bridge/compare.js'
 import { type ActivationComparison, compareActivations } from '../../inference/activations.js'
+import { readBatch } from '../../inference/logits.js'
+import { readHostTensors } from '../../io/hostTensors.js'
+import type { TokenBatch } from '../../models/batch.js'
 import { mostWeightBytes } from '../layoutLogits.js'
 import { byteProgress, formatBytes, print, say, styled, table } from '../terminal.js'
 
@@ -22,7 +25,13 @@ const mostRows = 40
 const sizeOf = (comparison: Comparison) =>
   comparison.tensors.reduce((n, { a }) => n + a.shape.reduce((m, d) => m * d, 4), 0)
 
-async function activationsOf(a: string, b: string, flags: Flags, comparison: Comparison): Promise<Activations> {
+async function activationsOf(
+  a: string,
+  b: string,
+  flags: Flags,
+  comparison: Comparison,
+  batch: TokenBatch | null,
+): Promise<Activations> {
   if (!flags.activations) return { skipped: '--no-activations' }
   for (const side of [comparison.a, comparison.b])
     if (!side.runs) return { skipped: `${side.architecture} only converts, its forward pass is not built` }
@@ -39,13 +48,12 @@ async function activationsOf(a: string, b: string, flags: Flags, comparison: Com
     }
     return await compareActivations(comparison.a.folder, comparison.b.folder, sizes, {
       seed: flags.seed,
-      ...(flags.input === undefined ? {} : { input: flags.input }),
+      ...(batch === null ? {} : { batch }),
       ...(flags.tolerance === undefined ? {} : { tolerance: flags.tolerance }),
     })
   } catch (error) {
-    // A side that does not fit its own config computes nothing; the tensors say why.
-    const isOfModel = error instanceof ViaductError && !/^ERR_(TOKEN_ID|DATA|USAGE)$/.test(error.code)
-    if (comparison.equal || !isOfModel) throw error
+    // A side that does not fit its own config computes nothing: the tensors say why. Wrong tokens are the caller's.
+    if (!(error instanceof ViaductError) || error.kind !== 'input' || error.code === 'ERR_TOKEN_ID') throw error
     return { skipped: error.message }
   }
 }
@@ -95,9 +103,10 @@ function show(comparison: Comparison, activations: Activations): void {
 }
 
 export async function compareCommand(a: string, b: string, flags: Flags): Promise<void> {
+  const batch = flags.input === undefined ? null : readBatch(await readHostTensors(flags.input), flags.input)
   const bar = byteProgress('comparing')
   const comparison = await compare(a, b, { onProgress: bar.onProgress }).finally(bar.stop)
-  const activations = await activationsOf(a, b, flags, comparison)
+  const activations = await activationsOf(a, b, flags, comparison, batch)
   const same = comparison.equal && ('skipped' in activations || activations.equal)
   if (!same) process.exitCode = 1
   if (flags.json) print(JSON.stringify({ ...comparison, equal: same, activations }))
