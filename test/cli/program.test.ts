@@ -43,13 +43,13 @@ describe('information', () => {
   test('models, recipes and version, for people and programs', async () => {
     const { models } = await viaductJson<{ models: object[] }>(folder, ['models'])
     expect(models).toEqual([
-      { architecture: 'LlamaForCausalLM', converts: true, runs: true },
-      { architecture: 'MixtralForCausalLM', converts: true, runs: false },
-      { architecture: 'OlmoeForCausalLM', converts: true, runs: false },
-      { architecture: 'Qwen3MoeForCausalLM', converts: true, runs: false },
+      { architecture: 'LlamaForCausalLM', modelType: 'llama', converts: true, runs: true },
+      { architecture: 'MixtralForCausalLM', modelType: 'mixtral', converts: true, runs: false },
+      { architecture: 'OlmoeForCausalLM', modelType: 'olmoe', converts: true, runs: false },
+      { architecture: 'Qwen3MoeForCausalLM', modelType: 'qwen3_moe', converts: true, runs: false },
     ])
     expect((await viaduct(folder, 'models')).stdout).toMatch(
-      /^LlamaForCausalLM +yes +yes\s.*^Mixtral\w+ +yes +not yet/ms,
+      /^LlamaForCausalLM +llama +yes +yes\s.*^Mixtral\w+ +mixtral +yes +not yet/ms,
     )
     const { recipes } = await viaductJson<{ recipes: { name: string }[] }>(folder, ['recipes'])
     expect(recipes.map((r) => r.name)).toContain('llama32_1b_pretrain_config')
