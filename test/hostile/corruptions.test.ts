@@ -1,6 +1,6 @@
 // Seeded corruptions of a folder and a checkpoint that belong together: each is found and named, by the proof against the checkpoint and
 // by the comparison of both. One spoils one place; `names` says what the message must hold.
-import { cpSync, readdirSync, readFileSync, renameSync, rmSync, truncateSync } from 'node:fs'
+import { cpSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, truncateSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { ViaductError } from '../../lib/base/errors.js'
@@ -396,6 +396,30 @@ const rows: Row[] = [
     1,
     ['model-00003-of-00009.safetensors'],
     unseen,
+  ],
+  [
+    'pieces of two ranks exchanged, hashes too',
+    'llama',
+    async (pair) => {
+      await importCkpt(pair.hf, pair.root, { tensorModelParallelSize: 2, overwrite: true })
+      editIndex(pair, (t) => {
+        const [a, b] = t[fc2(1)]?.pieces ?? []
+        if (a === undefined || b === undefined) throw new Error('expected two pieces')
+        ;[a.start, b.start] = [b.start, a.start]
+      })
+    },
+    1,
+    [layer(1, 'mlp.down_proj')],
+  ],
+  [
+    'what a killed conversion left in the place of a checkpoint',
+    'llama',
+    ({ root, iter }) => {
+      mkdirSync(join(root, '.iter_0000000.unfinished'))
+      renameSync(iter, join(root, '.iter_0000000.unfinished', 'output'))
+    },
+    3,
+    ['ERR_CHECKPOINT'],
   ],
   [
     'an unfinished save in the place of a complete one',
