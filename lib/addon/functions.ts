@@ -155,6 +155,7 @@ export interface Addon {
   debugDelay(stream: Stream, microseconds: integer): void
   startProfile(stream: Stream): void
   endProfile(stream: Stream): readonly OpTime[]
+  threadMicroseconds(): number
 
   // files (native/binding/io.cc): a tensor in a file is (path, byte offset, dtype, shape), row-major
   readBlock(
