@@ -2,11 +2,14 @@
 // device's own. Ops check their arguments on the caller's thread, then enqueue. Nothing here knows tensors.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
+#include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace viaduct {
@@ -18,7 +21,23 @@ struct OpTime {
   double seconds = 0;
 };
 
-using Command = std::function<void()>;
+constexpr size_t kMaxCommandBytes = size_t{16} << 10;
+
+/// How a queue handles a command of some type: it moves it into memory of its own, so that none is allocated for a command.
+struct CommandKind {
+  size_t size;
+  void (*move)(void* to, void* from);  // constructs at `to`, on a boundary of max_align_t
+  void (*run)(void* command);
+  void (*destroy)(void* command);
+};
+
+template <typename F>
+inline constexpr CommandKind commandKind{
+    sizeof(F),
+    [](void* to, void* from) { new (to) F(std::move(*static_cast<F*>(from))); },
+    [](void* command) { (*static_cast<F*>(command))(); },
+    [](void* command) { static_cast<F*>(command)->~F(); },
+};
 
 /// Marks a point of a stream. Copyable; cheap. wait() from another stream orders that stream after the point.
 class Event {
@@ -36,7 +55,11 @@ class Stream {
 
   /// Appends a command. `op` must be a string literal; it names the command in errors. Blocks while the queue is full
   /// (run-ahead is bounded). On a poisoned stream the command is dropped. Called from the JS thread or a worker.
-  virtual void enqueue(const char* op, Command run) = 0;
+  template <typename F>
+  void enqueue(const char* op, F run) {
+    static_assert(alignof(F) <= alignof(std::max_align_t) && sizeof(F) <= kMaxCommandBytes);
+    append(op, commandKind<F>, &run);
+  }
 
   /// A point after all that was enqueued so far.
   virtual std::shared_ptr<Event> record() = 0;
@@ -66,6 +89,10 @@ class Stream {
   virtual std::vector<OpTime> endProfile() { return {}; }
 
   virtual int64_t id() const = 0;
+
+ protected:
+  /// enqueue() of a command that is moved from.
+  virtual void append(const char* op, const CommandKind& kind, void* command) = 0;
 };
 
 }  // namespace viaduct

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <map>
+#include <memory>
 #include <new>
 #include <string>
 #include <utility>
@@ -13,19 +15,54 @@
 
 namespace viaduct::cpu {
 
-struct CpuStream::Item {
-  const char* op = nullptr;
-  Command run;                                   // skipped on a poisoned stream
-  std::function<void(std::exception_ptr)> done;  // never skipped
-  std::shared_ptr<const std::string> place;
+/// Commands in the order of their arrival, one behind the other in blocks that are kept for later ones.
+class CpuStream::Queue {
+ public:
+  struct Item {
+    const char* op;
+    const CommandKind* kind;
+    void* command;
+    bool always;
+  };
+
+  void add(const char* op, const CommandKind& kind, void* command, bool always) {
+    const size_t bytes =
+        (kind.size + alignof(std::max_align_t) - 1) / alignof(std::max_align_t) * alignof(std::max_align_t);
+    if (used_ + bytes > kBlock) {
+      block_ += 1;
+      used_ = 0;
+    }
+    if (block_ == blocks_.size()) blocks_.push_back(std::make_unique<Block>());
+    void* place = blocks_[block_]->bytes + used_;
+    items.push_back({op, &kind, place, always});
+    kind.move(place, command);
+    used_ += bytes;
+  }
+
+  /// Forgets the items, which were destroyed.
+  void clear() {
+    items.clear();
+    block_ = used_ = 0;
+  }
+
+  std::vector<Item> items;
+
+ private:
+  static constexpr size_t kBlock = 4 * kMaxCommandBytes;
+  struct Block {
+    alignas(std::max_align_t) std::byte bytes[kBlock];
+  };
+  std::vector<std::unique_ptr<Block>> blocks_;
+  size_t block_ = 0;
+  size_t used_ = 0;
 };
 
 struct CpuStream::State {
   mutable std::mutex mutex;
   std::condition_variable work;     // the worker sleeps here
   std::condition_variable passing;  // waits for `passed` sleep here
-  std::vector<Item> queue;
-  std::shared_ptr<const std::string> place;
+  Queue queue;
+  std::shared_ptr<const std::string> place;  // the worker's alone
   std::exception_ptr error;
   std::vector<std::function<void(std::exception_ptr)>> hooks;
   std::atomic<bool> poisoned{false};
@@ -38,9 +75,9 @@ struct CpuStream::State {
   bool sleeping = false;
   bool stopping = false;
 
-  void runTimed(const Item& item) {
+  void runTimed(const Queue::Item& item) {
     const auto from = std::chrono::steady_clock::now();
-    item.run();
+    item.kind->run(item.command);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - from;
     std::lock_guard<std::mutex> lock(mutex);
     OpTime& time = profile[item.op];
@@ -140,7 +177,7 @@ bool CpuStream::onWorker() { return isWorker; }
 
 void CpuStream::run(State& state) {
   isWorker = true;
-  std::vector<Item> batch;
+  Queue batch;
   for (;;) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
     while (state.pushed.load() == state.passed.load() && std::chrono::steady_clock::now() < until) {
@@ -149,39 +186,33 @@ void CpuStream::run(State& state) {
     {
       std::unique_lock<std::mutex> lock(state.mutex);
       state.sleeping = true;
-      state.work.wait(lock, [&] { return !state.queue.empty() || state.stopping; });
+      state.work.wait(lock, [&] { return !state.queue.items.empty() || state.stopping; });
       state.sleeping = false;
-      if (state.queue.empty()) return;
-      batch.swap(state.queue);
+      if (state.queue.items.empty()) return;
+      std::swap(batch, state.queue);
     }
-    for (Item& item : batch) {
-      if (item.run && !state.poisoned.load()) {
+    for (const Queue::Item& item : batch.items) {
+      if (item.always) {
+        item.kind->run(item.command);
+      } else if (!state.poisoned.load()) {
         try {
           if (state.profiling.load(std::memory_order_relaxed)) {
             state.runTimed(item);
           } else {
-            item.run();
+            item.kind->run(item.command);
           }
         } catch (...) {
-          state.poison(located(std::current_exception(), item.op, item.place.get()));
+          state.poison(located(std::current_exception(), item.op, state.place.get()));
         }
       }
-      if (item.done) {
-        std::exception_ptr error;
-        {
-          std::lock_guard<std::mutex> lock(state.mutex);
-          error = state.error;
-        }
-        item.done(error);
-      }
-      item = Item();  // what the command held goes before its point is passed
+      item.kind->destroy(item.command);  // what the command held goes before its point is passed
       state.pass();
     }
     batch.clear();
   }
 }
 
-void CpuStream::push(Item item) {
+void CpuStream::push(const char* op, const CommandKind& kind, void* command, bool always) {
   State& state = *state_;
   if (state.pushed.load() - state.passed.load() >= kQueueBound && std::this_thread::get_id() != state.worker) {
     state.waitUntilPassed(state.pushed.load() - kQueueBound / 2);
@@ -189,20 +220,15 @@ void CpuStream::push(Item item) {
   bool wake;
   {
     std::lock_guard<std::mutex> lock(state.mutex);
-    item.place = state.place;
-    state.queue.push_back(std::move(item));
+    state.queue.add(op, kind, command, always);
     state.pushed.fetch_add(1);
     wake = state.sleeping;
   }
   if (wake) state.work.notify_one();
 }
 
-void CpuStream::enqueue(const char* op, Command run) {
-  if (state_->poisoned.load(std::memory_order_relaxed)) return;
-  Item item;
-  item.op = op;
-  item.run = std::move(run);
-  push(std::move(item));
+void CpuStream::append(const char* op, const CommandKind& kind, void* command) {
+  if (!state_->poisoned.load(std::memory_order_relaxed)) push(op, kind, command, false);
 }
 
 std::shared_ptr<Event> CpuStream::record() { return std::make_shared<CpuEvent>(state_, state_->pushed.load()); }
@@ -211,9 +237,7 @@ void CpuStream::waitFor(std::shared_ptr<Event> event) {
   auto* other = dynamic_cast<CpuEvent*>(event.get());
   if (other != nullptr && other->state == state_) return;  // its own past
   if (event->done() && (other == nullptr || !other->state->poisoned.load())) return;
-  Item item;
-  item.op = "waitEvent";
-  item.run = [event = std::move(event), own = state_.get()] {
+  enqueue("waitEvent", [event = std::move(event), own = state_.get()] {
     event->wait();
     auto* source = dynamic_cast<CpuEvent*>(event.get());
     if (source == nullptr || !source->state->poisoned.load()) return;
@@ -223,8 +247,7 @@ void CpuStream::waitFor(std::shared_ptr<Event> event) {
       error = source->state->error;
     }
     if (error != nullptr) own->poison(error);
-  };
-  push(std::move(item));
+  });
 }
 
 void CpuStream::drain() {
@@ -232,10 +255,14 @@ void CpuStream::drain() {
 }
 
 void CpuStream::notify(std::function<void(std::exception_ptr)> done) {
-  Item item;
-  item.op = "notify";
-  item.done = std::move(done);
-  push(std::move(item));
+  pushAlways("notify", [done = std::move(done), own = state_.get()] {
+    std::exception_ptr error;
+    {
+      std::lock_guard<std::mutex> lock(own->mutex);
+      error = own->error;
+    }
+    done(error);
+  });
 }
 
 std::exception_ptr CpuStream::error() const {
@@ -278,8 +305,7 @@ std::vector<OpTime> CpuStream::endProfile() {
 }
 
 void CpuStream::setPlace(std::shared_ptr<const std::string> place) {
-  std::lock_guard<std::mutex> lock(state_->mutex);
-  state_->place = std::move(place);
+  pushAlways("setPlace", [place = std::move(place), own = state_.get()]() mutable { own->place = std::move(place); });
 }
 
 }  // namespace viaduct::cpu

@@ -22,7 +22,6 @@ class CpuStream final : public Stream {
   explicit CpuStream(int64_t id, std::function<void(CpuStream*)> ended = nullptr);
   ~CpuStream() override;
 
-  void enqueue(const char* op, Command run) override;
   std::shared_ptr<Event> record() override;
   void waitFor(std::shared_ptr<Event> event) override;
   void drain() override;
@@ -41,9 +40,15 @@ class CpuStream final : public Stream {
  private:
   struct State;  // shared with events, which may outlive the stream
   struct CpuEvent;
-  struct Item;
+  class Queue;
 
-  void push(Item item);
+  void append(const char* op, const CommandKind& kind, void* command) override;
+  /// `always`: a command that runs on a poisoned stream too.
+  void push(const char* op, const CommandKind& kind, void* command, bool always);
+  template <typename F>
+  void pushAlways(const char* op, F run) {
+    push(op, commandKind<F>, &run, true);
+  }
   static void run(State& state);
 
   const int64_t id_;
