@@ -84,22 +84,14 @@ double threadMicroseconds() {
 
 std::vector<Row> streamRows() {
   return {
-      row("createStream", &createStream),
-      row("destroyStream", &destroyStream),
-      row("syncStream", &syncStream),
-      row("checkStream", &checkStream),
-      row("resetStream", &resetStream),
-      row("setPlace", &setPlace),
-      row("recordEvent", &recordEvent),
-      row("waitEvent", &waitEvent),
-      row("eventDone", &eventDone),
-      row("destroyEvent", &destroyEvent),
-      row("debugFail", &debugFail),
-      row("debugDelay", &debugDelay),
-      row("debugFailTasks", &debugFailTasks),
-      row("startProfile", &startProfile),
-      row("endProfile", &endProfile),
-      row("threadMicroseconds", &threadMicroseconds),
+      row("createStream", &createStream),     row("destroyStream", &destroyStream),
+      row("syncStream", &syncStream),         row("checkStream", &checkStream),
+      row("resetStream", &resetStream),       row("setPlace", &setPlace),
+      row("recordEvent", &recordEvent),       row("waitEvent", &waitEvent),
+      row("eventDone", &eventDone),           row("destroyEvent", &destroyEvent),
+      row("debugFail", &debugFail),           row("debugDelay", &debugDelay),
+      row("debugFailTasks", &debugFailTasks), row("startProfile", &startProfile),
+      row("endProfile", &endProfile),         row("threadMicroseconds", &threadMicroseconds),
   };
 }
 

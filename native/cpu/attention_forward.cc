@@ -96,55 +96,61 @@ void forwardFewRows(const AttentionArgs& a) {
   const int64_t chunks = std::max<int64_t>(1, (last + kChunk - 1) / kChunk);
   const int64_t record = rows * (a.Dv + 2);
   float* records = threadScratch(kOperation, a.B * a.G * chunks * record);
-  parallelFor(a.B * a.G * chunks, [&](int64_t task) {
-    // Groups first: the heads of a token lie together, and what is fetched beside one group serves the next.
-    const int64_t g = task % a.G;
-    const int64_t chunk = task / a.G % chunks;
-    const int64_t b = task / a.G / chunks;
-    float* m = records + ((b * a.G + g) * chunks + chunk) * record;
-    float* l = m + rows;
-    float* o = l + rows;
-    std::fill(m, m + rows, kNothing);
-    std::fill(l, l + rows, 0.0f);
-    const Visible span = visibleSpan(a, b, 0, a.S);
-    const int64_t from = std::max(chunk * kChunk, span.lo);
-    const int64_t to = std::min((chunk + 1) * kChunk, span.hi);
-    thread_local std::vector<Visible> see;
-    see.resize(static_cast<size_t>(rows));
-    if (from >= to || !visibleRows(see.data(), a, b, 0, a.S, from, to)) return;
-    Pieces pieces(threadScratch(kAttention, rows * a.D + rows * kChunk + rows + 64));
-    float* q = pieces.take(rows * a.D);
-    float* scores = pieces.take(rows * kChunk);
-    float* correction = pieces.take(rows);
-    gatherRows(q, a, a.q, b, g, 0, a.S, a.D, a.scale);
-    for (int64_t row = 0; row < rows; ++row) orderForWeights(q + row * a.D, a.D, a.k.dtype);
-    multiplyFewRows(scores, kChunk, q, a.D, {a.k.at(b, from, g), a.k.dtype, 1, a.k.position}, rows, to - from, a.D,
-                    false, nullptr);
-    softmaxBlock(scores, kChunk, rows, to - from, see.data(), a.softcap, m, l, correction);
-    sumValues(o, a.Dv, scores, kChunk, a.v.at(b, from, g), a.v.dtype, a.v.position, rows, to - from, a.Dv, false);
-  });
-  parallelFor(a.B * a.G, [&](int64_t task) {
-    float* first = records + task * chunks * record;
-    std::vector<float> o(static_cast<size_t>(a.Dv));
-    for (int64_t row = 0; row < rows; ++row) {
-      float m = kNothing;
-      for (int64_t c = 0; c < chunks; ++c) {
-        const float top = first[c * record + row];
-        if (!(top <= m)) m = top;  // a NaN stays
-      }
-      float l = 0;
-      std::fill(o.begin(), o.end(), 0.0f);
-      for (int64_t c = 0; c < chunks; ++c) {
-        const float* part = first + c * record;
-        if (part[rows + row] == 0.0f) continue;
-        const float weight = part[row] == m ? 1.0f : std::exp(part[row] - m);
-        l += weight * part[rows + row];
-        const float* x = part + 2 * rows + row * a.Dv;
-        for (int64_t j = 0; j < a.Dv; ++j) o[static_cast<size_t>(j)] += weight * x[j];
-      }
-      finishRow(a, task / a.G, task % a.G, row % a.R, row / a.R, o.data(), m, l);
-    }
-  });
+  parallelFor(
+      a.B * a.G * chunks,
+      [&](int64_t task) {
+        // Groups first: the heads of a token lie together, and what is fetched beside one group serves the next.
+        const int64_t g = task % a.G;
+        const int64_t chunk = task / a.G % chunks;
+        const int64_t b = task / a.G / chunks;
+        float* m = records + ((b * a.G + g) * chunks + chunk) * record;
+        float* l = m + rows;
+        float* o = l + rows;
+        std::fill(m, m + rows, kNothing);
+        std::fill(l, l + rows, 0.0f);
+        const Visible span = visibleSpan(a, b, 0, a.S);
+        const int64_t from = std::max(chunk * kChunk, span.lo);
+        const int64_t to = std::min((chunk + 1) * kChunk, span.hi);
+        thread_local std::vector<Visible> see;
+        see.resize(static_cast<size_t>(rows));
+        if (from >= to || !visibleRows(see.data(), a, b, 0, a.S, from, to)) return;
+        Pieces pieces(threadScratch(kAttention, rows * a.D + rows * kChunk + rows + 64));
+        float* q = pieces.take(rows * a.D);
+        float* scores = pieces.take(rows * kChunk);
+        float* correction = pieces.take(rows);
+        gatherRows(q, a, a.q, b, g, 0, a.S, a.D, a.scale);
+        for (int64_t row = 0; row < rows; ++row) orderForWeights(q + row * a.D, a.D, a.k.dtype);
+        multiplyFewRows(scores, kChunk, q, a.D, {a.k.at(b, from, g), a.k.dtype, 1, a.k.position}, rows, to - from, a.D,
+                        false, nullptr);
+        softmaxBlock(scores, kChunk, rows, to - from, see.data(), a.softcap, m, l, correction);
+        sumValues(o, a.Dv, scores, kChunk, a.v.at(b, from, g), a.v.dtype, a.v.position, rows, to - from, a.Dv, false);
+      },
+      a.B * a.G * rows * last * (a.D + a.Dv));
+  parallelFor(
+      a.B * a.G,
+      [&](int64_t task) {
+        float* first = records + task * chunks * record;
+        std::vector<float> o(static_cast<size_t>(a.Dv));
+        for (int64_t row = 0; row < rows; ++row) {
+          float m = kNothing;
+          for (int64_t c = 0; c < chunks; ++c) {
+            const float top = first[c * record + row];
+            if (!(top <= m)) m = top;  // a NaN stays
+          }
+          float l = 0;
+          std::fill(o.begin(), o.end(), 0.0f);
+          for (int64_t c = 0; c < chunks; ++c) {
+            const float* part = first + c * record;
+            if (part[rows + row] == 0.0f) continue;
+            const float weight = part[row] == m ? 1.0f : std::exp(part[row] - m);
+            l += weight * part[rows + row];
+            const float* x = part + 2 * rows + row * a.Dv;
+            for (int64_t j = 0; j < a.Dv; ++j) o[static_cast<size_t>(j)] += weight * x[j];
+          }
+          finishRow(a, task / a.G, task % a.G, row % a.R, row / a.R, o.data(), m, l);
+        }
+      },
+      a.B * a.G * rows * chunks * a.Dv);
 }
 
 }  // namespace

@@ -57,13 +57,16 @@ void ArgmaxLoop(const TensorRef& logits, int64_t valid, Largest* pieces, int64_t
   const T* x = logits.as<T>();
   const int64_t stride = logits.stride[0];
   const int64_t grain = std::max<int64_t>(1, 16384 / valid);
-  parallelChunks(logits.shape[0] * count, grain, [=](int64_t begin, int64_t end) HWY_ATTR {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task % count * kArgmaxPiece;
-      pieces[task] = LargestOf(x + task / count * stride + first, std::min(kArgmaxPiece, valid - first));
-      pieces[task].index += first;
-    }
-  });
+  parallelChunks(
+      logits.shape[0] * count, grain,
+      [=](int64_t begin, int64_t end) HWY_ATTR {
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t first = task % count * kArgmaxPiece;
+          pieces[task] = LargestOf(x + task / count * stride + first, std::min(kArgmaxPiece, valid - first));
+          pieces[task].index += first;
+        }
+      },
+      logits.shape[0] * valid);
 }
 
 void ArgmaxKernel(const TensorRef& logits, int64_t valid, Largest* pieces, int64_t count) {
