@@ -16,7 +16,7 @@ export interface Runner {
 }
 
 async function timed(runner: Runner): Promise<Timed> {
-  const pids = [runner.side.pid]
+  const { pids } = runner.side
   const before = cpuTimes(pids)
   const seconds = await runner.run()
   return { seconds, foreign: foreignShare(before, cpuTimes(pids)) }

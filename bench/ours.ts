@@ -1,5 +1,6 @@
 // Our side of the benchmarks, driven line by line with the protocol of peer.py: one JSON command a line on standard input, one JSON
 // line back. It uses the library as a user's script does: AutoBridge, setup, trainStep, generate.
+import { readFileSync, writeFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { native } from '../lib/addon/load.js'
 import { AutoBridge } from '../lib/bridge/autoBridge.js'
@@ -21,6 +22,13 @@ interface LoadArgs {
   readonly train: boolean
   readonly batch?: readonly [number, number]
   readonly lr?: number
+}
+
+interface ConvertArgs {
+  readonly folder: string
+  readonly target: string
+  readonly tp: number
+  readonly sha256: boolean
 }
 
 let state: TrainState | null = null
@@ -103,10 +111,26 @@ async function generateTokens({
   return { seconds, tokens: added, ...(profile ? { profile: native.endProfile(stream) } : {}) }
 }
 
-async function timed(work: () => Promise<unknown>) {
+/** Seconds of the work, and the peak of this process's memory above what it held before, where the system tells. */
+async function measured(work: () => Promise<unknown>) {
+  const idle = resetPeak()
   const from = performance.now()
   await work()
-  return { seconds: (performance.now() - from) / 1000 }
+  const seconds = (performance.now() - from) / 1000
+  return { seconds, ...(idle === null ? {} : { peak_mib: statusMib('VmHWM') - idle }) }
+}
+
+const statusMib = (field: string) =>
+  Number(new RegExp(`${field}:\\s+(\\d+)`).exec(readFileSync('/proc/self/status', 'utf8'))?.[1]) / 1024
+
+/** The peak becomes what is held now, which is returned. */
+function resetPeak(): number | null {
+  try {
+    writeFileSync('/proc/self/clear_refs', '5')
+    return statusMib('VmRSS')
+  } catch {
+    return null
+  }
 }
 
 const commands: Record<string, (args: never) => Promise<object>> = {
@@ -119,10 +143,10 @@ const commands: Record<string, (args: never) => Promise<object>> = {
   bind_huge: bindHuge,
   enqueue: async ({ tokens, rounds }: { tokens: number[][]; rounds: number }) =>
     measureEnqueue(trained(), batchOf(tokens), rounds),
-  import_folder: async ({ folder, target }: { folder: string; target: string }) =>
-    timed(() => AutoBridge.importCkpt(folder, target, { overwrite: true })),
-  export_folder: async ({ folder, target }: { folder: string; target: string }) =>
-    timed(() => AutoBridge.exportCkpt(folder, target, { overwrite: true })),
+  import_folder: async ({ folder, target, tp, sha256 }: ConvertArgs) =>
+    measured(() => AutoBridge.importCkpt(folder, target, { tensorModelParallelSize: tp, sha256 })),
+  export_folder: async ({ folder, target, sha256 }: ConvertArgs) =>
+    measured(() => AutoBridge.exportCkpt(folder, target, { sha256 })),
 }
 
 async function answer(line: string): Promise<object> {

@@ -65,12 +65,13 @@ interface CpuTimes {
 
 const ticksPerSecond = 100
 
+/** User and system time, that of ended children too. */
 function processTicks(pid: number): number {
   try {
     const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
       .replace(/^.*\) /, '')
       .split(' ')
-    return Number(fields[11]) + Number(fields[12])
+    return [11, 12, 13, 14].reduce((sum, i) => sum + Number(fields[i]), 0)
   } catch {
     return 0
   }

@@ -4,8 +4,10 @@ Reads one JSON command a line from stdin and answers with one JSON line. The har
 PyTorch comes, and tuned (kept malloc memory, huge pages, torch.compile).
 """
 
+import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
 
@@ -17,6 +19,15 @@ SIZES = {
     "a": dict(num_hidden_layers=4, hidden_size=256, num_attention_heads=4, num_key_value_heads=2, intermediate_size=688, vocab_size=8192),
     "b": dict(num_hidden_layers=8, hidden_size=512, num_attention_heads=8, num_key_value_heads=4, intermediate_size=1376, vocab_size=32000),
 }
+
+
+def weight_files(folder):
+    return sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+
+
+def cut_dim(key):
+    """Which dim of a matrix tensor-parallel ranks share."""
+    return 1 if key.endswith(("o_proj.weight", "down_proj.weight")) else 0
 
 
 def flush_folder(folder):
@@ -37,21 +48,6 @@ class Peer:
         config = LlamaConfig(max_position_embeddings=4096, tie_word_embeddings=False, **SIZES[size])
         LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
         return {}
-
-    def make_big(self, folder, gigabytes, shards):
-        """Writes a bf16 Llama-shaped folder of about that many gigabytes in several files."""
-        torch.manual_seed(2)
-        hidden, ffn, vocab = 2048, 5632, 32000
-        layer = (2 * hidden * hidden + 2 * hidden * hidden // 4 + 3 * hidden * ffn) * 2
-        layers = max(1, round((gigabytes * 1e9 - 2 * vocab * hidden * 2) / layer))
-        config = LlamaConfig(
-            num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=16, num_key_value_heads=4,
-            intermediate_size=ffn, vocab_size=vocab, tie_word_embeddings=False,
-        )
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-        total = sum(p.numel() * 2 for p in model.parameters())
-        model.save_pretrained(folder, max_shard_size=total // shards + 1)
-        return {"bytes": total}
 
     def load(self, folder, mode, compile=False, train=True, lr=1e-4):
         """mode: float32, bfloat16 (pure) or autocast (float32 weights, bf16 matmuls)."""
@@ -97,16 +93,22 @@ class Peer:
             )
         return {"seconds": time.perf_counter() - start, "tokens": out[0, ids.shape[1]:].tolist()}
 
-    def save_folder(self, folder, target, flush):
-        """Loads with Transformers and saves again: what a user does to copy a model."""
+    def copy_folder(self, folder, target):
+        """cp, and every file on disk."""
         start = time.perf_counter()
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        loaded = time.perf_counter() - start
+        subprocess.run(["cp", "-r", folder, target], check=True)
+        flush_folder(target)
+        return {"seconds": time.perf_counter() - start}
+
+    def hash_folder(self, folder):
+        """One SHA-256 pass over the bytes of every weight file, on one core."""
         start = time.perf_counter()
-        model.save_pretrained(target)
-        if flush:
-            flush_folder(target)
-        return {"load_seconds": loaded, "save_seconds": time.perf_counter() - start}
+        for name in weight_files(folder):
+            with open(os.path.join(folder, name), "rb", buffering=0) as f:
+                digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+                while n := f.readinto(buffer):
+                    digest.update(buffer[:n])
+        return {"seconds": time.perf_counter() - start}
 
     def split_folder(self, folder, target, parts, flush):
         """The same import in a script: every matrix cut for tensor parallelism, one safetensors file a rank."""
@@ -115,18 +117,35 @@ class Peer:
         start = time.perf_counter()
         os.makedirs(target, exist_ok=True)
         ranks = [{} for _ in range(parts)]
-        for name in sorted(os.listdir(folder)):
-            if not name.endswith(".safetensors"):
-                continue
+        for name in weight_files(folder):
             with safe_open(os.path.join(folder, name), "pt") as f:
                 for key in f.keys():
                     tensor = f.get_tensor(key)
-                    dim = 1 if key.endswith(("o_proj.weight", "down_proj.weight")) else 0
-                    pieces = tensor.chunk(parts, dim) if tensor.ndim == 2 else [tensor] * parts
+                    pieces = tensor.chunk(parts, cut_dim(key)) if tensor.ndim == 2 else [tensor] * parts
                     for rank, piece in zip(ranks, pieces):
                         rank[key] = piece.contiguous()
         for i, rank in enumerate(ranks):
             save_file(rank, os.path.join(target, f"rank{i}.safetensors"))
+        if flush:
+            flush_folder(target)
+        return {"seconds": time.perf_counter() - start}
+
+    def merge_folder(self, folder, target, source, flush):
+        """The way back in a script: the ranks' files become the files of `source` again."""
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+        start = time.perf_counter()
+        os.makedirs(target, exist_ok=True)
+        ranks = [safe_open(os.path.join(folder, name), "pt") for name in weight_files(folder)]
+        for name in weight_files(source):
+            with safe_open(os.path.join(source, name), "pt") as f:
+                keys = list(f.keys())
+            tensors = {}
+            for key in keys:
+                pieces = [rank.get_tensor(key) for rank in ranks]
+                whole = len(pieces) == 1 or pieces[0].ndim != 2
+                tensors[key] = pieces[0] if whole else torch.cat(pieces, cut_dim(key))
+            save_file(tensors, os.path.join(target, name), metadata={"format": "pt"})
         if flush:
             flush_folder(target)
         return {"seconds": time.perf_counter() - start}
@@ -137,9 +156,7 @@ class Peer:
         wanted = getattr(torch, dtype)
         start = time.perf_counter()
         tensors = {}
-        for name in sorted(os.listdir(folder)):
-            if not name.endswith(".safetensors"):
-                continue
+        for name in weight_files(folder):
             with safe_open(os.path.join(folder, name), "pt") as f:
                 for key in f.keys():
                     tensors[key] = f.get_tensor(key).to(wanted, copy=True)

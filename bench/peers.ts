@@ -3,8 +3,9 @@
 import { spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
+import { native } from '../lib/addon/load.js'
 import { packageRoot } from '../lib/base/packageRoot.js'
-import { Side } from './side.js'
+import { ProcessSide, RankSides, type Side } from './side.js'
 
 /** A peer: its name in tables and what it is given. */
 export interface PeerKind {
@@ -54,11 +55,30 @@ export function findPython(given: string | undefined): string {
 /** Starts a peer with that many threads. */
 export function startPeer(kind: PeerKind, python: string, threads: number): Side {
   const env = { ...kind.env, PEER_THREADS: String(threads), OMP_NUM_THREADS: String(threads) }
-  return new Side(`PyTorch ${kind.name}`, python, [join(packageRoot(), 'bench/peer.py')], env)
+  return new ProcessSide(`PyTorch ${kind.name}`, python, [join(packageRoot(), 'bench/peer.py')], env)
 }
 
-/** Starts our side with that many threads. */
-export function startOurs(threads: number): Side {
-  const script = join(packageRoot(), 'bench/ours.ts')
-  return new Side('Viaduct', process.execPath, ['--import', 'tsx', script], { VIADUCT_NUM_THREADS: String(threads) })
+function startScript(env: Readonly<Record<string, string>>): Side {
+  return new ProcessSide('Viaduct', process.execPath, ['--import', 'tsx', join(packageRoot(), 'bench/ours.ts')], env)
+}
+
+/** Starts our side with that many threads, in one process or as the ranks of a world, which share the threads. */
+export function startOurs(threads: number, processes = 1): Side {
+  if (processes === 1) return startScript({ VIADUCT_NUM_THREADS: String(threads) })
+  const jobId = `bench-${process.pid}`
+  const store = native.storeServer('127.0.0.1', 0, jobId)
+  const ranks = Array.from({ length: processes }, (_, rank) =>
+    startScript({
+      VIADUCT_NUM_THREADS: String(Math.max(1, Math.floor(threads / processes))),
+      RANK: String(rank),
+      WORLD_SIZE: String(processes),
+      LOCAL_RANK: String(rank),
+      LOCAL_WORLD_SIZE: String(processes),
+      MASTER_ADDR: '127.0.0.1',
+      MASTER_PORT: String(store.port),
+      TORCHELASTIC_RUN_ID: jobId,
+      VIADUCT_AGENT_STORE: '1',
+    }),
+  )
+  return new RankSides('Viaduct', ranks, () => native.storeServerClose(store.id))
 }

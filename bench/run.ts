@@ -5,17 +5,13 @@ import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { findPython } from './peers.js'
 import { keep, type Row, table, writeTable } from './results.js'
-import {
-  type BenchOptions,
-  convertSuite,
-  type DtypeName,
-  decodeSuite,
-  loadSuite,
-  onlineSuite,
-  opsSuite,
-  type SizeName,
-  trainSuite,
-} from './suites.js'
+import { convertSuite } from './suites/convert.js'
+import { decodeSuite } from './suites/decode.js'
+import { loadSuite } from './suites/load.js'
+import { onlineSuite } from './suites/online.js'
+import { opsSuite } from './suites/ops.js'
+import type { BenchOptions, DtypeName, SizeName } from './suites/options.js'
+import { trainSuite } from './suites/train.js'
 
 const suites = {
   train: trainSuite,
@@ -33,6 +29,8 @@ const usage = `npm run bench -- [options]
   --dtype float32|bfloat16           default: both
   --pairs N                          default 9
   --quick                            3 pairs, a small folder
+  --gigabytes N                      size of the folder that is loaded and converted; default 2
+  --only TEXT                        only work (of convert) whose name has it in it
   --limit SECONDS                    no further pair of a row begins after this, once 3 are there; default 600
   --threads N                        default: all cores
   --python PATH                      default: VIADUCT_BENCH_PYTHON, else .viaduct/bench/bin/python
@@ -69,6 +67,8 @@ async function main(): Promise<void> {
       pairs: text,
       limit: text,
       threads: text,
+      gigabytes: text,
+      only: text,
       python: text,
       work: text,
       quick: flag,
@@ -92,7 +92,8 @@ async function main(): Promise<void> {
     threads: count('threads', values.threads, availableParallelism()),
     python: findPython(values.python),
     work: values.work ?? join(tmpdir(), 'viaduct-bench'),
-    gigabytes: values.quick ? 0.5 : 2,
+    gigabytes: values.quick ? 0.5 : count('gigabytes', values.gigabytes, 2),
+    only: values.only ?? '',
     newTokens: values.quick ? 32 : 64,
   }
   mkdirSync(base.work, { recursive: true })

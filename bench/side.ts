@@ -1,11 +1,20 @@
-// One side of a benchmark: a child process that answers JSON lines. Both sides speak the same protocol.
+// One side of a benchmark: child processes that answer JSON lines. Both sides speak the same protocol.
 import { type ChildProcess, spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 
 type Answer = Record<string, unknown>
 
-/** A process that runs benchmark commands one at a time. */
-export class Side {
+/** What runs benchmark commands one at a time. */
+export interface Side {
+  readonly name: string
+  readonly pids: readonly number[]
+  /** Runs one command. @throws what the side reports, or its death. */
+  call<T extends Answer>(command: string, args?: Record<string, unknown>): Promise<T>
+  end(): void
+}
+
+/** A side of one process. */
+export class ProcessSide implements Side {
   readonly #child: ChildProcess
   readonly #waiting: { resolve: (answer: Answer) => void; reject: (error: Error) => void }[] = []
   #failure: Error | null = null
@@ -32,11 +41,10 @@ export class Side {
     this.#child.on('exit', (code, signal) => fail(`ended with ${signal ?? code}`))
   }
 
-  get pid(): number {
-    return this.#child.pid ?? 0
+  get pids(): readonly number[] {
+    return [this.#child.pid ?? 0]
   }
 
-  /** Runs one command. @throws what the side reports, or its death. */
   call<T extends Answer>(command: string, args: Record<string, unknown> = {}): Promise<T> {
     if (this.#failure !== null) return Promise.reject(this.#failure)
     return new Promise((resolve, reject) => {
@@ -47,5 +55,28 @@ export class Side {
 
   end(): void {
     this.#child.stdin?.end()
+  }
+}
+
+/** Processes that run each command together, the ranks of one world. The answer is that of the slowest. */
+export class RankSides implements Side {
+  constructor(
+    readonly name: string,
+    private readonly ranks: readonly Side[],
+    private readonly close: () => void,
+  ) {}
+
+  get pids(): readonly number[] {
+    return this.ranks.flatMap(({ pids }) => pids)
+  }
+
+  async call<T extends Answer>(command: string, args: Record<string, unknown> = {}): Promise<T> {
+    const answers = await Promise.all(this.ranks.map((rank) => rank.call<T>(command, args)))
+    return answers.reduce((slowest, next) => (Number(next['seconds']) > Number(slowest['seconds']) ? next : slowest))
+  }
+
+  end(): void {
+    for (const rank of this.ranks) rank.end()
+    this.close()
   }
 }

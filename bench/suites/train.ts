@@ -1,0 +1,83 @@
+// Training steps, and whether both sides' losses agree.
+import { alternate, type Runner } from '../alternate.js'
+import { peerKinds } from '../peers.js'
+import type { Row } from '../results.js'
+import type { Side } from '../side.js'
+import { type BenchOptions, type DtypeName, modelFolder, randomTokens, sizes } from './options.js'
+import { rowOf, withSides } from './rows.js'
+
+interface Trained extends Record<string, unknown> {
+  readonly seconds: number[]
+  readonly losses: number[]
+}
+
+/** A side that trains: its losses so far. */
+class Trainer implements Runner {
+  readonly losses: number[] = []
+  constructor(
+    readonly side: Side,
+    private readonly tokens: number[][],
+  ) {}
+
+  async run(): Promise<number> {
+    const { seconds, losses } = await this.side.call<Trained>('train', { tokens: this.tokens, steps: 1 })
+    this.losses.push(...losses)
+    return seconds[0] as number
+  }
+}
+
+/** Loss of each step: float32 sums in other orders differ by 1e-6 at first and drift; bfloat16 rounds to 3 digits. */
+const lossTolerance = { float32: 1e-4, bfloat16: 1e-2 } as const
+const comparedSteps = 6
+
+function compareLosses(ours: readonly number[], theirs: readonly number[], dtype: DtypeName, where: string): string {
+  const steps = Math.min(comparedSteps, ours.length, theirs.length)
+  let worst = 0
+  for (let i = 0; i < steps; i++) worst = Math.max(worst, Math.abs((ours[i] as number) / (theirs[i] as number) - 1))
+  if (!(worst <= lossTolerance[dtype])) {
+    throw new Error(
+      `${where}: expected equal losses, got ${ours.slice(0, steps).join(', ')} and ${theirs.slice(0, steps).join(', ')}`,
+    )
+  }
+  return `losses of ${steps} steps within ${worst.toExponential(0)}`
+}
+
+/** Training steps: forward, loss, backward, clipping, AdamW. Our bfloat16 is with float32 masters, the peer's is autocast. */
+export async function trainSuite(options: BenchOptions): Promise<Row[]> {
+  const rows: Row[] = []
+  for (const size of options.sizes) {
+    const { batch, seqLength, vocabulary } = sizes[size]
+    const tokens = randomTokens(batch, seqLength, vocabulary, 1)
+    for (const dtype of options.dtypes) {
+      const work = `training step (${size}), ${dtype}`
+      process.stderr.write(`${work} `)
+      await withSides(options, peerKinds, async ({ ours, peers }) => {
+        const folder = await modelFolder(options, size, peers[0]?.side)
+        const mixed = dtype === 'bfloat16'
+        await ours.call('load', { folder, mode: mixed ? 'mixed' : 'float32', train: true, batch: [batch, seqLength] })
+        const own = new Trainer(ours, tokens)
+        const trainers: Trainer[] = []
+        for (const { kind, side } of peers) {
+          await side.call('load', { folder, mode: mixed ? 'autocast' : 'float32', compile: kind.compile })
+          trainers.push(new Trainer(side, tokens))
+        }
+        // Two steps before: compilation, first touch of memory.
+        for (const trainer of [own, ...trainers]) for (let i = 0; i < 2; i++) await trainer.run()
+        const pairs = await alternate(own, trainers, options.pairs, options.limitSeconds)
+        for (const [i, { kind, side }] of peers.entries()) {
+          const parity = compareLosses(own.losses, (trainers[i] as Trainer).losses, dtype, work)
+          const note = `${sizes[size].text}; the peer is PyTorch ${kind.name}${kind.compile ? ', compiled' : ''}${mixed ? ', autocast' : ''}`
+          rows.push(
+            await rowOf(
+              options,
+              { suite: 'train', work, peer: `PyTorch ${kind.name}`, parity, note },
+              pairs[i] ?? [],
+              side,
+            ),
+          )
+        }
+      })
+    }
+  }
+  return rows
+}
