@@ -2,14 +2,15 @@
 // tensors or to the pieces of another layout. Nothing is written here.
 import { type DType, dtypes } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
-import { type IndexedTensor, type OpenCheckpoint, openCheckpoint } from '../checkpoint/checkpointIndex.js'
+import { cutBox, type IndexedTensor, type OpenCheckpoint, openCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { checkHash, checkPiece, pieceRegion, readCheckpointFile } from '../checkpoint/loadCheckpoint.js'
 import { copyRegion, type FileTensor, settleAll } from '../io/blocks.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
+import { tensorBytes } from '../io/safetensorsHeader.js'
 import type { HfConfig } from '../models/family.js'
 import type { Binding, Coverage } from '../models/mapping.js'
-import { composeRegions, invertRegions, volume } from '../tensor/region.js'
+import { composeRegions, invertRegions, type Region, volume } from '../tensor/region.js'
 import type { Unit } from './conversion.js'
 import { type PlannedTensor, sourceDtype } from './exportPlan.js'
 import { type HfModel, readHfConfig } from './hfModel.js'
@@ -66,7 +67,10 @@ export async function exportPart(
 /** Where a tensor of an export comes to lie in the unfinished folder. */
 export type PlaceOf = (tensor: PlannedTensor, output: string) => FileTensor
 
-/** One unit a piece of a logical tensor, read once and handed out to every Hugging Face tensor that has a part of it. */
+/**
+ * One unit a piece of a logical tensor, read once and handed out to every Hugging Face tensor that has a part of it. Pieces that
+ * are cut by columns would be written row by row, into pages that other pieces share: there a unit is a run of the target's rows.
+ */
 export function exportUnits(
   checkpoint: OpenCheckpoint,
   ours: string,
@@ -84,6 +88,8 @@ export function exportUnits(
     seen.set(part, copy + 1)
     copies[copy] = [...(copies[copy] ?? []), target]
   }
+  if (tensor.pieces.some(({ size }) => size.slice(1).join() !== tensor.shape.slice(1).join()))
+    return planned.flatMap((target) => gatherUnits(checkpoint, ours, target, placeOf, verify))
   const bits = dtypes[planned[0]?.dtype ?? tensor.dtype].bits * copies.length
   return tensor.pieces.map((piece) => {
     const bytes = (volume(piece.size) * bits) / 8
@@ -106,24 +112,63 @@ export function exportUnits(
   })
 }
 
-/** The step that fills a piece of another layout. Source pieces are proved before they are read. */
-export function recutMove(checkpoint: OpenCheckpoint, target: TargetPiece, output: string): Move {
-  const name = target.tensor.name
+/** Units of about a piece each that fill a Hugging Face tensor in the order of its bytes. */
+function gatherUnits(
+  checkpoint: OpenCheckpoint,
+  ours: string,
+  target: PlannedTensor,
+  placeOf: PlaceOf,
+  verify: boolean,
+): Unit[] {
+  if (!('part' in target.origin)) return []
+  const { regions } = target.origin.part
+  const origin = target.shape.map(() => 0)
+  return cutBox(target.dtype, origin, target.shape).map(({ start, size }) => {
+    const bytes = tensorBytes(target.dtype, size)
+    const wanted = composeRegions(invertRegions(regions), [{ from: start, to: origin, size }])
+    const move = (output: string): Move => {
+      const whole = placeOf(target, output)
+      const offset = whole.offset + ((start[0] ?? 0) / (size[0] ?? 1)) * bytes
+      return gatherMove(checkpoint, ours, wanted, { ...whole, offset, shape: size }, verify)
+    }
+    return { bytes, rank: 0, move }
+  })
+}
+
+/** The step that fills a piece of another layout. */
+export function recutMove(
+  checkpoint: OpenCheckpoint,
+  { tensor, start, size, place }: TargetPiece,
+  output: string,
+): Move {
+  const wanted = [{ from: start, to: start.map(() => 0), size }]
+  return gatherMove(checkpoint, tensor.name, wanted, place(output), true)
+}
+
+/** Fills a tensor of a file from the pieces of a logical tensor, which are proved before they are read. */
+function gatherMove(
+  checkpoint: OpenCheckpoint,
+  name: string,
+  wanted: readonly Region[],
+  to: FileTensor,
+  verify: boolean,
+): Move {
   const tensor = checkpoint.tensors.get(name) as IndexedTensor
-  const wanted = [{ from: target.start, to: target.start.map(() => 0), size: target.size }]
   const touched = tensor.pieces.flatMap((piece) => {
     const regions = composeRegions([pieceRegion(piece)], wanted)
     return regions.length === 0 ? [] : [{ piece, regions }]
   })
   return {
     kind: 'gather',
-    bytes: target.bytes,
-    to: target.place(output),
+    bytes: tensorBytes(to.dtype, to.shape),
+    to,
     from: touched.map(({ piece, regions }) => ({ place: checkpoint.locate(piece, tensor), regions })),
-    proofs: touched.map(({ piece }) => ({
-      name: `${piece.file}/${piece.key}`,
-      prove: () => checkPiece(checkpoint, name, tensor, piece),
-    })),
+    proofs: !verify
+      ? []
+      : touched.map(({ piece }) => ({
+          name: `${piece.file}/${piece.key}`,
+          prove: () => checkPiece(checkpoint, name, tensor, piece),
+        })),
   }
 }
 

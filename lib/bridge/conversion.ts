@@ -18,7 +18,7 @@ import { Sha256Lane, type ShaTask } from './shaLane.js'
 /** Written by one part, at least: what a kill costs. */
 const partBytes = 64 * 2 ** 20
 /** Changes when parts or their hashes come to mean something else. */
-const planVersion = 1
+const planVersion = 2
 
 /** Something to be made by one step; the step itself is made up when its part's turn comes. */
 export interface Unit {
