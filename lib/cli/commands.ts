@@ -1,6 +1,7 @@
 // The table of commands: names, arguments, flags, examples. An action loads its file in commands/ and calls it.
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type DType, parseDtype } from '../base/dtype.js'
+import { scheduleKinds } from '../parallel/schedules.js'
 import { addLayoutFlags, positiveInt } from './layout.js'
 
 const example = (...lines: string[]) => `\nExample:\n${lines.map((line) => `  $ ${line}`).join('\n')}`
@@ -208,6 +209,38 @@ function addTraining(program: Command): void {
     .action(async (recipe, overrides, flags) =>
       (await import('./commands/train.js')).trainCommand(recipe, overrides, flags),
     )
+
+  program
+    .command('plan')
+    .description(
+      "A pipeline schedule before it runs: each stage's bubble and activations, and its timeline as a picture",
+    )
+    .addOption(
+      new Option('--schedule <kind>', 'which one (default: 1f1b, interleaved with --vpp)').choices([...scheduleKinds]),
+    )
+    .requiredOption('--pp <n>', 'pipeline stages', positiveInt)
+    .option('--vpp <n>', 'virtual stages a pipeline rank', positiveInt, 1)
+    .requiredOption('--micro-batches <n>', 'micro-batches a step', positiveInt)
+    .option(
+      '--group-size <n>',
+      'interleaved: micro-batches that pass a chunk before the next (default: --pp)',
+      positiveInt,
+    )
+    .option(
+      '--costs <f,b,w[,send]>',
+      "times of a stage's forward, input and weight gradients, and of a transfer",
+      '1,1,1',
+    )
+    .option('--svg <file>', 'draw the timeline')
+    .addOption(json())
+    .addHelpText(
+      'after',
+      example(
+        'viaduct plan --schedule 1f1b --pp 4 --micro-batches 8 --svg 1f1b.svg',
+        'viaduct plan --pp 4 --vpp 2 --micro-batches 8',
+      ),
+    )
+    .action(async (flags) => (await import('./commands/plan.js')).planCommand(flags))
 
   const run = program
     .command('run')

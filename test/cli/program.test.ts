@@ -8,7 +8,19 @@ import { copyFixture, plainEnvironment, start, viaduct, viaductFile, viaductJson
 
 const folder = temporaryFolder()
 const inside = (...names: string[]) => join(folder, ...names)
-const commands = ['import', 'export', 'verify', 'logits', 'generate', 'train', 'run', 'models', 'recipes', 'doctor']
+const commands = [
+  'import',
+  'export',
+  'verify',
+  'logits',
+  'generate',
+  'train',
+  'plan',
+  'run',
+  'models',
+  'recipes',
+  'doctor',
+]
 
 describe('help', () => {
   test('lists every command', async () => {

@@ -1,0 +1,37 @@
+// `viaduct plan --schedule`: the table, the picture, JSON, wrong use.
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, test } from 'vitest'
+import { temporaryFolder } from '../hostile/temporary.js'
+import { viaduct, viaductJson } from './commandLine.js'
+
+const folder = temporaryFolder()
+const plan = (...args: string[]) => viaduct(folder, 'plan', ...args)
+
+test('prints the bubble and what each stage holds, and draws the timeline', async () => {
+  const { code, stdout } = await plan('--schedule', '1f1b', '--pp', '4', '--micro-batches', '8', '--svg', '1f1b.svg')
+  expect(code).toBe(0)
+  expect(stdout).toMatch(/^ *0 +24 +9 +37\.5% +4 +4 *$/m)
+  expect(stdout).toMatch(/^ *3 +24 +9 +37\.5% +1 +1 *$/m)
+  expect(stdout).toContain('bubble 37.5% of the work, 27.3% of the time; formula 37.5%\n1f1b.svg\n')
+  const svg = readFileSync(join(folder, '1f1b.svg'), 'utf8')
+  expect(svg.match(/<g>/g)).toHaveLength(4 * 8 * 2)
+})
+
+test('takes the interleaved schedule for virtual stages, and tells all as JSON', async () => {
+  const args = ['plan', '--pp', '4', '--vpp', '2', '--micro-batches', '8', '--costs', '1,1.2,0.8']
+  const told = await viaductJson<{ kind: string; bubble: number; formula: number; actions: unknown[][] }>(folder, args)
+  expect([told.kind, told.formula]).toEqual(['interleaved', 3 / 16])
+  expect(told.bubble).toBeCloseTo(3 / 16, 12)
+  expect(told.actions.map((list) => list.length)).toEqual([32, 32, 32, 32])
+})
+
+test.each([
+  [['--schedule', 'zb-h1', '--pp', '2', '--vpp', '2', '--micro-batches', '4'], 'schedule zb-h1 has one chunk a stage'],
+  [['--pp', '4', '--vpp', '2', '--group-size', '3', '--micro-batches', '4'], 'at least as many as there are stages, 4'],
+  [['--pp', '4', '--micro-batches', '4', '--costs', '1,0'], 'expected --costs of three positive numbers'],
+  [['--schedule', 'dualpipe', '--pp', '4', '--micro-batches', '4'], '1f1b'],
+])('refuses %j', async (args, message) => {
+  const { code, stderr } = await plan(...args)
+  expect([code, stderr]).toEqual([2, expect.stringContaining(message)])
+})
