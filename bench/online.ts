@@ -1,7 +1,7 @@
 // What an export costs before its first tensor, planned anew and with a plan used again; and binding and proving the mapping rules of
 // a very large model. Commands of ours.ts.
 import { AutoBridge } from '../lib/bridge/autoBridge.js'
-import type { ConversionTask } from '../lib/bridge/conversionTasks.js'
+import type { ConversionTask } from '../lib/bridge/online/conversionTasks.js'
 import type { DistributedModel } from '../lib/models/distributedModel.js'
 
 interface Tiny {

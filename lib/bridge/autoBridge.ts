@@ -22,14 +22,20 @@ import type { TransformerConfig } from '../models/transformerConfig.js'
 import { type ParallelConfig, refuseLayout } from '../parallel/config.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { rebuildParcel } from './autoConfig.js'
-import { openConverted } from './checkpointSource.js'
-import type { ConversionTask, TaskOptions } from './conversionTasks.js'
-import { type ConversionReport, type ExportOptions, exportCkpt, type ImportOptions, importCkpt } from './convert.js'
 import { type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
-import { type ExportWeightsOptions, runTasks } from './exportWeights.js'
 import { type HfModel, mappingOf, openHfModel, readParcel } from './hfModel.js'
 import { writeHfFolder } from './hfWriter.js'
-import { fillFromModel, loadModelWeights, modelTasks, modelTensors } from './modelWeights.js'
+import { openConverted } from './offline/checkpointSource.js'
+import {
+  type ConversionReport,
+  type ExportOptions,
+  exportCkpt,
+  type ImportOptions,
+  importCkpt,
+} from './offline/convert.js'
+import type { ConversionTask, TaskOptions } from './online/conversionTasks.js'
+import { type ExportWeightsOptions, runTasks } from './online/exportWeights.js'
+import { fillFromModel, loadModelWeights, modelTasks, modelTensors } from './online/modelWeights.js'
 import { withWorldRanks } from './worldRanks.js'
 
 export interface FromPretrainedOptions extends CoveragePolicy, Omit<SourceOptions, 'onDownload'> {

@@ -2,7 +2,7 @@
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
-import { importCkpt } from '../../lib/bridge/convert.js'
+import { importCkpt } from '../../lib/bridge/offline/convert.js'
 import { openWeights } from '../../lib/io/weightFolder.js'
 import { writeLlama } from '../hostile/llamaFolder.js'
 import { temporaryFolder } from '../hostile/temporary.js'

@@ -3,7 +3,7 @@ import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync,
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { AutoBridge } from '../../lib/bridge/autoBridge.js'
-import { verify } from '../../lib/bridge/verify.js'
+import { verify } from '../../lib/bridge/proof/verify.js'
 import { compareLogits } from '../../lib/cli/layoutLogits.js'
 import { writeHollow, writeLlama } from '../hostile/llamaFolder.js'
 import { digestsOf, temporaryFolder } from '../hostile/temporary.js'

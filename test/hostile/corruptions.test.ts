@@ -4,9 +4,9 @@ import { cpSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, trunc
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { ViaductError } from '../../lib/base/errors.js'
-import { compare } from '../../lib/bridge/compare.js'
-import { importCkpt } from '../../lib/bridge/convert.js'
-import { verify } from '../../lib/bridge/verify.js'
+import { importCkpt } from '../../lib/bridge/offline/convert.js'
+import { compare } from '../../lib/bridge/proof/compare.js'
+import { verify } from '../../lib/bridge/proof/verify.js'
 import { openWeights } from '../../lib/io/weightFolder.js'
 import { randomBytes, writeLlama } from './llamaFolder.js'
 import {

@@ -1,7 +1,7 @@
 // `viaduct compare`: a table for people, everything for programs, exit code 1 on any difference.
 import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
-import { type ComparedTensor, type Comparison, compare } from '../../bridge/compare.js'
+import { type ComparedTensor, type Comparison, compare } from '../../bridge/proof/compare.js'
 import { type ActivationComparison, compareActivations } from '../../inference/activations.js'
 import { readBatch } from '../../inference/logits.js'
 import { readHostTensors } from '../../io/hostTensors.js'

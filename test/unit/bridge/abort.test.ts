@@ -3,7 +3,7 @@ import { execFileSync } from 'node:child_process'
 import { existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { expect, it } from 'vitest'
-import { exportCkpt, importCkpt } from '../../../lib/bridge/convert.js'
+import { exportCkpt, importCkpt } from '../../../lib/bridge/offline/convert.js'
 import { writeHollow, writeLlama } from '../../hostile/llamaFolder.js'
 import { errorOf, temporaryFolder } from '../../hostile/temporary.js'
 
@@ -58,7 +58,7 @@ it('importing 256 MB raises the peak by less than 48 MiB', () => {
   writeFileSync(
     script,
     `import { readFileSync } from 'node:fs'
-import { importCkpt } from ${JSON.stringify(resolve(import.meta.dirname, '../../../lib/bridge/convert.ts'))}
+import { importCkpt } from ${JSON.stringify(resolve(import.meta.dirname, '../../../lib/bridge/offline/convert.ts'))}
 const peak = () => Number(/VmHWM:\\s+(\\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1]) / 1024
 await importCkpt(${JSON.stringify(join(home, 'hf'))}, ${JSON.stringify(join(home, 'warm'))})
 const before = peak()

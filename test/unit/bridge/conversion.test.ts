@@ -5,8 +5,8 @@ import { createHash } from 'node:crypto'
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { cutParts } from '../../../lib/bridge/conversion.js'
-import { exportCkpt, importCkpt } from '../../../lib/bridge/convert.js'
+import { cutParts } from '../../../lib/bridge/offline/conversion.js'
+import { exportCkpt, importCkpt } from '../../../lib/bridge/offline/convert.js'
 import { openCheckpoint } from '../../../lib/checkpoint/checkpointIndex.js'
 import { openWeights } from '../../../lib/io/weightFolder.js'
 import { writeHollow, writeLlama } from '../../hostile/llamaFolder.js'
@@ -35,7 +35,7 @@ describe('memory', () => {
     const folder = inside(`hollow${layers}`)
     writeHollow(folder, { hidden: 2048, ffn: 5632, heads: 32, kvHeads: 4, layers, vocab: 12_000 })
     const script = inside('peak.mts')
-    const lib = resolve(import.meta.dirname, '../../../lib/bridge/convert.ts')
+    const lib = resolve(import.meta.dirname, '../../../lib/bridge/offline/convert.ts')
     writeFileSync(
       script,
       `import { readFileSync } from 'node:fs'

@@ -3,7 +3,12 @@
 import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { AutoBridge } from '../../../lib/bridge/autoBridge.js'
-import { bucketsOf, type ConversionTask, planTasks, type TaskPiece } from '../../../lib/bridge/conversionTasks.js'
+import {
+  bucketsOf,
+  type ConversionTask,
+  planTasks,
+  type TaskPiece,
+} from '../../../lib/bridge/online/conversionTasks.js'
 import { attentionRules, denseRules, expertRules, outerRules } from '../../../lib/models/decoderRules.js'
 import { rankShards } from '../../../lib/models/layoutShards.js'
 import { bindRules, tensorShape } from '../../../lib/models/mapping.js'

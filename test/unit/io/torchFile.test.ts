@@ -3,7 +3,7 @@ import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, symlinkSync, w
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { AutoBridge } from '../../../lib/bridge/autoBridge.js'
-import { verify } from '../../../lib/bridge/verify.js'
+import { verify } from '../../../lib/bridge/proof/verify.js'
 import { openTorchFile } from '../../../lib/io/torch/torchFile.js'
 import { openWeights, readHeader } from '../../../lib/io/weightFolder.js'
 import { errorOf, filesOf, temporaryFolder } from '../../hostile/temporary.js'

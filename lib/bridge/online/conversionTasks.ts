@@ -1,14 +1,14 @@
 // The plan of an online export: which Hugging Face tensors there are, and which box of which rank's shard goes where in each. Pure:
 // from mapping and layout alone, equal on all ranks, no model and no byte needed. exportWeights.ts runs it.
-import { type DType, dtypes } from '../base/dtype.js'
-import { tensorBytes } from '../io/safetensorsHeader.js'
-import { type RowCutter, rowCutter } from '../models/layoutShards.js'
-import { type BoundPart, type Mapping, tensorShape } from '../models/mapping.js'
-import { type ParameterRow, parameterTable } from '../models/parameterTable.js'
-import type { ParallelConfig } from '../parallel/config.js'
-import { rankCoordinates } from '../parallel/rankCoordinates.js'
-import { composeRegions, invertRegions, type Region } from '../tensor/region.js'
-import { ownedRegions } from '../tensor/shardSpec.js'
+import { type DType, dtypes } from '../../base/dtype.js'
+import { tensorBytes } from '../../io/safetensorsHeader.js'
+import { type RowCutter, rowCutter } from '../../models/layoutShards.js'
+import { type BoundPart, type Mapping, tensorShape } from '../../models/mapping.js'
+import { type ParameterRow, parameterTable } from '../../models/parameterTable.js'
+import type { ParallelConfig } from '../../parallel/config.js'
+import { rankCoordinates } from '../../parallel/rankCoordinates.js'
+import { composeRegions, invertRegions, type Region } from '../../tensor/region.js'
+import { ownedRegions } from '../../tensor/shardSpec.js'
 
 /** Axes of the mesh over which parts of one tensor can be spread. */
 export type GatherAxis = 'tp' | 'etp' | 'ep' | 'pp'

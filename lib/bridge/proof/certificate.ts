@@ -1,12 +1,12 @@
 // The certificate of a verification: what was proved, of what, by which rule, with which versions. Plain data for JSON; every field is
 // described in docs/conversion.md. Nothing is computed over tensors here.
-import { packageVersion } from '../base/packageRoot.js'
-import { formatVersion as checkpointFormat } from '../checkpoint/checkpointIndex.js'
-import type { JsonValue } from '../io/jsonDocument.js'
-import type { Coverage, MappingRule } from '../models/mapping.js'
-import type { ParallelConfig } from '../parallel/config.js'
+import { packageVersion } from '../../base/packageRoot.js'
+import { formatVersion as checkpointFormat } from '../../checkpoint/checkpointIndex.js'
+import type { JsonValue } from '../../io/jsonDocument.js'
+import type { Coverage, MappingRule } from '../../models/mapping.js'
+import type { ParallelConfig } from '../../parallel/config.js'
+import type { HfModel } from '../hfModel.js'
 import { configDifferences, type FieldDifference, fieldsOf } from './configDifference.js'
-import type { HfModel } from './hfModel.js'
 
 /** Goes up when a field changes its meaning or goes away. */
 export const certificateFormat = 1

@@ -1,10 +1,10 @@
 // The steps of a conversion: a box filled from boxes of other files, or a box handed out to other files, hashed on the way. A
 // step can be done again at any time with the same result. When which step is done is decided in conversion.ts.
-import { ViaductError } from '../base/errors.js'
-import { type BoxMove, type FileTensor, gatherBox, hashBox, hashRange, scatterBox } from '../io/blocks.js'
-import { type RemoteBytes, rangeOf } from '../io/hub/remoteBytes.js'
-import { tensorBytes } from '../io/safetensorsHeader.js'
-import { invertRegions } from '../tensor/region.js'
+import { ViaductError } from '../../base/errors.js'
+import { type BoxMove, type FileTensor, gatherBox, hashBox, hashRange, scatterBox } from '../../io/blocks.js'
+import { type RemoteBytes, rangeOf } from '../../io/hub/remoteBytes.js'
+import { tensorBytes } from '../../io/safetensorsHeader.js'
+import { invertRegions } from '../../tensor/region.js'
 
 /** Fills all of `to`, row by row. The hash is of what was written. */
 export interface Gather {

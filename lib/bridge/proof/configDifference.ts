@@ -1,5 +1,5 @@
 // Two config.json, field by field. Fields are told by their path, `rope_scaling.factor`; lists are compared as a whole.
-import { type JsonValue, jsonEqual } from '../io/jsonDocument.js'
+import { type JsonValue, jsonEqual } from '../../io/jsonDocument.js'
 
 /** A field that differs; a side that lacks it has none here. */
 export interface FieldDifference {

@@ -1,15 +1,15 @@
 // Two models side by side, each a Hugging Face folder or a checkpoint: tensors by Hugging Face names, config fields, other files.
 // One tensor at a time is read, in stretches. Activations are compared in lib/inference.
 import { stat } from 'node:fs/promises'
-import type { DType } from '../base/dtype.js'
-import type { HfParcel } from '../checkpoint/hfParcel.js'
-import { compareRanges } from '../io/blocks.js'
-import type { SourceOptions } from '../io/hub/modelSource.js'
-import { strayShards } from '../io/otherFiles.js'
-import { fileInside } from '../io/paths.js'
-import { tensorBytes } from '../io/safetensorsHeader.js'
+import type { DType } from '../../base/dtype.js'
+import type { HfParcel } from '../../checkpoint/hfParcel.js'
+import { compareRanges } from '../../io/blocks.js'
+import type { SourceOptions } from '../../io/hub/modelSource.js'
+import { strayShards } from '../../io/otherFiles.js'
+import { fileInside } from '../../io/paths.js'
+import { tensorBytes } from '../../io/safetensorsHeader.js'
+import type { OnProgress } from '../offline/conversion.js'
 import { configDifferences, describeField, type FieldDifference } from './configDifference.js'
-import type { OnProgress } from './conversion.js'
 import { type ModelSide, openSide, type TensorView } from './modelSide.js'
 import { type TensorDifference, tensorDifference } from './tensorDifference.js'
 

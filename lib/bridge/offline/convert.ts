@@ -4,28 +4,29 @@ import { createHash } from 'node:crypto'
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { stringify } from 'yaml'
-import { type DType, dtypes } from '../base/dtype.js'
+import { type DType, dtypes } from '../../base/dtype.js'
 import {
   indexName,
   isCheckpoint,
   iterationFolder,
   type OpenCheckpoint,
   trackerName,
-} from '../checkpoint/checkpointIndex.js'
-import type { HfParcel } from '../checkpoint/hfParcel.js'
-import { readCheckpointFile } from '../checkpoint/loadCheckpoint.js'
-import { solo } from '../checkpoint/ranks.js'
-import { checkTarget, writeFileAtomic, writeFlushed } from '../io/atomic.js'
-import type { SourceOptions } from '../io/hub/modelSource.js'
-import { isAddress } from '../io/hub/remoteFolder.js'
-import { copyFiles, listOtherFiles } from '../io/otherFiles.js'
-import type { Binding, Coverage, CoveragePolicy } from '../models/mapping.js'
-import { type ParameterRow, parameterTable } from '../models/parameterTable.js'
-import { composeRegions, identityRegion } from '../tensor/region.js'
+} from '../../checkpoint/checkpointIndex.js'
+import type { HfParcel } from '../../checkpoint/hfParcel.js'
+import { readCheckpointFile } from '../../checkpoint/loadCheckpoint.js'
+import { solo } from '../../checkpoint/ranks.js'
+import { checkTarget, writeFileAtomic, writeFlushed } from '../../io/atomic.js'
+import type { SourceOptions } from '../../io/hub/modelSource.js'
+import { isAddress } from '../../io/hub/remoteFolder.js'
+import { copyFiles, listOtherFiles } from '../../io/otherFiles.js'
+import type { Binding, Coverage, CoveragePolicy } from '../../models/mapping.js'
+import { type ParameterRow, parameterTable } from '../../models/parameterTable.js'
+import { composeRegions, identityRegion } from '../../tensor/region.js'
+import { type PlannedTensor, type PlanOptions, planExport } from '../exportPlan.js'
+import { type HfModel, openHfModel, placeOf, readParcel } from '../hfModel.js'
+import { sharedSource } from '../sharedSource.js'
 import { coverageOf, exportedConfig, exportUnits, openConverted, recutMove } from './checkpointSource.js'
 import { type ConversionOptions, type ConversionOutcome, convert, type Unit } from './conversion.js'
-import { type PlannedTensor, type PlanOptions, planExport } from './exportPlan.js'
-import { type HfModel, openHfModel, placeOf, readParcel } from './hfModel.js'
 import type { Move } from './moves.js'
 import {
   type LayoutOptions,
@@ -35,7 +36,6 @@ import {
   type TargetPiece,
   writeIndex,
 } from './pieceTargets.js'
-import { sharedSource } from './sharedSource.js'
 
 export type { OnProgress } from './conversion.js'
 

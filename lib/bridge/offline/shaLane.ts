@@ -1,7 +1,7 @@
 // SHA-256 of whole tensors beside the copying: a queue of its own, two at a time. Which tensors, and when, is decided elsewhere.
-import { type FileTensor, sha256Range } from '../io/blocks.js'
-import { leaseHere, type RemoteBytes } from '../io/hub/remoteBytes.js'
-import { tensorBytes } from '../io/safetensorsHeader.js'
+import { type FileTensor, sha256Range } from '../../io/blocks.js'
+import { leaseHere, type RemoteBytes } from '../../io/hub/remoteBytes.js'
+import { tensorBytes } from '../../io/safetensorsHeader.js'
 
 /** A tensor to be hashed. */
 export interface ShaTask {

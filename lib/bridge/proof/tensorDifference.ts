@@ -1,11 +1,11 @@
 // How much two tensors in files differ, element by element, read in stretches: memory does not grow with them. Equal dtypes are
 // compared by bits; numbers are looked at only where bits differ, or where dtypes do.
-import { type DType, dtypeBytes, dtypes } from '../base/dtype.js'
-import { type BoxMove, compareRanges, readRegion, settleAll } from '../io/blocks.js'
-import { Ctx } from '../tensor/ctx.js'
-import { composeRegions, stretches, volume } from '../tensor/region.js'
-import { withScope } from '../tensor/scope.js'
-import { Tensor } from '../tensor/tensor.js'
+import { type DType, dtypeBytes, dtypes } from '../../base/dtype.js'
+import { type BoxMove, compareRanges, readRegion, settleAll } from '../../io/blocks.js'
+import { Ctx } from '../../tensor/ctx.js'
+import { composeRegions, stretches, volume } from '../../tensor/region.js'
+import { withScope } from '../../tensor/scope.js'
+import { Tensor } from '../../tensor/tensor.js'
 import type { TensorView } from './modelSide.js'
 
 /** What two tensors of one shape differ by. Numbers are null where a dtype is not a float, or a difference not finite. */

@@ -1,10 +1,10 @@
 // The proof of one parameter: its Hugging Face tensors are cut into the shards of a layout and put together again by the plans that
 // import and export use, or taken from a checkpoint, into a scratch file, and compared byte for byte. Memory: one stretch.
 import { rm } from 'node:fs/promises'
-import { native } from '../addon/load.js'
-import { dtypeBytes } from '../base/dtype.js'
-import type { OpenCheckpoint } from '../checkpoint/checkpointIndex.js'
-import { checkPiece } from '../checkpoint/loadCheckpoint.js'
+import { native } from '../../addon/load.js'
+import { dtypeBytes } from '../../base/dtype.js'
+import type { OpenCheckpoint } from '../../checkpoint/checkpointIndex.js'
+import { checkPiece } from '../../checkpoint/loadCheckpoint.js'
 import {
   compareRanges,
   copyRegion,
@@ -14,21 +14,21 @@ import {
   settleAll,
   sha256Range,
   writeRegion,
-} from '../io/blocks.js'
-import { type ByteLease, leaseHere } from '../io/hub/remoteBytes.js'
-import { type RowCutter, rowCutter } from '../models/layoutShards.js'
-import type { Binding, Part } from '../models/mapping.js'
-import type { ParameterRow } from '../models/parameterTable.js'
-import { type ParallelConfig, smallestWorld } from '../parallel/config.js'
-import { rankCoordinates } from '../parallel/rankCoordinates.js'
-import { Ctx } from '../tensor/ctx.js'
-import { composeRegions, identityRegion, invertRegions, stretches } from '../tensor/region.js'
-import { withScope } from '../tensor/scope.js'
-import { loadRegions, ownedRegions, type ShardSpec } from '../tensor/shardSpec.js'
-import { Tensor } from '../tensor/tensor.js'
+} from '../../io/blocks.js'
+import { type ByteLease, leaseHere } from '../../io/hub/remoteBytes.js'
+import { type RowCutter, rowCutter } from '../../models/layoutShards.js'
+import type { Binding, Part } from '../../models/mapping.js'
+import type { ParameterRow } from '../../models/parameterTable.js'
+import { type ParallelConfig, smallestWorld } from '../../parallel/config.js'
+import { rankCoordinates } from '../../parallel/rankCoordinates.js'
+import { Ctx } from '../../tensor/ctx.js'
+import { composeRegions, identityRegion, invertRegions, stretches } from '../../tensor/region.js'
+import { withScope } from '../../tensor/scope.js'
+import { loadRegions, ownedRegions, type ShardSpec } from '../../tensor/shardSpec.js'
+import { Tensor } from '../../tensor/tensor.js'
+import { type HfModel, placeOf } from '../hfModel.js'
+import { exportPart } from '../offline/checkpointSource.js'
 import type { CarryingRule, VerifiedTensor } from './certificate.js'
-import { exportPart } from './checkpointSource.js'
-import { type HfModel, placeOf } from './hfModel.js'
 import { sliceName } from './modelSide.js'
 
 /** What the tensors of one parameter came to. */

@@ -1,17 +1,17 @@
 // A model as one side of a comparison: a Hugging Face folder or a checkpoint, its tensors by Hugging Face names. Opening proves that
 // the files are sound, not that they are complete: what is missing shows in the comparison.
-import type { DType } from '../base/dtype.js'
-import { isCheckpoint, type OpenCheckpoint } from '../checkpoint/checkpointIndex.js'
-import type { HfParcel } from '../checkpoint/hfParcel.js'
-import { pieceRegion } from '../checkpoint/loadCheckpoint.js'
-import type { BoxMove } from '../io/blocks.js'
-import { modelFolder, type SourceOptions } from '../io/hub/modelSource.js'
-import type { FamilySpec } from '../models/family.js'
-import { type Binding, type Mapping, type Part, type TensorNames, tensorShape } from '../models/mapping.js'
-import type { TransformerConfig } from '../models/transformerConfig.js'
-import { composeRegions, identityRegion, invertRegions } from '../tensor/region.js'
-import { openConverted } from './checkpointSource.js'
-import { mappingOf, openUnproved, placeOf, readParcel } from './hfModel.js'
+import type { DType } from '../../base/dtype.js'
+import { isCheckpoint, type OpenCheckpoint } from '../../checkpoint/checkpointIndex.js'
+import type { HfParcel } from '../../checkpoint/hfParcel.js'
+import { pieceRegion } from '../../checkpoint/loadCheckpoint.js'
+import type { BoxMove } from '../../io/blocks.js'
+import { modelFolder, type SourceOptions } from '../../io/hub/modelSource.js'
+import type { FamilySpec } from '../../models/family.js'
+import { type Binding, type Mapping, type Part, type TensorNames, tensorShape } from '../../models/mapping.js'
+import type { TransformerConfig } from '../../models/transformerConfig.js'
+import { composeRegions, identityRegion, invertRegions } from '../../tensor/region.js'
+import { mappingOf, openUnproved, placeOf, readParcel } from '../hfModel.js'
+import { openConverted } from '../offline/checkpointSource.js'
 
 /** A tensor wherever its elements lie. */
 export interface TensorView {

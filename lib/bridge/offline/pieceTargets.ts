@@ -2,7 +2,7 @@
 // alone. Every process comes to the same answer. Where the bytes come from is the caller's.
 
 import { join } from 'node:path'
-import { type DType, dtypes } from '../base/dtype.js'
+import { type DType, dtypes } from '../../base/dtype.js'
 import {
   cutBox,
   formatIndex,
@@ -11,15 +11,15 @@ import {
   type Piece,
   pieceFile,
   pieceKey,
-} from '../checkpoint/checkpointIndex.js'
-import { writeFlushed } from '../io/atomic.js'
-import type { FileTensor } from '../io/blocks.js'
-import { encodeHeader, type SafetensorsHeader } from '../io/safetensorsHeader.js'
-import { layoutProblems, type RowCutter, rowCutter } from '../models/layoutShards.js'
-import type { ParameterRow } from '../models/parameterTable.js'
-import type { TransformerConfig } from '../models/transformerConfig.js'
-import { type ParallelConfig, parallelOf, refuseLayout, smallestWorld } from '../parallel/config.js'
-import { volume } from '../tensor/region.js'
+} from '../../checkpoint/checkpointIndex.js'
+import { writeFlushed } from '../../io/atomic.js'
+import type { FileTensor } from '../../io/blocks.js'
+import { encodeHeader, type SafetensorsHeader } from '../../io/safetensorsHeader.js'
+import { layoutProblems, type RowCutter, rowCutter } from '../../models/layoutShards.js'
+import type { ParameterRow } from '../../models/parameterTable.js'
+import type { TransformerConfig } from '../../models/transformerConfig.js'
+import { type ParallelConfig, parallelOf, refuseLayout, smallestWorld } from '../../parallel/config.js'
+import { volume } from '../../tensor/region.js'
 
 /** The layout of a checkpoint that is made without its ranks. */
 export interface Layout {

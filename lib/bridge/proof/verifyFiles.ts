@@ -1,12 +1,12 @@
 // What a checkpoint keeps of its Hugging Face folder beside the tensors, against the folder: config, names and headers of weight files,
 // index, every other file.
 import { stat } from 'node:fs/promises'
-import type { HfParcel } from '../checkpoint/hfParcel.js'
-import { sha256Range } from '../io/blocks.js'
-import { fileInside } from '../io/paths.js'
+import type { HfParcel } from '../../checkpoint/hfParcel.js'
+import { sha256Range } from '../../io/blocks.js'
+import { fileInside } from '../../io/paths.js'
+import type { HfModel } from '../hfModel.js'
 import type { VerifiedFile } from './certificate.js'
 import { configDifferences, describeField } from './configDifference.js'
-import type { HfModel } from './hfModel.js'
 
 /** Every file beside the tensors with its digest on both sides, config.json first. @param kept - null: no checkpoint is given. */
 export async function verifyFiles(model: HfModel, kept: HfParcel | null): Promise<VerifiedFile[]> {
