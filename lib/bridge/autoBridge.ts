@@ -246,9 +246,10 @@ export class AutoBridge {
     dir: string,
     options: SaveOptions & { readonly iteration?: number } = {},
   ): Promise<string> {
+    const tensors = modelTensors(model)
     await model.device.stream.sync()
     const parcel = this.parcelFor(model)
-    return saveCheckpoint(dir, options.iteration ?? 0, modelTensors(model), {
+    return saveCheckpoint(dir, options.iteration ?? 0, tensors, {
       ranks: ranksOf(model.mesh),
       extras: (folder) => parcel.writeTo(folder),
       ...options,

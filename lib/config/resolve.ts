@@ -49,6 +49,7 @@ export function configProblems(config: RunConfig, worldSize: number): string[] {
     ...modelProblems(config),
     ...batchProblems(config, worldSize),
     ...scheduleProblems(config),
+    ...sharingProblems(config),
     ...dataProblems(config),
   ]
 }
@@ -150,6 +151,11 @@ function scheduleProblems(config: RunConfig): string[] {
     say(wsd !== null && wsd > decay, `scheduler.lrWsdDecayIters=${wsd} is more than scheduler.lrDecayIters=${decay}`)
   }
   return problems
+}
+
+function sharingProblems({ ddp }: RunConfig): string[] {
+  if (ddp.useDistributedOptimizer || !ddp.overlapParamGather) return []
+  return ['ddp.overlapParamGather=true needs ddp.useDistributedOptimizer=true: set both or neither']
 }
 
 function dataProblems({ dataset, tokenizer, model, checkpoint, validation, dist }: RunConfig): string[] {

@@ -44,6 +44,20 @@ export interface OptimizerSection {
   clipGrad: number
 }
 
+/** How data-parallel ranks share gradients and optimizer state. Results are the same bits whatever is chosen here. */
+export interface DdpSection {
+  /** Each rank has moments and master weights of its share of the parameters only, updates it and gives it to the others. */
+  useDistributedOptimizer: boolean
+  /** Gradients are summed bucket by bucket beside the last backward pass. */
+  overlapGradReduce: boolean
+  /** Updated parameters travel beside the next step's first forward pass; needs useDistributedOptimizer. */
+  overlapParamGather: boolean
+  /** Elements from which on a bucket is full; null: 40 million, more where more than 40 ranks share it. */
+  bucketSize: number | null
+  /** Gradients are kept and summed in float32; there is no other way. */
+  gradReduceInFp32: true
+}
+
 /** The learning rate over the steps; see `learningRate` in lib/optim. */
 export interface SchedulerSection {
   lrDecayStyle: 'constant' | 'linear' | 'cosine' | 'inverse-square-root' | 'WSD'
@@ -135,6 +149,7 @@ export interface Sections {
   train: TrainSection
   validation: ValidationSection
   optimizer: OptimizerSection
+  ddp: DdpSection
   scheduler: SchedulerSection
   dataset: DatasetSection
   tokenizer: TokenizerSection
@@ -175,6 +190,13 @@ export const schemas: { readonly [K in SectionName]: z.ZodType<Sections[K]> } = 
     adamEps: positive,
     weightDecay: notNegative,
     clipGrad: notNegative,
+  }),
+  ddp: z.strictObject({
+    useDistributedOptimizer: z.boolean(),
+    overlapGradReduce: z.boolean(),
+    overlapParamGather: z.boolean(),
+    bucketSize: countOrNone,
+    gradReduceInFp32: z.literal(true),
   }),
   scheduler: z.strictObject({
     lrDecayStyle: z.enum(['constant', 'linear', 'cosine', 'inverse-square-root', 'WSD']),
@@ -234,6 +256,13 @@ export const defaults: Sections = {
     adamEps: 1e-5,
     weightDecay: 0.1,
     clipGrad: 1,
+  },
+  ddp: {
+    useDistributedOptimizer: true,
+    overlapGradReduce: true,
+    overlapParamGather: true,
+    bucketSize: null,
+    gradReduceInFp32: true,
   },
   scheduler: {
     lrDecayStyle: 'cosine',

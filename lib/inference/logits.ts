@@ -85,7 +85,7 @@ export async function computeLogits(
     if (ctx.tape !== null) {
       const seed = Tensor.fromHost(ctx, Float32Array.of(1 / counted), [1], 'float32')
       await (ctx.tape as Tape).backward(ctx, [lossSum], [seed])
-      await sumSharedGradients(
+      sumSharedGradients(
         ctx,
         [...model.namedParameters()].map(([, parameter]) => parameter),
       )

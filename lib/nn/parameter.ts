@@ -21,6 +21,8 @@ export class Parameter {
   /** Weight decay applies (matrices; not norms and biases). */
   readonly decays: boolean
   mainGrad: Tensor | null = null
+  /** Called before `data` is handed out: the optimizer's gather may still write to it on another stream. */
+  beforeUse: (() => void) | null = null
   #data: Tensor | null = null
   #disposed = false
 
@@ -32,11 +34,15 @@ export class Parameter {
     this.decays = shard.logicalShape.length >= 2
   }
 
-  /** The local tensor. @throws ERR_ASSERT before it was allocated, ERR_HANDLE after dispose. */
+  /**
+   * The local tensor. Ask anew in each step, then wait for the compute stream where its bytes are read outside of streams.
+   * @throws ERR_ASSERT before it was allocated, ERR_HANDLE after dispose.
+   */
   get data(): Tensor {
     if (this.#disposed)
       throw new ViaductError('ERR_HANDLE', 'model', `expected a live model, got one that was disposed (${this.name})`)
     assert(this.#data !== null, `parameter ${this.name} has no memory yet: allocate or load the model first`)
+    this.beforeUse?.()
     return this.#data
   }
 

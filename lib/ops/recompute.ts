@@ -35,7 +35,7 @@ export async function recompute<R extends Tensor | readonly (Tensor | null)[]>(
     saved,
     weights: [],
     hidesWeights: true,
-    async backwardInput(bctx, dOutputs, wanted, schedule) {
+    async backwardInput(bctx, dOutputs, wanted, options) {
       inner = new Tape()
       for (let i = 0; i < inputs.length; i++) if (wanted[i]) inner.watch(inputs[i] as Tensor)
       const again = await withScope(bctx.with({ tape: inner, rng, batch }), (c) => f(c, inputs))
@@ -45,12 +45,12 @@ export async function recompute<R extends Tensor | readonly (Tensor | null)[]>(
         bctx,
         reached.map(([t]) => t),
         reached.map(([, d]) => d),
-        { weights: schedule },
+        options,
       )
       return inputs.map((t) => gradients.get(t) ?? null)
     },
-    async backwardWeight(bctx) {
-      await inner?.backwardWeight(bctx)
+    async backwardWeight(bctx, _dOutputs, options) {
+      await inner?.backwardWeight(bctx, options)
     },
     dispose() {
       inner?.dispose()

@@ -24,16 +24,16 @@ export interface TapeRecord {
   /**
    * Gradients of the inputs, null where not wanted. New tensors belong to `ctx.scope`; a result may be one of `dOutputs`.
    * @param wanted - which inputs need a gradient.
-   * @param schedule - for records that run a tape of their own.
+   * @param options - for records that run a tape of their own.
    */
   backwardInput(
     ctx: Ctx,
     dOutputs: readonly (Tensor | null)[],
     wanted: readonly boolean[],
-    schedule: WeightSchedule,
+    options: BackwardOptions,
   ): readonly (Tensor | null)[] | Promise<readonly (Tensor | null)[]>
   /** Adds to the main gradients of the weights. Called once, after backwardInput, at once or later. */
-  backwardWeight?(ctx: Ctx, dOutputs: readonly (Tensor | null)[]): void | Promise<void>
+  backwardWeight?(ctx: Ctx, dOutputs: readonly (Tensor | null)[], options: BackwardOptions): void | Promise<void>
   /** Frees what the record itself holds, when it is dropped. */
   dispose?(): void
 }
@@ -54,6 +54,8 @@ export type WeightSchedule = 'now' | 'defer'
 
 export interface BackwardOptions {
   readonly weights?: WeightSchedule
+  /** Told of each weight that wants a gradient whenever a record has added to it (enqueued). */
+  readonly onWeight?: ((weight: TrainableWeight) => void) | undefined
 }
 
 /** True if nobody but the caller holds the tensor or a view of its memory: it may be overwritten. */
@@ -141,7 +143,7 @@ export class Tape {
         let deferred = false
         try {
           checkVersions(entry)
-          const result = record.backwardInput(inner, dOuts, entry.wanted, schedule)
+          const result = record.backwardInput(inner, dOuts, entry.wanted, options)
           const dIns = result instanceof Promise ? await result : result
           for (let i = 0; i < record.inputs.length; i++) {
             const d = dIns[i]
@@ -154,8 +156,9 @@ export class Tape {
               this.#deferred.push({ entry: { ...entry, versions }, dOutputs: dOuts })
               deferred = true
             } else {
-              const done = record.backwardWeight(inner, dOuts)
+              const done = record.backwardWeight(inner, dOuts, options)
               if (done instanceof Promise) await done
+              tell(record, options)
             }
           }
         } finally {
@@ -179,7 +182,7 @@ export class Tape {
   }
 
   /** Computes the weight gradients that `backward` deferred, in the order in which it met them. */
-  async backwardWeight(ctx: Ctx): Promise<void> {
+  async backwardWeight(ctx: Ctx, options: BackwardOptions = {}): Promise<void> {
     const work = this.#deferred
     this.#deferred = []
     let done = 0
@@ -188,8 +191,9 @@ export class Tape {
         const scope = new Scope()
         try {
           checkVersions(entry)
-          const result = entry.record.backwardWeight?.(ctx.with({ scope, tape: null }), dOutputs)
+          const result = entry.record.backwardWeight?.(ctx.with({ scope, tape: null }), dOutputs, options)
           if (result instanceof Promise) await result
+          tell(entry.record, options)
         } finally {
           done++
           drop(entry, dOutputs)
@@ -229,6 +233,11 @@ function wantsWeights(record: TapeRecord): boolean {
   if (record.hidesWeights === true) return true
   for (const weight of record.weights) if (weight.requiresGrad) return true
   return false
+}
+
+function tell(record: TapeRecord, { onWeight }: BackwardOptions): void {
+  if (onWeight === undefined) return
+  for (const weight of record.weights) if (weight.requiresGrad) onWeight(weight)
 }
 
 function drop(entry: Entry, dOutputs: readonly (Tensor | null)[]): void {

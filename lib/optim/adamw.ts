@@ -1,13 +1,17 @@
 // AdamW with float32 moments. bfloat16 parameters have float32 master weights, which are what is optimised; float32 parameters
-// are changed in place. What changes per step travels in one device slot. State is named `optimizer.<slot>.<parameter>`.
+// are changed in place. Sharded over data-parallel ranks, a rank has the state of its ranges only (flatLayout.ts). What changes
+// per step travels in one device slot. State is named `optimizer.<slot>.<parameter>`.
 import { native } from '../addon/load.js'
 import type { DType } from '../base/dtype.js'
+import { contiguousStrides } from '../base/shape.js'
+import { type DdpSection, defaults } from '../config/sections.js'
 import type { Parameter } from '../nn/parameter.js'
 import type { Ctx } from '../tensor/ctx.js'
-import type { ShardSpec } from '../tensor/shardSpec.js'
+import { flatRanges, type ShardSpec } from '../tensor/shardSpec.js'
 import { Tensor } from '../tensor/tensor.js'
-import { FlatBuffer, FlatLayout } from './flatBuffer.js'
-import { Gradients } from './gradients.js'
+import { FlatLayout, type Segment } from './flatLayout.js'
+import { dataParallelAxis, Gradients } from './gradients.js'
+import { ParameterBuckets } from './parameterBuckets.js'
 
 export interface AdamWOptions {
   readonly adamBeta1: number
@@ -26,6 +30,9 @@ export interface OptimizerTensor {
   readonly shard: ShardSpec
 }
 
+/** How data-parallel ranks share the work; see DdpSection. */
+export type Sharing = Omit<DdpSection, 'gradReduceInFp32'>
+
 /** What AdamW of one step needs from outside. */
 export interface AdamWStep {
   readonly lr: number
@@ -33,97 +40,171 @@ export interface AdamWStep {
   readonly factor: number
 }
 
+/** The state of a parameter, or of the part of it that lies in this rank's range of a bucket. */
 interface Slots {
-  readonly parameter: Parameter
+  readonly segment: Segment
+  /** Of `data`'s local shape, or flat for a part. */
   readonly expAvg: Tensor
   readonly expAvgSq: Tensor
   /** float32 weights of a bfloat16 parameter; null for float32 parameters. */
   readonly master: Tensor | null
+  /** The part of the main gradient and of the parameter; null: all of them. */
+  readonly part: { readonly gradient: Tensor; readonly data: Tensor } | null
 }
+
+const slotNames = { exp_avg: 'expAvg', exp_avg_sq: 'expAvgSq', master: 'master' } as const
 
 export class AdamW {
   /** Updates so far: t of the bias corrections. */
   updates = 0
   readonly gradients: Gradients
-  readonly #buffers: FlatBuffer[]
-  readonly #slots: Slots[]
+  /** True when this rank has the state of its data-parallel ranges only. */
+  readonly isSharded: boolean
+  readonly #sharing: Sharing
+  /** Where the parameters lie when the optimizer is sharded. */
+  readonly #parameters: ParameterBuckets | null
+  readonly #flat: Tensor[] = []
+  /** By bucket. */
+  readonly #slots: readonly (readonly Slots[])[]
   readonly #step: Tensor
 
-  /** Takes memory for gradients and state of every parameter that requires a gradient; `dispose` gives it back. */
+  /**
+   * Takes memory for gradients and state of every parameter that requires a gradient; `dispose` gives it back. Sharded over
+   * data-parallel ranks, it moves the parameters into memory of its own form.
+   */
   constructor(
     ctx: Ctx,
     parameters: Iterable<Parameter>,
     readonly options: AdamWOptions,
+    sharing: Partial<Sharing> = {},
   ) {
-    const trained = [...parameters].filter((parameter) => parameter.requiresGrad)
-    const layout = new FlatLayout(trained)
-    this.gradients = new Gradients(ctx, layout)
-    const expAvg = new FlatBuffer(ctx, layout)
-    const expAvgSq = new FlatBuffer(ctx, layout)
-    this.#buffers = [expAvg, expAvgSq]
-    const mixed = trained.filter((parameter) => parameter.dtype !== 'float32')
-    const master = mixed.length > 0 ? new FlatBuffer(ctx, new FlatLayout(mixed)) : null
-    if (master !== null) this.#buffers.push(master)
-    this.#slots = trained.map((parameter) => ({
-      parameter,
-      expAvg: expAvg.view(ctx, parameter).keep(),
-      expAvgSq: expAvgSq.view(ctx, parameter).keep(),
-      master: master !== null && parameter.dtype !== 'float32' ? master.view(ctx, parameter).keep() : null,
-    }))
+    this.#sharing = { ...defaults.ddp, ...sharing }
+    const { useDistributedOptimizer, overlapGradReduce, bucketSize } = this.#sharing
+    const { rank, size } = ctx.groups.get(dataParallelAxis)
+    this.isSharded = useDistributedOptimizer && size > 1
+    const layout = new FlatLayout(
+      [...parameters].filter((parameter) => parameter.requiresGrad),
+      { parts: size, bucketSize: bucketSize ?? Math.max(40_000_000, 1_000_000 * size) },
+    )
+    this.#parameters = this.isSharded ? new ParameterBuckets(ctx, layout) : null
+    this.gradients = new Gradients(ctx, layout, { sharded: this.isSharded, overlap: overlapGradReduce })
+    this.#slots = layout.buckets.map((bucket, index) => {
+      const range = this.isSharded ? layout.part(bucket, rank) : bucket
+      const own = this.#parameters?.own(ctx, index)
+      const state = () => {
+        const flat = Tensor.zeros(ctx, [range.length], 'float32').keep()
+        this.#flat.push(flat)
+        return flat
+      }
+      const [expAvg, expAvgSq, master] = [state(), state(), bucket.dtype === 'float32' ? null : state()]
+      return layout.segments(bucket, range).map((segment) => {
+        const { parameter, offset, count } = segment
+        const isWhole = own === undefined
+        const view = (flat: Tensor, shape: readonly number[]) =>
+          flat.view(ctx, shape, contiguousStrides(shape), offset).keep()
+        const shape = isWhole ? parameter.shard.localShape : [count]
+        const gradient = { start: range.start + offset, length: count }
+        return {
+          segment,
+          expAvg: view(expAvg, shape),
+          expAvgSq: view(expAvgSq, shape),
+          master: master === null ? null : view(master, shape),
+          part: isWhole ? null : { gradient: this.gradients.range(ctx, gradient).keep(), data: view(own, shape) },
+        }
+      })
+    })
     this.#step = Tensor.zeros(ctx, [4], 'float32').keep()
     this.masterFromModel(ctx)
   }
 
   /** Master weights become the model's weights: after the model was loaded without optimizer state. */
   masterFromModel(ctx: Ctx): void {
-    for (const { parameter, master } of this.#slots) {
-      if (master !== null) native.copy(ctx.stream.id, master.handle, parameter.data.handle)
+    this.#parameters?.arrive()
+    for (const { segment, master, part } of this.#slots.flat()) {
+      if (master !== null) native.copy(ctx.stream.id, master.handle, (part ?? segment.parameter).data.handle)
     }
   }
 
-  /** One update of all parameters from their main gradients, enqueued. */
+  /**
+   * One update from the summed main gradients, enqueued: of all parameters, or of this rank's ranges, which are then given to the
+   * other data-parallel ranks, each bucket as soon as it is updated.
+   */
   step(ctx: Ctx, { lr, factor }: AdamWStep): void {
     const { adamBeta1, adamBeta2, adamEps, weightDecay } = this.options
     this.updates++
-    const slots = Float32Array.of(lr, 1 - adamBeta1 ** this.updates, 1 - adamBeta2 ** this.updates, factor)
-    native.upload(ctx.stream.id, this.#step.handle, slots)
-    for (const { parameter, expAvg, expAvgSq, master } of this.#slots) {
-      native.adamw(
-        ctx.stream.id,
-        (master ?? parameter.data).handle,
-        expAvg.handle,
-        expAvgSq.handle,
-        master === null ? 0 : parameter.data.handle,
-        (parameter.mainGrad as Tensor).handle,
-        this.#step.handle,
-        adamBeta1,
-        adamBeta2,
-        adamEps,
-        parameter.decays ? weightDecay : 0,
-      )
+    const step = Float32Array.of(lr, 1 - adamBeta1 ** this.updates, 1 - adamBeta2 ** this.updates, factor)
+    native.upload(ctx.stream.id, this.#step.handle, step)
+    this.#parameters?.arrive()
+    for (const [bucket, slots] of this.#slots.entries()) {
+      for (const { segment, expAvg, expAvgSq, master, part } of slots) {
+        const { parameter } = segment
+        const { data } = part ?? parameter
+        native.adamw(
+          ctx.stream.id,
+          (master ?? data).handle,
+          expAvg.handle,
+          expAvgSq.handle,
+          master === null ? 0 : data.handle,
+          (part?.gradient ?? (parameter.mainGrad as Tensor)).handle,
+          this.#step.handle,
+          adamBeta1,
+          adamBeta2,
+          adamEps,
+          parameter.decays ? weightDecay : 0,
+        )
+      }
+      this.#parameters?.gather(ctx, bucket)
+    }
+    if (!this.#sharing.overlapParamGather) this.#parameters?.arrive()
+  }
+
+  /**
+   * State for checkpoints, sharded as the parameters are; where this rank has a part of a parameter, its boxes, each by itself under
+   * the same name. Whole tensors stay the optimizer's, boxes are views owned by `ctx.scope`.
+   */
+  *state(ctx: Ctx): Generator<OptimizerTensor> {
+    for (const slots of this.#slots.flat()) {
+      const { shard, name } = slots.segment.parameter
+      for (const [slot, key] of Object.entries(slotNames)) {
+        const tensor = slots[key]
+        if (tensor === null) continue
+        const row = { name: `optimizer.${slot}.${name}`, dtype: 'float32' } as const
+        if (slots.part === null) yield { ...row, tensor, shard }
+        else for (const box of boxesOf(ctx, slots.segment, tensor)) yield { ...row, ...box }
+      }
     }
   }
 
-  /** State for checkpoints, sharded as the parameters are. Tensors stay the optimizer's. */
-  *state(): Generator<OptimizerTensor> {
-    for (const { parameter, expAvg, expAvgSq, master } of this.#slots) {
-      const { shard, name } = parameter
-      yield { name: `optimizer.exp_avg.${name}`, dtype: 'float32', tensor: expAvg, shard }
-      yield { name: `optimizer.exp_avg_sq.${name}`, dtype: 'float32', tensor: expAvgSq, shard }
-      if (master !== null) yield { name: `optimizer.master.${name}`, dtype: 'float32', tensor: master, shard }
-    }
+  /** Resolves when all ranks have what the last step updated; a rank that leaves before takes it from them. */
+  async settle(ctx: Ctx): Promise<void> {
+    await this.#parameters?.settle(ctx)
   }
 
   dispose(): void {
-    for (const { expAvg, expAvgSq, master } of this.#slots) {
-      expAvg.dispose()
-      expAvgSq.dispose()
-      master?.dispose()
-    }
-    for (const buffer of this.#buffers) buffer.dispose()
+    for (const { expAvg, expAvgSq, master, part } of this.#slots.flat())
+      for (const view of [expAvg, expAvgSq, master, part?.gradient, part?.data]) view?.dispose()
+    for (const flat of this.#flat) flat.dispose()
     this.#step.dispose()
     this.gradients.dispose()
+    this.#parameters?.dispose()
   }
+}
+
+/** A flat part of a local tensor as boxes of the logical one. */
+function boxesOf(
+  ctx: Ctx,
+  { parameter, begin, count }: Segment,
+  flat: Tensor,
+): { readonly tensor: Tensor; readonly shard: ShardSpec }[] {
+  const { logicalShape } = parameter.shard
+  return flatRanges(parameter.shard, begin, begin + count).map(({ offset, block }) => ({
+    tensor: flat.view(ctx, block.size, contiguousStrides(block.size), offset - begin),
+    shard: {
+      logicalShape,
+      localShape: block.size,
+      blocks: [{ ...block, localStart: block.size.map(() => 0) }],
+    },
+  }))
 }
 
 /**

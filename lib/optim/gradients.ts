@@ -1,77 +1,152 @@
 // Main gradients of a model: float32, in one buffer; their sums over ranks and their global norm. Gradients are sums over tokens;
-// the division by the number of tokens happens in the optimizer's gradient factor.
+// the division by the number of tokens happens in the optimizer's gradient factor. Each data-parallel rank counts its own range of
+// each bucket only, whether it has the sums of that range alone (reduce-scatter) or of all (all-reduce): the same bits either way.
 import { native } from '../addon/load.js'
+import { assert } from '../base/errors.js'
 import type { Parameter } from '../nn/parameter.js'
-import { allReduce } from '../parallel/collectives.js'
+import type { TrainableWeight } from '../ops/weight.js'
+import { allReduce, reduceScatterInPlace } from '../parallel/collectives.js'
 import { sumSharedGradients } from '../parallel/gradientSums.js'
-import type { Ctx } from '../tensor/ctx.js'
+import type { Ctx, Group } from '../tensor/ctx.js'
+import { volume } from '../tensor/region.js'
 import { withScope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
-import { FlatBuffer, type FlatLayout, type Range } from './flatBuffer.js'
+import { type Bucket, type FlatLayout, intersect, type Range } from './flatLayout.js'
 
-/** Elements that one collective carries: 128 MiB. */
-const bucketElements = 2 ** 25
+/** The axis over whose ranks the gradient of every parameter is summed. */
+export const dataParallelAxis = 'dp_cp'
+
+export interface GradientOptions {
+  /** Each data-parallel rank gets the sums of its own ranges only. */
+  readonly sharded: boolean
+  /** Buckets are summed beside the backward pass, on the axis's communication stream. */
+  readonly overlap: boolean
+}
 
 export class Gradients {
-  readonly #buffer: FlatBuffer
-  readonly #owned: Range[]
+  readonly #options: GradientOptions
+  readonly #group: Group
+  readonly #flat: Tensor
+  readonly #owned: readonly Range[]
+  /** float64 [parameters]: sums of squares on this rank before data-parallel ones are added: which rank made a NaN. */
+  readonly #squares: Tensor
+  /** Place in layout.parameters, and of the bucket. */
+  readonly #places: ReadonlyMap<TrainableWeight, { readonly index: number; readonly bucket: number }>
+  /** How often each gradient is added to in a backward pass, as the first one showed. */
+  #expected: ReadonlyMap<TrainableWeight, number> | null = null
+  #added = new Map<TrainableWeight, number>()
+  /** Parameters of each bucket whose gradients are not complete. */
+  #missing: number[] = []
+  /** The bucket that is summed next; from the last to the first, the same on all ranks. */
+  #next: number
 
   /** Gives each parameter its main gradient: a view of one buffer of zeros. */
   constructor(
     ctx: Ctx,
     readonly layout: FlatLayout,
+    options: Partial<GradientOptions> = {},
   ) {
-    this.#buffer = new FlatBuffer(ctx, layout)
-    this.#owned = layout.ownedRanges()
-    for (const parameter of layout.parameters) parameter.mainGrad = this.#buffer.view(ctx, parameter).keep()
+    this.#group = ctx.groups.get(dataParallelAxis)
+    const several = this.#group.size > 1
+    this.#options = { sharded: several && options.sharded === true, overlap: several && options.overlap === true }
+    this.#flat = Tensor.zeros(ctx, [layout.length], 'float32').keep()
+    this.#squares = Tensor.zeros(ctx, [Math.max(1, layout.parameters.length)], 'float64').keep()
+    const own = several ? layout.buckets.map((bucket) => layout.part(bucket, this.#group.rank)) : layout.buckets
+    this.#owned = several ? intersect(layout.ownedRanges(), own) : layout.ownedRanges()
+    this.#places = new Map(
+      layout.buckets
+        .flatMap(({ parameters }, bucket) => parameters.map((parameter) => ({ parameter, bucket })))
+        .map(({ parameter, bucket }, index) => [parameter, { index, bucket }]),
+    )
+    this.#next = layout.buckets.length - 1
+    for (const parameter of layout.parameters) parameter.mainGrad = this.#view(ctx, parameter).keep()
   }
 
   /** Before the first micro-batch of a step. */
   zero(ctx: Ctx): void {
-    this.#buffer.zero(ctx)
+    native.fill(ctx.stream.id, this.#flat.handle, 0)
+    if (this.#group.size > 1) native.fill(ctx.stream.id, this.#squares.handle, 0)
+    const expected = this.#expected
+    this.#added = new Map()
+    this.#next = this.layout.buckets.length - 1
+    this.#missing = this.layout.buckets.map(({ parameters }) => parameters.filter((p) => expected?.has(p)).length)
   }
 
-  /** The buffer's place of a parameter. */
-  view(ctx: Ctx, parameter: Parameter): Tensor {
-    return this.#buffer.view(ctx, parameter)
+  /** A run of the buffer, owned by `ctx.scope`. */
+  range(ctx: Ctx, { start, length }: Range): Tensor {
+    return this.#flat.view(ctx, [length], [1], start)
   }
 
-  /** After the last micro-batch: sums over the axes that shards name, then over data-parallel ranks, in float32. */
-  async reduce(ctx: Ctx): Promise<void> {
-    await sumSharedGradients(ctx, this.layout.parameters)
-    const group = ctx.groups.get('dp')
-    if (group.size === 1) return
-    await withScope(ctx, (inner) => {
-      for (let start = 0; start < this.layout.length; start += bucketElements) {
-        const length = Math.min(bucketElements, this.layout.length - start)
-        allReduce(inner, this.#buffer.range(inner, { start, length }), group)
-      }
-    })
+  /**
+   * What the backward passes of the last micro-batch tell of each weight (BackwardOptions.onWeight): a bucket whose gradients are
+   * complete is summed beside the rest of the pass. Undefined where sums wait for `reduce`. The first step only counts.
+   */
+  listener(ctx: Ctx): ((weight: TrainableWeight) => void) | undefined {
+    if (!this.#options.overlap) return undefined
+    return (weight) => {
+      const bucket = this.#places.get(weight)?.bucket
+      if (bucket === undefined) return
+      assert(
+        bucket <= this.#next,
+        `the gradient of ${weight.name} was added to more often than in the first step, after its sum had begun: set ddp.overlapGradReduce=false`,
+      )
+      const count = (this.#added.get(weight) ?? 0) + 1
+      this.#added.set(weight, count)
+      if (count !== this.#expected?.get(weight)) return
+      this.#missing[bucket] = (this.#missing[bucket] as number) - 1
+      while (this.#next >= 0 && this.#missing[this.#next] === 0) this.#sumNext(ctx)
+    }
   }
 
-  /** Sum of squares of the gradients as they are on this rank, owned blocks only, in float64. */
+  /** After the last micro-batch: sums what is left, over the axes that shards name, then over data-parallel ranks, in float32. */
+  reduce(ctx: Ctx): void {
+    if (this.#added.size > 0) this.#expected ??= this.#added
+    if (this.#group.size === 1) return sumSharedGradients(ctx, this.layout.parameters)
+    while (this.#next >= 0) this.#sumNext(ctx)
+    if (this.#options.overlap) ctx.stream.wait(ctx.device.communication(dataParallelAxis))
+  }
+
+  #sumNext(compute: Ctx): void {
+    const bucket = this.layout.buckets[this.#next--] as Bucket
+    const ctx = this.#options.overlap ? compute.comm(dataParallelAxis) : compute
+    this.#measure(ctx, bucket.parameters)
+    sumSharedGradients(ctx, bucket.parameters)
+    using range = this.range(ctx, bucket)
+    if (this.#options.sharded) reduceScatterInPlace(ctx, range, this.#group)
+    else allReduce(ctx, range, this.#group)
+  }
+
+  #measure(ctx: Ctx, parameters: readonly Parameter[]): void {
+    for (const parameter of parameters) {
+      using sum = this.#squares.slice(ctx, 0, this.#places.get(parameter)?.index as number, 1)
+      native.sumSquares(ctx.stream.id, sum.handle, (parameter.mainGrad as Tensor).handle)
+    }
+  }
+
+  /** Sum of squares of the gradients as they are on this rank: of owned blocks in its own ranges only, in float64. */
   async sumOfSquares(ctx: Ctx): Promise<number> {
     return await withScope(ctx, async (inner) => {
       const acc = Tensor.zeros(inner, [1], 'float64')
-      for (const range of this.#owned)
-        native.sumSquares(ctx.stream.id, acc.handle, this.#buffer.range(inner, range).handle)
+      for (const range of this.#owned) native.sumSquares(ctx.stream.id, acc.handle, this.range(inner, range).handle)
       return await acc.item()
     })
   }
 
-  /** Names of parameters whose gradient on this rank has a value that is not finite. */
+  /** Names of parameters whose gradient has a value that is not finite on this rank; before data-parallel ranks were added. */
   async notFinite(ctx: Ctx): Promise<string[]> {
-    const names: string[] = []
-    for (const parameter of this.layout.parameters) {
-      const sum = await withScope(ctx, async (inner) => {
-        const acc = Tensor.zeros(inner, [1], 'float64')
-        const view = this.#buffer.view(inner, parameter)
-        native.sumSquares(ctx.stream.id, acc.handle, view.reshape(inner, [view.numel]).handle)
-        return await acc.item()
-      })
-      if (!Number.isFinite(sum)) names.push(parameter.name)
+    const { parameters } = this.layout
+    if (this.#group.size === 1) {
+      native.fill(ctx.stream.id, this.#squares.handle, 0)
+      this.#measure(ctx, parameters)
     }
-    return names
+    const sums = new Float64Array((await this.#squares.bytes()).slice().buffer)
+    return parameters.flatMap(({ name }, i) => (Number.isFinite(sums[i]) ? [] : [name]))
+  }
+
+  #view(ctx: Ctx, parameter: Parameter): Tensor {
+    const { localShape } = parameter.shard
+    using flat = this.#flat.slice(ctx, 0, this.layout.offsets.get(parameter) as number, volume(localShape))
+    return flat.reshape(ctx, localShape)
   }
 
   dispose(): void {
@@ -79,6 +154,7 @@ export class Gradients {
       parameter.mainGrad?.dispose()
       parameter.mainGrad = null
     }
-    this.#buffer.dispose()
+    this.#squares.dispose()
+    this.#flat.dispose()
   }
 }

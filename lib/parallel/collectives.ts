@@ -34,18 +34,39 @@ export function allGather(ctx: Ctx, t: Tensor, group: Group): Tensor {
  * @throws ERR_SHAPE when the group's size does not divide the first dim.
  */
 export function reduceScatter(ctx: Ctx, t: Tensor, group: Group, op: Reduction = 'sum'): Tensor {
-  const [first = 1, ...rest] = t.shape
-  if (first % group.size !== 0) {
-    throw new ViaductError(
-      'ERR_SHAPE',
-      'reduceScatter',
-      `expected a first dim that ${group.size} ranks divide, got ${t.toString()}`,
-    )
-  }
-  const out = ctx.empty([first / group.size, ...rest], t.dtype)
+  const out = ctx.empty([blockRows(t, group, 'reduceScatter'), ...t.shape.slice(1)], t.dtype)
   if (group.size > 1) native.reduceScatter(group.comm, ctx.stream.id, out.handle, t.handle, codes[op])
   else native.copy(ctx.stream.id, out.handle, t.handle)
   return out
+}
+
+/**
+ * Sums over the group in place: block r of the first dim has the sum on rank r, the other blocks stay as they were.
+ * @throws ERR_SHAPE when the group's size does not divide the first dim.
+ */
+export function reduceScatterInPlace(ctx: Ctx, t: Tensor, group: Group): void {
+  if (group.size === 1) return
+  using own = ownBlock(ctx, t, group, 'reduceScatter')
+  native.reduceScatter(group.comm, ctx.stream.id, own.handle, t.handle, codes.sum)
+}
+
+/** Rank r gives block r of the first dim to all, in place. @throws ERR_SHAPE when the group's size does not divide the first dim. */
+export function allGatherInPlace(ctx: Ctx, t: Tensor, group: Group): void {
+  if (group.size === 1) return
+  using own = ownBlock(ctx, t, group, 'allGather')
+  native.allGather(group.comm, ctx.stream.id, t.handle, own.handle)
+}
+
+function ownBlock(ctx: Ctx, t: Tensor, group: Group, op: string): Tensor {
+  const rows = blockRows(t, group, op)
+  return t.slice(ctx, 0, group.rank * rows, rows)
+}
+
+/** Rows of the first dim in the block of one rank. */
+function blockRows(t: Tensor, { size }: Group, op: string): number {
+  const [first = 1] = t.shape
+  if (first % size === 0) return first / size
+  throw new ViaductError('ERR_SHAPE', op, `expected a first dim that ${size} ranks divide, got ${t.toString()}`)
 }
 
 /** Rank `root` of the group gives its tensor to all, in place. Returns `t`. */

@@ -3,23 +3,20 @@
 
 import type { Parameter } from '../nn/parameter.js'
 import type { Ctx } from '../tensor/ctx.js'
-import { withScope } from '../tensor/scope.js'
 import { allReduce } from './collectives.js'
 
-/** Sums each block's main gradient over the axes that its shard names. Call once, after the last backward pass of a step. */
-export async function sumSharedGradients(ctx: Ctx, parameters: Iterable<Parameter>): Promise<void> {
-  await withScope(ctx, (inner) => {
-    for (const parameter of parameters) {
-      if (!parameter.requiresGrad || parameter.mainGrad === null) continue
-      for (const block of parameter.shard.blocks) {
-        for (const axis of block.gradSum) {
-          const group = ctx.groups.get(axis)
-          if (group.size === 1) continue
-          // Blocks are runs of rows, so a block is contiguous.
-          const part = parameter.mainGrad.slice(inner, 0, block.localStart[0] as number, block.size[0] as number)
-          allReduce(inner, part, group)
-        }
+/** Sums each block's main gradient over the axes that its shard names. Call once for each, after its last backward pass of a step. */
+export function sumSharedGradients(ctx: Ctx, parameters: Iterable<Parameter>): void {
+  for (const parameter of parameters) {
+    if (!parameter.requiresGrad || parameter.mainGrad === null) continue
+    for (const block of parameter.shard.blocks) {
+      for (const axis of block.gradSum) {
+        const group = ctx.groups.get(axis)
+        if (group.size === 1) continue
+        // Blocks are runs of rows, so a block is contiguous.
+        using part = parameter.mainGrad.slice(ctx, 0, block.localStart[0] as number, block.size[0] as number)
+        allReduce(ctx, part, group)
       }
     }
-  })
+  }
 }

@@ -46,7 +46,7 @@ export interface MemoryUse {
 
 /** Bytes that a training step needs on one rank at its peak. */
 export function trainingMemory(resolved: ResolvedConfig): MemoryUse {
-  const { model, train } = resolved.config
+  const { model, train, ddp } = resolved.config
   const tp = model.tensorModelParallelSize
   const bytes = dtypeBytes(resolved.paramsDtype)
   const { query, key } = widths(model)
@@ -66,7 +66,8 @@ export function trainingMemory(resolved: ResolvedConfig): MemoryUse {
   const flowing = T * (2 * H + fc1 / tp) * bytes
   const weights = parameters * bytes
   const gradients = parameters * 4
-  const optimizer = parameters * (resolved.paramsDtype === 'float32' ? 8 : 12)
+  const sharers = ddp.useDistributedOptimizer ? resolved.dataParallelSize : 1
+  const optimizer = (parameters * (resolved.paramsDtype === 'float32' ? 8 : 12)) / sharers
   const activations = kept + 2 * logits + flowing
   return { weights, gradients, optimizer, activations, total: weights + gradients + optimizer + activations }
 }

@@ -94,8 +94,9 @@ export function checkFits(resolved: ResolvedConfig, price: Price, ranks: number,
   const { memory } = price
   const wanted = memory.total * ranks
   if (wanted <= available) return
-  const { model, train } = resolved.config
+  const { model, train, ddp } = resolved.config
   const advice: string[] = []
+  if (resolved.dataParallelSize > 1 && !ddp.useDistributedOptimizer) advice.push('ddp.useDistributedOptimizer=true')
   if (memory.activations > memory.total / 3) {
     if (model.recomputeGranularity === null) advice.push('model.recomputeGranularity=full')
     if (train.microBatchSize > 1) advice.push('a smaller train.microBatchSize')

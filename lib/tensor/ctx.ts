@@ -124,4 +124,14 @@ export class Ctx implements CtxFields {
   with(changes: Partial<CtxFields>): Ctx {
     return new Ctx({ ...(this as CtxFields), ...changes })
   }
+
+  /**
+   * This Ctx on the communication stream of a mesh axis, which goes on behind all that was enqueued here so far. What reads its
+   * results here waits first: `ctx.stream.wait(comm.stream)`.
+   */
+  comm(axis: string): Ctx {
+    const stream = this.device.communication(axis)
+    stream.wait(this.stream)
+    return this.with({ stream })
+  }
 }

@@ -13,6 +13,8 @@ export type DeviceKind = 'auto' | 'cpu' | 'cuda'
 const opened = new Map<string, Device>()
 
 export class Device {
+  readonly #communication = new Map<string, Stream>()
+
   private constructor(
     /** The native index. */
     readonly index: number,
@@ -92,6 +94,13 @@ export class Device {
   /** Another stream beside the compute stream, e.g. for communication. The caller disposes it. */
   createStream(name: string): Stream {
     return Stream.create(this.index, name)
+  }
+
+  /** The stream of collectives along a mesh axis that run beside compute: one an axis, made when it is first asked for. */
+  communication(axis: string): Stream {
+    const stream = this.#communication.get(axis) ?? this.createStream(`communication ${axis}`)
+    this.#communication.set(axis, stream)
+    return stream
   }
 
   /** Live tensors of this thread; equal after step N and step N + 1. */

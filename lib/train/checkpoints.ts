@@ -7,7 +7,7 @@ import { AutoBridge } from '../bridge/autoBridge.js'
 import { isCheckpoint, iterationFolder, type OpenCheckpoint, openCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { HfParcel } from '../checkpoint/hfParcel.js'
 import { loadCheckpoint as loadTensors, readCheckpointFile, type WantedTensor } from '../checkpoint/loadCheckpoint.js'
-import { ranksOf } from '../checkpoint/ranks.js'
+import { ranksOf, together } from '../checkpoint/ranks.js'
 import { type SavedTensor, saveCheckpoint as saveTensors } from '../checkpoint/saveCheckpoint.js'
 import { toYaml } from '../config/overrides.js'
 import type { RunConfig } from '../config/runConfig.js'
@@ -15,6 +15,7 @@ import { copyFiles } from '../io/otherFiles.js'
 import { exists } from '../io/paths.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import { expressAsHf } from '../models/registry.js'
+import { withScope } from '../tensor/scope.js'
 import type { TrainState } from './state.js'
 
 const stateFile = 'train_state.json'
@@ -43,13 +44,6 @@ export async function saveCheckpoint(
   const { config } = state.resolved
   if (dir === null)
     throw new ViaductError('ERR_CONFIG', 'checkpoint', 'expected checkpoint.save or a folder, got neither')
-  await state.model.device.stream.sync()
-  const tensors: SavedTensor[] = []
-  for (const [name, { data, dtype, shard }] of state.model.namedParameters()) tensors.push({ name, dtype, shard, data })
-  if (config.checkpoint.saveOptim) {
-    for (const { name, dtype, shard, tensor } of state.optimizer.state())
-      tensors.push({ name, dtype, shard, data: tensor })
-  }
   const counters: Counters = {
     step: state.step,
     consumedSamples: state.loader.consumedSamples,
@@ -58,11 +52,21 @@ export async function saveCheckpoint(
     updates: state.optimizer.updates,
     seed: config.rng.seed,
   }
-  const folder = await saveTensors(dir, state.step, tensors, {
-    ranks: ranksOf(state.mesh),
-    files: { [stateFile]: `${JSON.stringify(counters, null, 2)}\n`, 'run_config.yaml': toYaml(config) },
-    extras: (target) => writeHfFiles(state, target),
-    ...(state.signal === undefined ? {} : { signal: state.signal }),
+  const folder = await withScope(state.model.ctx(), async (ctx) => {
+    const tensors: SavedTensor[] = []
+    for (const [name, { data, dtype, shard }] of state.model.namedParameters())
+      tensors.push({ name, dtype, shard, data })
+    if (config.checkpoint.saveOptim) {
+      for (const { name, dtype, shard, tensor } of state.optimizer.state(ctx))
+        tensors.push({ name, dtype, shard, data: tensor })
+    }
+    await ctx.stream.sync()
+    return await saveTensors(dir, state.step, tensors, {
+      ranks: ranksOf(state.mesh),
+      files: { [stateFile]: `${JSON.stringify(counters, null, 2)}\n`, 'run_config.yaml': toYaml(config) },
+      extras: (target) => writeHfFiles(state, target),
+      ...(state.signal === undefined ? {} : { signal: state.signal }),
+    })
   })
   if (state.world.rank === 0) {
     // The folder that the files came from may be pruned: carry on from the newest.
@@ -119,14 +123,17 @@ async function loadOpened(state: TrainState, checkpoint: OpenCheckpoint, resume:
   const { loadOptim } = state.resolved.config.checkpoint
   const text = resume ? await readCheckpointFile(checkpoint, stateFile) : null
   const counters = text === null ? null : parseCounters(text, checkpoint.folder)
-  const wanted: WantedTensor[] = []
-  for (const [name, { data, shard }] of model.namedParameters()) wanted.push({ name, tensor: data, shard })
   const hasOptimizer = [...checkpoint.tensors.keys()].some((name) => name.startsWith('optimizer.'))
   const withOptimizer = counters !== null && loadOptim && hasOptimizer
-  if (withOptimizer) for (const { name, tensor, shard } of optimizer.state()) wanted.push({ name, tensor, shard })
-  await loadTensors(checkpoint, wanted, {
-    model,
-    ...(state.signal === undefined ? {} : { signal: state.signal }),
+  const signal = state.signal === undefined ? {} : { signal: state.signal }
+  await withScope(model.ctx(), async (ctx) => {
+    const weights = [...model.namedParameters()].map(([name, { data, shard }]) => ({ name, tensor: data, shard }))
+    const slots: WantedTensor[] = withOptimizer ? [...optimizer.state(ctx)] : []
+    const alike = optimizer.isSharded ? weights : [...weights, ...slots]
+    await loadTensors(checkpoint, alike, { model, ...signal })
+    // Each data-parallel rank has other boxes: nothing to share, each reads its own.
+    if (optimizer.isSharded)
+      await together(ranksOf(state.mesh), () => loadTensors(checkpoint, slots, signal).then(() => {}))
   })
   if (!withOptimizer) optimizer.masterFromModel(model.ctx())
   if (counters !== null) {

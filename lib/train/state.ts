@@ -101,8 +101,14 @@ export async function setup(config: RunConfig, options: SetupOptions = {}): Prom
     const rngSlot = Tensor.zeros(ctx, [2], 'int64').keep()
     cleanup.push(() => rngSlot.dispose())
     const parameters = [...model.namedParameters()].map(([, parameter]) => parameter)
-    const optimizer = new AdamW(ctx, parameters, config.optimizer)
-    cleanup.push(() => optimizer.dispose())
+    const optimizer = new AdamW(ctx, parameters, config.optimizer, config.ddp)
+    // A stream that failed has told so already.
+    cleanup.push(() =>
+      optimizer
+        .settle(ctx)
+        .then(undefined, () => {})
+        .then(() => optimizer.dispose()),
+    )
     const dp = mesh.get('dp')
     const loader = new BatchLoader({
       dataset: data.train,

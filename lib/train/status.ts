@@ -21,8 +21,3 @@ export async function sumOverRanks(ctx: Ctx, values: readonly number[]): Promise
 export function isFirstOfModel(ctx: Ctx): boolean {
   return ctx.groups.get('tp').rank === 0 && ctx.groups.get('pp').rank === 0
 }
-
-/** True on the ranks whose shards together are one whole model. */
-export function isFirstReplica(ctx: Ctx): boolean {
-  return ctx.groups.get('dp').rank === 0 && ctx.groups.get('cp').rank === 0
-}

@@ -12,7 +12,7 @@ import { Scope, withScope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import type { ForwardStep } from './forwardStep.js'
 import type { TrainState } from './state.js'
-import { isFirstOfModel, isFirstReplica, sumOverRanks } from './status.js'
+import { isFirstOfModel, sumOverRanks } from './status.js'
 
 /** What a step did. Equal on all ranks, except for time and memory. */
 export interface StepReport {
@@ -64,10 +64,7 @@ export async function trainStep(
     model.training = true
     optimizer.gradients.zero(ctx)
     const sums = await forwardBackward(ctx, state, microBatches, forward)
-    const dp = ctx.groups.get('dp').size
-    // The rank with the fault can only be told before gradients are summed.
-    const badHere = dp > 1 ? await localFault(ctx, state) : null
-    await optimizer.gradients.reduce(ctx)
+    optimizer.gradients.reduce(ctx)
     const squares = await optimizer.gradients.sumOfSquares(ctx)
 
     const names = Object.keys(sums.metrics)
@@ -75,7 +72,7 @@ export async function trainStep(
     const [loss, tokens, norm, stop, aborted, ...metrics] = (await sumOverRanks(ctx, [
       counts * sums.loss,
       counts * sums.tokens,
-      isFirstReplica(ctx) ? squares : 0,
+      squares,
       state.stopSignal === null ? 0 : 1,
       state.signal?.aborted ? 1 : 0,
       ...names.map((name) => counts * (sums.metrics[name] as number)),
@@ -100,7 +97,7 @@ export async function trainStep(
     const { factor, norm: gradNorm } = gradientFactor(norm, tokens, options.clipGrad)
     const updated = Number.isFinite(gradNorm) && Number.isFinite(loss)
     if (updated) optimizer.step(ctx, { lr, factor })
-    else await notFinite(ctx, state, step, badHere)
+    else await notFinite(ctx, state, step)
     await ctx.stream.sync()
     state.step = step
     if (!updated) state.skippedSteps++
@@ -135,7 +132,9 @@ async function forwardBackward(
     readonly loss: Promise<number>
     readonly metrics: readonly (readonly [string, Promise<number>])[]
   }[] = []
+  const last = microBatches.at(-1)
   for (const host of microBatches) {
+    const onWeight = host === last ? state.optimizer.gradients.listener(ctx) : undefined
     const tape = new Tape()
     try {
       await withScope(ctx.with({ tape }), async (inner) => {
@@ -147,7 +146,7 @@ async function forwardBackward(
             loss: result.lossSum.item(),
             metrics: Object.entries(result.metrics ?? {}).map(([name, value]) => [name, value.item()] as const),
           })
-          await tape.backward(inner, [result.lossSum], [one])
+          await tape.backward(inner, [result.lossSum], [one], { onWeight })
         }
       })
     } finally {
@@ -161,17 +160,9 @@ async function forwardBackward(
   return sums
 }
 
-/** Parameters with gradients that are not finite on this rank, before sums over ranks; null where all are finite. */
-async function localFault(ctx: Ctx, state: TrainState): Promise<string[] | null> {
-  const names = Number.isFinite(await state.optimizer.gradients.sumOfSquares(ctx))
-    ? []
-    : await state.optimizer.gradients.notFinite(ctx)
-  return names.length > 0 ? names : null
-}
-
 /** Tells which rank and parameter it was; throws where the policy is to stop. Every rank calls it. */
-async function notFinite(ctx: Ctx, state: TrainState, step: number, before: string[] | null): Promise<void> {
-  const here = ctx.groups.get('dp').size > 1 ? (before ?? []) : await state.optimizer.gradients.notFinite(ctx)
+async function notFinite(ctx: Ctx, state: TrainState, step: number): Promise<void> {
+  const here = await state.optimizer.gradients.notFinite(ctx)
   const all = await allGatherObject(here, ctx.groups.get('world'))
   const rank = all.findIndex((names) => names.length > 0)
   const names = all[rank] ?? []

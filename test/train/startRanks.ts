@@ -19,7 +19,7 @@ export interface Started {
 }
 
 /** Starts `ranks` processes; one runs without the launcher. One thread each, so that any number of ranks computes alike. */
-export function start(task: Work, ranks = 1): Started {
+export function start(task: Work | readonly Work[], ranks = 1): Started {
   return startScript('worker.ts', [JSON.stringify(task)], ranks)
 }
 
@@ -56,7 +56,7 @@ export function startScript(name: string, args: readonly string[], ranks: number
 }
 
 /** Runs to the end; throws with the output when it fails. */
-export async function run(task: Work, ranks = 1): Promise<Started> {
+export async function run(task: Work | readonly Work[], ranks = 1): Promise<Started> {
   const started = start(task, ranks)
   const code = await started.end
   if (code !== 0) throw new Error(`${ranks} ranks ended with ${code}:\n${started.lines.join('\n')}`)

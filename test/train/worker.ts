@@ -1,6 +1,7 @@
-// A rank of a training run for tests: the fixture's model on the fixture's data, as the JSON argument says. Rank 0 appends every
-// step to `metrics` and prints it.
+// A rank of a training run for tests: the fixture's model on the fixture's data, as the JSON argument says; a list is done one
+// after the other. Rank 0 appends every step to `metrics` and prints it.
 
+import type { DdpSection } from '../../lib/config/sections.js'
 import { initDistributed } from '../../lib/parallel/world.js'
 import { forwardStep, pretrain } from '../../lib/train/index.js'
 import { fixtureConfig, fixtureData } from './fixtureRun.js'
@@ -12,10 +13,14 @@ export interface Work {
   readonly microBatchSize?: number
   readonly hiddenDropout?: number
   readonly save?: string
+  /** Where the run starts from; default: `save`. */
+  readonly load?: string
   readonly saveInterval?: number
   readonly mostRecentK?: number
   readonly mixedPrecision?: 'bf16_mixed' | 'fp32'
   readonly metrics?: string
+  readonly recompute?: boolean
+  readonly ddp?: Partial<DdpSection>
   /** Puts a NaN into a gradient on one rank at one step. */
   readonly poison?: { readonly step: number; readonly rank: number; readonly parameter: string }
 }
@@ -30,10 +35,12 @@ export async function work(task: Work, log?: (line: string) => void) {
   config.scheduler.lrWarmupIters = 3
   config.scheduler.lrDecayIters = 40
   config.checkpoint.save = task.save ?? null
-  config.checkpoint.load = task.save ?? null
+  config.checkpoint.load = task.load ?? task.save ?? null
   config.checkpoint.saveInterval = task.save ? (task.saveInterval ?? null) : null
   config.checkpoint.mostRecentK = task.mostRecentK ?? null
   config.logger.metricsFile = task.metrics ?? null
+  if (task.recompute) config.model.recomputeGranularity = 'full'
+  Object.assign(config.ddp, task.ddp)
   const { poison } = task
   return await pretrain(
     config,
@@ -52,7 +59,9 @@ export async function work(task: Work, log?: (line: string) => void) {
 
 const argument = process.argv[2]
 if (process.argv[1]?.endsWith('worker.ts') && argument !== undefined) {
-  const result = await work(JSON.parse(argument) as Work)
+  for (const task of [JSON.parse(argument) as Work | Work[]].flat()) {
+    const result = await work(task)
+    if (result.exitCode !== 0) process.exitCode = result.exitCode
+  }
   await (await initDistributed()).dispose()
-  if (result.exitCode !== 0) process.exitCode = result.exitCode
 }

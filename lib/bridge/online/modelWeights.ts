@@ -106,7 +106,7 @@ export async function fillFromModel(
   model: DistributedModel,
   tensors: readonly (PlannedTensor & { readonly place: FileTensor })[],
 ): Promise<void> {
-  const parameters = new Map(model.namedParameters())
+  const parameters = new Map(modelTensors(model).map((tensor) => [tensor.name, tensor]))
   const { rank, size } = model.mesh.get('dp')
   await model.device.stream.sync()
   await settleAll(

@@ -129,6 +129,17 @@ describe('resolve', () => {
     })
   })
 
+  it("takes Megatron-Bridge's words for data parallelism, and refuses what sums in less than float32", () => {
+    const cfg = tiny()
+    expect(cfg.ddp).toMatchObject({ useDistributedOptimizer: true, overlapGradReduce: true, overlapParamGather: true })
+    applyOverrides(cfg, ['ddp.use_distributed_optimizer=false', 'ddp.bucket_size=1000'])
+    expect(configProblems(cfg, 2)).toEqual([
+      'ddp.overlapParamGather=true needs ddp.useDistributedOptimizer=true: set both or neither',
+    ])
+    applyOverrides(cfg, ['ddp.overlap_param_gather=false', 'ddp.grad_reduce_in_fp32=false'])
+    expect(configProblems(cfg, 2)).toEqual([expect.stringMatching(/^ddp\.gradReduceInFp32: .*true, got false$/)])
+  })
+
   it('reports every problem together, naming the fields', () => {
     const cfg = tiny()
     cfg.model.tensorModelParallelSize = 3

@@ -6,7 +6,7 @@ import { native } from '../../../lib/addon/load.js'
 import type { DType } from '../../../lib/base/dtype.js'
 import { Parameter } from '../../../lib/nn/parameter.js'
 import { AdamW, gradientFactor } from '../../../lib/optim/adamw.js'
-import { FlatLayout } from '../../../lib/optim/flatBuffer.js'
+import { FlatLayout } from '../../../lib/optim/flatLayout.js'
 import { bfloat16Bits, bfloat16Value, Ctx, replicated, rowRuns, splitDim, Tensor } from '../../../lib/tensor/index.js'
 import { type HostTensor, readSafetensorsFile } from '../../fixtures/safetensorsFile.js'
 
@@ -51,7 +51,7 @@ describe('AdamW', () => {
       const parameters = names.map((name) => parameterOf(name, of(`${name}.${step - 1}`)))
       const adam = new AdamW(ctx, parameters, options)
       adam.updates = step - 1
-      for (const { name, tensor } of adam.state()) {
+      for (const { name, tensor } of adam.state(ctx)) {
         const [, slot, parameter] = name.split('.') as [string, string, string]
         if (step > 1) native.upload(ctx.stream.id, tensor.handle, of(`${parameter}.${slot}.${step - 1}`).data)
       }
@@ -72,7 +72,7 @@ describe('AdamW', () => {
         // Three roundings lie between the two orders of evaluation: decay, quotient, sum.
         expect(worst, `${parameter.name}, step ${step}`).toBeLessThanOrEqual(3)
       }
-      for (const { name, tensor } of adam.state()) {
+      for (const { name, tensor } of adam.state(ctx)) {
         const [, slot, parameter] = name.split('.') as [string, string, string]
         const expected = of(`${parameter}.${slot}.${step}`).data
         const got = await tensor.toFloat32Array()
@@ -91,7 +91,7 @@ describe('AdamW', () => {
     const start = of('matrix.0')
     const parameter = parameterOf('matrix', start, 'bfloat16')
     const adam = new AdamW(ctx, [parameter], options)
-    const slots = [...adam.state()]
+    const slots = [...adam.state(ctx)]
     expect(slots.map(({ name }) => name)).toEqual([
       'optimizer.exp_avg.matrix',
       'optimizer.exp_avg_sq.matrix',
