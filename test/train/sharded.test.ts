@@ -189,6 +189,11 @@ describe('a step of two data-parallel ranks', () => {
     }
   })
 
+  it.each(['checkpoint', 'folder'] as const)('leaves parameters that a save at once sees whole: %s', (way) => {
+    const [atOnce, later] = findings.saved[way].split('|')
+    expect(atOnce).toBe(later)
+  })
+
   it('fails on the compute stream with what failed on the communication stream', () => {
     expect(findings.failure).toContain('a collective failed')
   })

@@ -1,7 +1,11 @@
 // One of two data-parallel ranks that look into their own steps: bytes of optimizer state, when buckets are summed, unequal numbers
-// of tokens, a failure on the communication stream. Rank 0 writes what it found to the file that the argument names.
+// of tokens, saving at once, a failure on the communication stream. Rank 0 writes what it found to the file that is named.
+import { createHash } from 'node:crypto'
 import { writeFileSync } from 'node:fs'
+import { readdir, readFile } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { native } from '../../lib/addon/load.js'
+import { AutoBridge } from '../../lib/bridge/autoBridge.js'
 import { resolve } from '../../lib/config/resolve.js'
 import { runConfig } from '../../lib/config/runConfig.js'
 import type { TokenBatch } from '../../lib/models/batch.js'
@@ -11,8 +15,8 @@ import { dataParallelAxis } from '../../lib/optim/gradients.js'
 import { initDistributed } from '../../lib/parallel/world.js'
 import { trainingMemory } from '../../lib/plan/cost.js'
 import { volume } from '../../lib/tensor/region.js'
-import { forwardStep, setup, trainStep } from '../../lib/train/index.js'
-import { fixtureBatches, fixtureConfig, fixtureData } from './fixtureRun.js'
+import { forwardStep, saveCheckpoint, setup, trainStep } from '../../lib/train/index.js'
+import { fixtureBatches, fixtureConfig, fixtureData, trainingFixture } from './fixtureRun.js'
 
 /** What rank 0 found. */
 export interface Findings {
@@ -32,6 +36,8 @@ export interface Findings {
     readonly aloneLosses: readonly number[]
     readonly aloneNorms: readonly number[]
   }
+  /** Hashes of what was saved at once after a step and, behind the `|`, of what was saved when all was at rest. */
+  readonly saved: { readonly checkpoint: string; readonly folder: string }
   readonly failure: string
 }
 
@@ -137,6 +143,41 @@ async function unequal(): Promise<Findings['unequal']> {
   }
 }
 
+/** Saves while the parameters of the last step still travel: their gather waits behind a delay. */
+async function saved(place: string): Promise<Findings['saved']> {
+  const state = await setup(await fixtureConfig({ microBatchSize: 1 }), quiet)
+  const { rank, size } = state.mesh.get('dp')
+  const bridge = await AutoBridge.fromHfPretrained(trainingFixture)
+  const update = state.optimizer.step.bind(state.optimizer)
+  state.optimizer.step = (ctx, step) => {
+    native.debugDelay(ctx.device.communication(dataParallelAxis).id, 100_000)
+    update(ctx, step)
+  }
+  const weights = async (folder: string) => {
+    const names = (await readdir(folder)).filter((name) => name.endsWith('.safetensors'))
+    const hash = createHash('sha256')
+    for (const name of names.sort()) hash.update(await readFile(join(folder, name)))
+    return hash.digest('hex')
+  }
+  const ways = {
+    checkpoint: (name: string) => saveCheckpoint(state, join(place, name)),
+    folder: async (name: string) => {
+      await bridge.saveHfPretrained(state.model, join(place, name))
+      return join(place, name)
+    },
+  }
+  const found: Record<string, string> = {}
+  for (const [way, save] of Object.entries(ways)) {
+    await trainStep(state, fixtureBatches(0, 1, rank, size), forwardStep)
+    const atOnce = await weights(await save(`${way}-at-once`))
+    await state.optimizer.settle(state.model.ctx())
+    await state.model.device.stream.sync()
+    found[way] = `${atOnce}|${await weights(await save(`${way}-later`))}`
+  }
+  await state.dispose()
+  return found as unknown as Findings['saved']
+}
+
 /** A command of the communication stream fails while gradients are summed: the step rejects with it. */
 async function failure(): Promise<string> {
   const state = await setup(await fixtureConfig({ microBatchSize: 1 }), quiet)
@@ -159,6 +200,7 @@ if (process.argv[1]?.endsWith('shardedRank.ts') && path !== undefined) {
     memory: await memory(),
     overlap: await overlap(),
     unequal: await unequal(),
+    saved: await saved(join(dirname(path), 'saved')),
     failure: await failure(),
   }
   if (world.rank === 0) writeFileSync(path, JSON.stringify(findings))
