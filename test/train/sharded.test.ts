@@ -179,6 +179,11 @@ describe('a step of two data-parallel ranks', () => {
     expect(Math.abs(payload / (4 * elements + (4 * elements) / 2) - 1)).toBeLessThan(0.01)
   })
 
+  it('leaves no tensor behind', () => {
+    const [, second, third] = findings.overlap.slots
+    expect(third).toBe(second)
+  })
+
   it('averages over tokens exactly, with unequal counts in micro-batches and ranks', () => {
     const { tokens, losses, norms, aloneTokens, aloneLosses, aloneNorms } = findings.unequal
     expect(tokens).toEqual(aloneTokens)

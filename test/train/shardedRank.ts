@@ -27,6 +27,8 @@ export interface Findings {
     /** Bytes that the last step handed to the group's collectives, and elements of the parameters in memory. */
     readonly payload: number
     readonly elements: number
+    /** Live tensors after each step. */
+    readonly slots: readonly number[]
   }
   readonly unequal: {
     readonly tokens: readonly number[]
@@ -97,16 +99,18 @@ async function overlap(): Promise<Findings['overlap']> {
   }
   const { rank, size } = state.mesh.get('dp')
   let payload = 0
+  const slots: number[] = []
   for (let step = 0; step < 3; step++) {
     begun = called()
     payload = group.info()?.payloadBytes ?? 0
     await trainStep(state, fixtureBatches(step, 2, rank, size), forwardStep)
+    slots.push(native.liveSlots())
   }
   payload = (group.info()?.payloadBytes ?? 0) - payload
   const { buckets, parameters } = gradients.layout
   await state.dispose()
   const elements = parameters.reduce((sum, { shard }) => sum + volume(shard.localShape), 0)
-  return { buckets: buckets.length, early, payload, elements }
+  return { buckets: buckets.length, early, payload, elements, slots }
 }
 
 /** Labels of a sequence count up to a length that depends on its tokens. */
