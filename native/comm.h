@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "stream.h"
@@ -74,9 +75,10 @@ class Communicator {
   /// Program-order fingerprint: a hash over (sequence, op, bytes) of all collectives so far, equal on all ranks. Transfers
   /// between two ranks are not in it.
   virtual uint64_t fingerprint() const = 0;
-  /// Operations and payload bytes so far.
+  /// Operations so far.
   virtual int64_t sequence() const = 0;
-  virtual int64_t payloadBytes() const = 0;
+  /// Bytes that this rank has put into operations so far, by the operation's name.
+  virtual std::vector<std::pair<std::string, int64_t>> payload() const = 0;
 };
 
 }  // namespace viaduct

@@ -104,7 +104,10 @@ export interface CommInfo {
   /** Hash over (sequence, op, bytes) of all operations, equal on all ranks; 16 hexadecimal digits. */
   readonly fingerprint: string
   readonly sequence: number
+  /** Bytes that this rank put into operations so far: a gather counts its part, a reduction the whole tensor. */
   readonly payloadBytes: number
+  /** The same by operation: `allReduce`, `allGather`, `reduceScatter` ... */
+  readonly payload: Readonly<Record<string, number>>
 }
 
 /** One row of `table()`. */

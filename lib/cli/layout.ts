@@ -36,7 +36,7 @@ export function addLayoutFlags(command: Command): Command {
     .option('--ep <n>', 'expert parallel size', positiveInt)
     .option('--etp <n>', 'expert tensor parallel size', positiveInt)
     .option('--dp <n>', 'data parallel size', positiveInt)
-    .option('--no-sp', 'no sequence parallelism (it is on where --tp > 1 once it is built)')
+    .option('--no-sp', 'no sequence parallelism (it is on where --tp > 1)')
     .option('--pipeline-layout <stages>', "what each stage holds, in Megatron's form, e.g. 'Ett|(ttt|)*2tL'")
     .option('--num-layers-in-first-pipeline-stage <n>', 'blocks of the first stage', positiveInt)
     .option('--num-layers-in-last-pipeline-stage <n>', 'blocks of the last stage', positiveInt)
@@ -72,6 +72,7 @@ export function parallelFromFlags(flags: LayoutFlags): ParallelConfig {
     contextParallelSize: flags.cp ?? 1,
     expertModelParallelSize: flags.ep ?? 1,
     expertTensorParallelSize: flags.etp ?? 1,
+    sequenceParallel: flags.sp !== false && (flags.tp ?? 1) > 1,
     pipelineModelParallelLayout: flags.pipelineLayout ?? null,
     numLayersInFirstPipelineStage: flags.numLayersInFirstPipelineStage ?? null,
     numLayersInLastPipelineStage: flags.numLayersInLastPipelineStage ?? null,

@@ -122,6 +122,7 @@ export async function trainConfig(
 async function applyFlags(config: RunConfig, flags: TrainFlags): Promise<void> {
   const { dp: _dp, sp: _sp, ...model } = flags
   if (layoutArguments(model).length > 0) Object.assign(config.model, runnableFromFlags(flags))
+  else if (flags.sp === false) config.model.sequenceParallel = false
   if (flags.data !== undefined) {
     config.dataset.kind = 'text'
     config.dataset.path = absolute(flags.data)

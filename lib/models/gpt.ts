@@ -11,7 +11,7 @@ import { allGather } from '../parallel/collectives.js'
 import { ColumnParallelLinear } from '../parallel/columnLinear.js'
 import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
 import { VocabParallelEmbedding } from '../parallel/vocabParallelEmbedding.js'
-import type { Ctx, Group, Groups } from '../tensor/ctx.js'
+import type { BatchCoordinates, Ctx, Group, Groups } from '../tensor/ctx.js'
 import { withScope } from '../tensor/scope.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
@@ -29,11 +29,13 @@ export interface GPTOptions {
   readonly paddedVocabSize?: number
   /** 'full': each layer runs again in the backward pass instead of saving its activations. Default null. */
   readonly recomputeGranularity?: 'full' | null
+  /** Where tp > 1, norms and dropout see an equal run of the tokens on each rank. Default false. */
+  readonly sequenceParallel?: boolean
 }
 
 /**
  * Sees what each part of a forward pass gives, awaited before the next one runs. `hidden` is the caller's to read, not to keep: its
- * value is x + residual, [T, H].
+ * value is x + residual, [T, H]; with sequence parallelism this rank's rows of it.
  * @param place - `embedding`, `decoder.layers.N`, `decoder.final_layernorm`.
  */
 export type ForwardObserver = (place: string, hidden: Hidden) => Promise<void>
@@ -67,6 +69,7 @@ export class GPTModel extends Module {
   readonly #tp: Group
   readonly #rotary: RotaryEmbedding
   readonly #recompute: boolean
+  readonly #sequenceParallel: boolean
 
   /** Builds the model's structure; parameters have no memory yet. */
   constructor(
@@ -75,12 +78,13 @@ export class GPTModel extends Module {
   ) {
     super()
     const tp = options.groups.get('tp')
+    const { paddedVocabSize: paddedVocab, sequenceParallel = false } = options
     const dtype = config.paramsDtype
     const init = { kind: 'normal', std: config.initMethodStd } as const
     const rows = new Map(parameterTable(config).map((row) => [row.name, row]))
     const shard = (name: string): ShardSpec | null => {
       const row = rows.get(name)
-      return row ? shardOf(row, config, tp, { paddedVocab: options.paddedVocabSize }) : null
+      return row ? shardOf(row, config, tp, { paddedVocab, sequenceParallel }) : null
     }
     const needed = (name: string): ShardSpec => {
       const found = shard(name)
@@ -109,6 +113,7 @@ export class GPTModel extends Module {
     this.outputLayer = this.child('output_layer', new ColumnParallelLinear(output, tied ? embedding.weight : undefined))
     this.#tp = tp
     this.#recompute = options.recomputeGranularity === 'full'
+    this.#sequenceParallel = sequenceParallel && tp.size > 1
     this.#rotary = new RotaryEmbedding({
       channels: Math.floor(config.kvChannels * config.rotaryPercent),
       base: config.rotaryBase,
@@ -124,9 +129,11 @@ export class GPTModel extends Module {
   }
 
   /**
-   * Logits [T, Vlocal] of this rank's columns, in paramsDtype; columns at or past vocabSize are padding.
+   * Logits [T, Vlocal] of this rank's columns, in paramsDtype; columns at or past vocabSize are padding. A pass with a cache runs
+   * without sequence parallelism, and so does one without a tape whose tokens tp does not divide.
    * @param cache - holds the keys before this batch; this call's are appended.
    * @param observe - sees the hidden states between the parts; without one nothing is kept for it.
+   * @throws ERR_LAYOUT_INVALID under a tape with sequence parallelism when tp does not divide the batch's tokens.
    */
   async forward(ctx: Ctx, batch: DeviceBatch, cache?: KvCache, observe?: ForwardObserver): Promise<Tensor> {
     if (this.config.paramsDtype === 'float16') {
@@ -136,7 +143,8 @@ export class GPTModel extends Module {
         'float16 models are carried, not computed: load with paramsDtype float32 (exact) or bfloat16',
       )
     }
-    return await withScope(ctx.with({ batch }), async (inner) => {
+    return await withScope(ctx, async (scoped) => {
+      const inner = scoped.with({ batch: this.#coordinates(scoped, batch, cache) })
       const at = this.#attentionContext(inner, batch)
       const drops = this.training && cache === undefined
       if (drops && this.config.attentionDropout > 0)
@@ -211,6 +219,25 @@ export class GPTModel extends Module {
   override dispose(): void {
     this.#rotary.dispose()
     super.dispose()
+  }
+
+  /** Coordinates of the rows that this rank has between the linears: of all tokens, or with sequence parallelism of its run. */
+  #coordinates(ctx: Ctx, { sampleIds, positions }: DeviceBatch, cache?: KvCache): BatchCoordinates {
+    const tokens = positions.shape[0] as number
+    const { rank, size } = this.#tp
+    const divides = tokens % size === 0
+    // Without a tape no gradient tells the two ways apart.
+    if (!this.#sequenceParallel || cache !== undefined || (!divides && ctx.tape === null))
+      return { sampleIds, positions }
+    if (!divides)
+      throw new ViaductError(
+        'ERR_LAYOUT_INVALID',
+        'gpt',
+        `expected a batch whose tokens tensorModelParallelSize=${size} divides for sequence parallelism, got ${tokens}: pad it, or set sequenceParallel to false`,
+      )
+    const count = tokens / size
+    const mine = (t: Tensor) => t.slice(ctx, 0, rank * count, count)
+    return { sampleIds: mine(sampleIds), positions: mine(positions), sequenceParallel: true }
   }
 
   #attentionContext(ctx: Ctx, batch: DeviceBatch): AttentionContext {

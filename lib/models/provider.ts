@@ -199,8 +199,8 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
     const mesh = options.mesh ?? (await Mesh.create(this, await initDistributed()))
     await mesh.kvReplicas(this.numQueryGroups)
     const config = { ...transformerFields(this), paramsDtype: options.dtype ?? this.paramsDtype }
-    const { paddedVocabSize, recomputeGranularity } = this
-    const chunk = new GPTModel(config, { groups: mesh, paddedVocabSize, recomputeGranularity })
+    const { paddedVocabSize, recomputeGranularity, sequenceParallel } = this
+    const chunk = new GPTModel(config, { groups: mesh, paddedVocabSize, recomputeGranularity, sequenceParallel })
     const { wrapWithDdp = true } = options
     const model = new DistributedModel({
       chunks: [chunk],

@@ -29,15 +29,29 @@ export function allGather(ctx: Ctx, t: Tensor, group: Group): Tensor {
   return out
 }
 
+/** Every rank's rows, one after the other in rank order: [n, ...rest] gives [size · n, ...rest]. Owned by the scope. */
+export function gatherRows(ctx: Ctx, t: Tensor, group: Group): Tensor {
+  const [rows = 1, ...rest] = t.shape
+  const out = ctx.empty([group.size * rows, ...rest], t.dtype)
+  if (group.size > 1) native.allGather(group.comm, ctx.stream.id, out.handle, t.handle)
+  else native.copy(ctx.stream.id, out.handle, t.handle)
+  return out
+}
+
 /**
  * Reduces over the group; rank r gets block r of the first dim: [n, ...rest] gives [n / size, ...rest]. Owned by the scope.
  * @throws ERR_SHAPE when the group's size does not divide the first dim.
  */
 export function reduceScatter(ctx: Ctx, t: Tensor, group: Group, op: Reduction = 'sum'): Tensor {
   const out = ctx.empty([blockRows(t, group, 'reduceScatter'), ...t.shape.slice(1)], t.dtype)
+  reduceScatterInto(ctx, out, t, group, op)
+  return out
+}
+
+/** As reduceScatter, into a tensor that is there. */
+export function reduceScatterInto(ctx: Ctx, out: Tensor, t: Tensor, group: Group, op: Reduction = 'sum'): void {
   if (group.size > 1) native.reduceScatter(group.comm, ctx.stream.id, out.handle, t.handle, codes[op])
   else native.copy(ctx.stream.id, out.handle, t.handle)
-  return out
 }
 
 /**

@@ -1,5 +1,6 @@
 // Linear layers whose output channels are shared out over tp: each rank has rows of the weight and its columns of the output.
-// The input's gradient is summed over tp. NormColumnParallelLinear has the block's norm in it, as in Megatron-Core.
+// The input's gradient is summed over tp; with sequence parallelism the input is gathered from all ranks and its gradient's rows
+// are shared out. NormColumnParallelLinear has the block's norm in it, as in Megatron-Core.
 import type { DType } from '../base/dtype.js'
 import type { LinearLike } from '../nn/linear.js'
 import { Module } from '../nn/module.js'
@@ -9,6 +10,7 @@ import { linear } from '../ops/linear.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { gatheredLinear } from './gatheredLinear.js'
 import { copyForwardReduceBackward } from './regions.js'
 
 export interface ParallelLinearOptions {
@@ -37,10 +39,11 @@ export class ColumnParallelLinear extends Module implements LinearLike {
     this.bias = options.bias ? this.parameter('bias', new Parameter(options.bias, options.dtype, zeros)) : null
   }
 
-  /** x [T, in], whole, to this rank's columns [T, out / tp]. */
+  /** x [T, in], whole, or with sequence parallelism this rank's rows of it, to this rank's columns [T, out / tp]. */
   async forward(ctx: Ctx, x: Tensor): Promise<Tensor> {
-    const whole = copyForwardReduceBackward(ctx, x, this.#tp)
-    return linear(ctx, { x: whole, weight: this.weight, bias: this.bias }).y
+    const { weight, bias } = this
+    if (ctx.batch?.sequenceParallel) return gatheredLinear(ctx, { x, weight, bias, group: this.#tp }).y
+    return linear(ctx, { x: copyForwardReduceBackward(ctx, x, this.#tp), weight, bias }).y
   }
 }
 

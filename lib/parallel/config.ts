@@ -15,7 +15,7 @@ export interface ParallelConfig {
   expertModelParallelSize: number
   /** Ranks that share each expert's matrices. Default 1. */
   expertTensorParallelSize: number
-  /** Norms and dropout on sequence shards where tp > 1. */
+  /** Where tp > 1: norms and dropout on a run of the tokens on each rank; tp must divide a micro-batch's tokens. Default false. */
   sequenceParallel: boolean
   /** What each stage holds, in Megatron's form `Et|tt|tL`; null: blocks are spread evenly. See pipelineStages.ts. */
   pipelineModelParallelLayout: string | null
@@ -121,8 +121,6 @@ export function runProblems(config: ParallelConfig, worldSize = 0): string[] {
     const value = config[key as keyof typeof unbuilt]
     if (value !== null && value > 1) problems.push(`${key}=${value}: ${what} is not built yet, use 1`)
   }
-  if (config.sequenceParallel && config.tensorModelParallelSize > 1)
-    problems.push('sequenceParallel=true: sequence parallelism is not built yet, use false')
   for (const key of [
     'pipelineModelParallelLayout',
     'numLayersInFirstPipelineStage',

@@ -1,11 +1,12 @@
-// Conjugate regions of tensor parallelism: what is a copy forward is a sum backward, and the other way round. With one rank
-// both are the tensor itself. In place: the tensor that enters a sum must have no other reader.
+// Conjugate regions of tensor parallelism: what is a copy forward is a sum backward, and the other way round; with sequence
+// parallelism a gather of rows and a sum whose rows are shared out. With one rank all are the tensor itself. The tensor that
+// enters a sum must have no other reader. The gather of rows is inside of gatheredLinear.ts.
 import { native } from '../addon/load.js'
 import { defineOp } from '../ops/define.js'
 import { isExclusive } from '../ops/tape.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { allReduce } from './collectives.js'
+import { allReduce, gatherRows, reduceScatterInto } from './collectives.js'
 
 interface RegionArgs {
   readonly x: Tensor
@@ -44,7 +45,24 @@ export function copyForwardReduceBackward(ctx: Ctx, x: Tensor, group: Group): Te
   return group.size === 1 ? x : copyOp(ctx, { x, group }).y
 }
 
-/** The output of row-parallel layers: summed over the group, in place; its gradient is the same on each rank. */
-export function reduceForwardCopyBackward(ctx: Ctx, x: Tensor, group: Group): Tensor {
-  return group.size === 1 ? x : reduceOp(ctx, { x, group }).y
+const reduceScatterOp = defineOp<RegionArgs, { y: Tensor }>({
+  name: 'reduceScatterForwardGatherBackward',
+  shapes: ({ x, group }) => ({
+    y: { shape: [(x.shape[0] as number) / group.size, ...x.shape.slice(1)], dtype: x.dtype },
+  }),
+  forward: (ctx, { x, group }, { y }) => reduceScatterInto(ctx, y, x, group),
+  inputs: ({ x }) => [x],
+  backwardInput: (ctx, { group }, _, { y: dy }) => [dy === null ? null : gatherRows(ctx, dy, group)],
+})
+
+/**
+ * The output of row-parallel layers and of the embedding, of which each rank computed a part for all tokens, summed over tp.
+ * Whole on each rank and in x's memory; with sequence parallelism each rank gets its run of rows, and x is freed.
+ */
+export function sumParts(ctx: Ctx, x: Tensor, tp: Group): Tensor {
+  if (tp.size === 1) return x
+  if (!ctx.batch?.sequenceParallel) return reduceOp(ctx, { x, group: tp }).y
+  const { y } = reduceScatterOp(ctx, { x, group: tp })
+  x.dispose()
+  return y
 }

@@ -6,7 +6,7 @@ import { embedding } from '../ops/embedding.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { reduceForwardCopyBackward } from './regions.js'
+import { sumParts } from './regions.js'
 
 export class VocabParallelEmbedding extends Module {
   readonly weight: Parameter
@@ -20,9 +20,9 @@ export class VocabParallelEmbedding extends Module {
     this.#vocabStart = tp.rank * (shard.localShape[0] as number)
   }
 
-  /** ids int32 [T] to [T, H], whole on each rank. */
+  /** ids int32 [T] to [T, H], whole on each rank; with sequence parallelism to its rows, [T / tp, H]. */
   async forward(ctx: Ctx, ids: Tensor): Promise<Tensor> {
     const y = embedding(ctx, { ids, weight: this.weight, vocabStart: this.#vocabStart }).y
-    return reduceForwardCopyBackward(ctx, y, this.#tp)
+    return sumParts(ctx, y, this.#tp)
   }
 }

@@ -58,11 +58,13 @@ export function trainingMemory(resolved: ResolvedConfig): MemoryUse {
   const T = train.microBatchSize * resolved.seqLength
   const kvLocal = Math.max(key / tp, model.kvChannels)
   const fc1 = model.gatedLinearUnit ? 2 * F : F
+  // Rows of norms, dropout and the residual stream.
+  const rows = model.sequenceParallel ? T / tp : T
   // Saved for the backward pass: both norms' inputs and outputs, q, k, v, attention's output, fc1's output and the activation.
-  const layer = T * (4 * H + 2 * (query / tp) + 2 * kvLocal + (fc1 + F) / tp) * bytes
-  const kept = model.recomputeGranularity === 'full' ? L * T * 2 * H * bytes + layer : L * layer
+  const layer = (rows * 4 * H + T * (2 * (query / tp) + 2 * kvLocal + (fc1 + F) / tp)) * bytes
+  const kept = model.recomputeGranularity === 'full' ? L * rows * 2 * H * bytes + layer : L * layer
   const logits = T * (resolved.paddedVocabSize / tp) * bytes
-  // Gradients that flow back beside what is saved: one layer's widest tensors.
+  // Gradients that flow back beside what is saved: one layer's widest tensors, of all rows.
   const flowing = T * (2 * H + fc1 / tp) * bytes
   const weights = parameters * bytes
   const gradients = parameters * 4

@@ -128,7 +128,7 @@ export function describePrice(resolved: ResolvedConfig, price: Price, stepsLeft:
   const lines = [
     ...replaced,
     `model       ${millions} M parameters, ${resolved.paramsDtype}, ${model.numLayers} layers of ${model.hiddenSize}, vocabulary ${model.vocabSize} (${resolved.paddedVocabSize} in memory)`,
-    `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, dp ${dataParallelSize}`,
+    `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, dp ${dataParallelSize}${model.sequenceParallel && model.tensorModelParallelSize > 1 ? ', sequence parallelism' : ''}`,
     `batch       ${train.globalBatchSize} × ${seqLength} tokens a step: ${numMicroBatches} micro-${numMicroBatches === 1 ? 'batch' : 'batches'} of ${train.microBatchSize} a rank`,
     `memory      ${gigabytes(memory.total)} a rank: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}`,
   ]

@@ -46,10 +46,12 @@ export interface Rng {
   readonly rngSlot: Tensor | null
 }
 
-/** Coordinates of the tokens of a batch, for randomness by place. int32 or int64 [T] on the device. */
+/** Coordinates of the rows of hidden states, for randomness by place. int32 or int64, one a row, on the device. */
 export interface BatchCoordinates {
   readonly sampleIds: Tensor
   readonly positions: Tensor
+  /** Between the linears each rank of tp has an equal run of the batch's tokens, in rank order. Default: all have all tokens. */
+  readonly sequenceParallel?: boolean
 }
 
 /** The fields of a Ctx. */

@@ -185,10 +185,16 @@ Value commInfo(Env& env, int64_t id) {
   char print[17];
   std::snprintf(print, sizeof print, "%016llx", static_cast<unsigned long long>(comm->fingerprint()));
   std::vector<int64_t> ranks(comm->worldRanks().begin(), comm->worldRanks().end());
-  return Value::Record{{"name", comm->name()},           {"rank", comm->rank()},
-                       {"size", comm->size()},           {"worldRanks", std::move(ranks)},
-                       {"transport", comm->transport()}, {"fingerprint", std::string(print)},
-                       {"sequence", comm->sequence()},   {"payloadBytes", comm->payloadBytes()}};
+  int64_t total = 0;
+  Value::Record byOp;
+  for (const auto& [op, bytes] : comm->payload()) {
+    total += bytes;
+    byOp.emplace_back(op, bytes);
+  }
+  return Value::Record{
+      {"name", comm->name()},           {"rank", comm->rank()},           {"size", comm->size()},
+      {"worldRanks", std::move(ranks)}, {"transport", comm->transport()}, {"fingerprint", std::string(print)},
+      {"sequence", comm->sequence()},   {"payloadBytes", total},          {"payload", std::move(byOp)}};
 }
 
 void abortComm(Env& env, int64_t id, const std::string& reason) { commOf(env, id)->abort(reason); }

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <random>
@@ -54,7 +55,7 @@ struct State {
   uint64_t tickets = 0;
   uint64_t collectives = 0;
   uint64_t print = 0;
-  int64_t payload = 0;
+  std::map<CommOp, int64_t> payload;
   std::vector<uint64_t> sent, received;  // point-to-point transfers by peer
 
   std::string ranks(const std::vector<int>& peers) const {
@@ -102,7 +103,7 @@ struct State {
       print = mix(print, mix(collectives, mix(static_cast<uint64_t>(op), bytes)));
       collectives += 1;
     }
-    payload += payloadBytes;
+    payload[op] += payloadBytes;
     return {tickets++, tag};
   }
 
@@ -277,9 +278,11 @@ class CpuCommunicator final : public Communicator {
     std::lock_guard<std::mutex> lock(s_->mutex);
     return static_cast<int64_t>(s_->tickets);
   }
-  int64_t payloadBytes() const override {
+  std::vector<std::pair<std::string, int64_t>> payload() const override {
     std::lock_guard<std::mutex> lock(s_->mutex);
-    return s_->payload;
+    std::vector<std::pair<std::string, int64_t>> byName;
+    for (const auto& [op, bytes] : s_->payload) byName.emplace_back(commOpName(op), bytes);
+    return byName;
   }
 
  private:

@@ -56,7 +56,7 @@ describe('train', () => {
       '2',
     )
     expect([code, stderr]).toEqual([0, ''])
-    expect(stdout).toMatch(/layout +2 ranks: tp 2, dp 1/)
+    expect(stdout).toMatch(/layout +2 ranks: tp 2, dp 1, sequence parallelism$/m)
     expect(stdout.match(/^ +[123] +\d\.\d{5} /gm)).toHaveLength(3)
     expect((await viaduct(folder, 'export', 'two', 'two-hf')).code).toBe(0)
     expect(JSON.parse(readFileSync(inside('two-hf', 'config.json'), 'utf8'))).toMatchObject({
@@ -127,6 +127,7 @@ describe('train', () => {
     expect(code).toBe(0)
     expect(stdout).toContain('trainIters: 9999')
     expect(stdout).toContain('tensorModelParallelSize: 2')
+    expect(stdout).toContain('sequenceParallel: true')
     expect(stderr).toMatch(/memory +\d/)
     expect(existsSync(inside('dry'))).toBe(false)
     const json = await viaductJson<{ ranks: number; config: { train: { trainIters: number } } }>(folder, [
@@ -136,8 +137,9 @@ describe('train', () => {
       '--dry-run',
       '--tp',
       '2',
+      '--no-sp',
     ])
-    expect(json).toMatchObject({ ranks: 2, config: { train: { trainIters: 7 } } })
+    expect(json).toMatchObject({ ranks: 2, config: { train: { trainIters: 7 }, model: { sequenceParallel: false } } })
     // What it prints is a configuration again.
     writeFileSync(inside('run.yaml'), `recipe: llama_tiny_cpu_pretrain_config\n${stdout}`)
     const again = await viaduct(folder, 'train', 'run.yaml', '--dry-run')

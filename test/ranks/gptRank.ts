@@ -1,14 +1,27 @@
-// One rank of gptLayouts.test.ts: node --import tsx gptRank.ts OUT_FOLDER FIXTURE ... Builds each fixture's model over all ranks of
-// the launcher's variables, computes logits, loss and gradients, and writes what it holds.
+// One rank of the layout tests: node --import tsx gptRank.ts OUT_FOLDER CASES. For each case it builds a fixture's model over all
+// ranks of the launcher's variables, computes logits, loss and gradients, and writes what it holds.
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { native } from '../../lib/addon/load.js'
 import { uploadBatch } from '../../lib/models/batch.js'
 import { GPTModelProvider } from '../../lib/models/provider.js'
 import { Tape } from '../../lib/ops/tape.js'
 import { sumSharedGradients } from '../../lib/parallel/gradientSums.js'
 import { initDistributed } from '../../lib/parallel/world.js'
+import { Ctx } from '../../lib/tensor/ctx.js'
 import { Tensor } from '../../lib/tensor/tensor.js'
 import { pack, readFixture, runsOf } from '../parity/llamaLayout.js'
+
+/** What is computed: a fixture, and how. */
+export interface Case {
+  /** Of the file that each rank writes. */
+  readonly name: string
+  readonly fixture: string
+  readonly sequenceParallel?: boolean
+  readonly hiddenDropout?: number
+  readonly dtype?: 'float32' | 'bfloat16'
+  readonly recompute?: boolean
+}
 
 /** A block of a gradient, with its values. */
 export interface WrittenBlock {
@@ -25,6 +38,14 @@ export interface Written {
   readonly blocks: readonly WrittenBlock[]
   /** Bytes that the padding of the vocabulary would betray: largest |gradient| outside of all blocks. */
   readonly outside: number
+  /** Bytes that the pass with its backward and the sums of gradients put into operations of tp, by operation. */
+  readonly traffic: Readonly<Record<string, number>>
+  /** Tokens of the batch, with those that only fill it up. */
+  readonly tokens: number
+  /** Tensors of this case that were left behind. */
+  readonly leaked: number
+  /** Most bytes alive in the pass with its backward, less those alive before. */
+  readonly activations: number
 }
 
 /** Copies a box between row-major tensors of 1 or 2 dims. */
@@ -46,9 +67,18 @@ function copyBox(
   }
 }
 
-async function compute(name: string, tp: number): Promise<Written> {
-  const fixture = readFixture(name)
-  const provider = new GPTModelProvider({ ...fixture.config, tensorModelParallelSize: tp, makeVocabSizeDivisibleBy: 8 })
+async function compute(asked: Case, tp: number): Promise<Written> {
+  const fixture = readFixture(asked.fixture)
+  const { sequenceParallel = false, hiddenDropout = 0, dtype = 'float32', recompute = false } = asked
+  const provider = new GPTModelProvider({
+    ...fixture.config,
+    hiddenDropout,
+    paramsDtype: dtype,
+    tensorModelParallelSize: tp,
+    sequenceParallel,
+    recomputeGranularity: recompute ? 'full' : null,
+    makeVocabSizeDivisibleBy: 8,
+  })
   provider.weightsLoader = async (model) => {
     const ctx = model.ctx()
     for (const [parameterName, parameter] of model.namedParameters()) {
@@ -56,35 +86,57 @@ async function compute(name: string, tp: number): Promise<Written> {
       const { logicalShape, localShape, blocks } = parameter.shard
       const local = new Float32Array(localShape.reduce((a, b) => a * b, 1))
       for (const b of blocks) copyBox(whole, logicalShape, b.globalStart, local, localShape, b.localStart, b.size)
-      parameter.data = Tensor.fromHost(ctx, local, localShape, 'float32').keep()
+      parameter.data = Tensor.fromHost(ctx, [...local], localShape, dtype).keep()
     }
     ctx.scope.close()
   }
+  const live = native.liveSlots()
   const model = await provider.provideDistributedModel()
   const [chunk] = model.chunks
-  const ctx = model.ctx()
-  const ints = (key: string) => (fixture.expected.has(key) ? Int32Array.from(fixture.expected.get(key)!.data) : null)
-  const [batchSize, seqLength] = fixture.expected.get('input_ids')!.shape as [number, number]
-  const raw = ints('labels')!
-  const mask = ints('attention_mask')
+  const slots = Ctx.create({ device: model.device })
+  const rngSlot = Tensor.fromHost(slots, BigInt64Array.of(7n, 3n), [2], 'int64')
+  const ctx = model.ctx({ rng: { seed: 7, step: 3, rngSlot } })
+  const [rows, seqLength] = fixture.expected.get('input_ids')!.shape as [number, number]
+  // Rows without labels fill the batch up to what tp divides; they change no other row.
+  let batchSize = rows
+  while ((batchSize * seqLength) % tp !== 0) batchSize++
+  const ints = (key: string, filler: number) => {
+    const given = fixture.expected.get(key)
+    if (given === undefined) return null
+    const values = new Int32Array(batchSize * seqLength).fill(filler)
+    values.set(Int32Array.from(given.data))
+    return values
+  }
+  const raw = ints('labels', -100)!
+  const mask = ints('attention_mask', 1)
   const batch = uploadBatch(
     ctx,
     {
       batchSize,
       seqLength,
-      tokens: ints('input_ids')!,
+      tokens: ints('input_ids', 0)!,
       labels: raw.map((_, t) => (t % seqLength === seqLength - 1 ? -100 : raw[t + 1]!)),
       ...(mask ? { attentionMask: Uint8Array.from(mask) } : {}),
     },
     fixture.config,
   )
-  const logits = await chunk!.gatherLogits(ctx, await chunk!.forward(ctx, batch))
+  const whole = await chunk!.gatherLogits(ctx, await chunk!.forward(ctx, batch))
+  const logits = whole.slice(0, rows * seqLength * fixture.config.vocabSize)
   const tape = new Tape()
+  const group = model.mesh.get('tp')
+  const before = group.info()?.payload ?? {}
+  model.device.resetPeak()
+  const { liveBytes } = model.device.memory()
   const { lossSum } = await chunk!.loss(ctx.with({ tape }), batch)
   await tape.backward(ctx, [lossSum], [Tensor.fromHost(ctx, [1 / batch.numTokens], [1], 'float32')])
+  const activations = model.device.memory().peakBytes - liveBytes
   await sumSharedGradients(
     ctx,
     [...model.namedParameters()].map(([, p]) => p),
+  )
+  const after = Object.entries(group.info()?.payload ?? {})
+  const traffic = Object.fromEntries(
+    after.flatMap(([op, bytes]) => (bytes > (before[op] ?? 0) ? [[op, bytes - (before[op] ?? 0)]] : [])),
   )
   const blocks: WrittenBlock[] = []
   let outside = 0
@@ -118,12 +170,14 @@ async function compute(name: string, tp: number): Promise<Written> {
   const loss = (await lossSum.item()) / batch.numTokens
   tape.dispose()
   ctx.scope.close()
+  slots.scope.close()
   await model.dispose()
-  return { logits: [...logits], loss, blocks, outside }
+  const leaked = native.liveSlots() - live
+  return { logits: [...logits], loss, blocks, outside, traffic, tokens: batchSize * seqLength, leaked, activations }
 }
 
-const [folder, ...names] = process.argv.slice(2) as [string, ...string[]]
+const [folder, cases] = process.argv.slice(2) as [string, string]
 const world = await initDistributed()
-for (const name of names)
-  writeFileSync(join(folder, `${name}.${world.rank}.json`), JSON.stringify(await compute(name, world.size)))
+for (const asked of JSON.parse(cases) as Case[])
+  writeFileSync(join(folder, `${asked.name}.${world.rank}.json`), JSON.stringify(await compute(asked, world.size)))
 await world.dispose()

@@ -65,8 +65,10 @@ describe('tensor parallelism', () => {
     expect(await started.end, started.lines.join('\n')).toBe(0)
     const line = started.lines.find((text) => text.includes('RESULT '))
     const ranks = JSON.parse(line?.slice(line.indexOf('RESULT ') + 7) ?? '[]') as unknown[]
+    const greedy = await generate(model, prompts, { maxNewTokens: 40 })
     const alone = {
-      greedy: await generate(model, prompts, { maxNewTokens: 40 }),
+      greedy,
+      uncached: greedy,
       sampled: await generate(model, prompts, { ...options, seed: 3 }),
     }
     expect(ranks).toEqual([alone, alone])

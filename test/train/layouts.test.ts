@@ -1,15 +1,15 @@
 // A layout is only a layout: ranks as real processes, and the losses of one. Checkpoints of one layout go on in another.
-import { mkdtempSync, rmSync } from 'node:fs'
+import { cpSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { run, type Step, start, steps } from './startRanks.js'
-import { work } from './worker.js'
+import { type Work, work } from './worker.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'viaduct-layouts-'))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
 const place = (name: string) => join(folder, name)
-const task = { trainIters: 12, microBatchSize: 2, hiddenDropout: 0.1 }
+const task = { trainIters: 20, microBatchSize: 2, hiddenDropout: 0.1, lr: 3e-4 }
 
 let alone: Step[] = []
 beforeAll(async () => {
@@ -28,23 +28,45 @@ function expectSame(got: readonly Step[], expected: readonly Step[]): void {
   })
 }
 
-describe('two ranks have the losses of one, dropout on', () => {
-  it.each([
-    ['tp', 2],
-    ['dp', 1],
-  ] as const)(
-    '%s 2',
-    async (name, tp) => {
-      await run({ ...task, tp, metrics: place(`${name}.jsonl`), save: place(name), saveInterval: 6 }, 2)
+const shared = { tp: 2, sequenceParallel: true } as const
+
+describe('ranks have the losses of one, dropout on', () => {
+  it.each<[string, number, Partial<Work>]>([
+    ['tp 2', 2, { tp: 2 }],
+    ['dp 2', 2, {}],
+    ['tp 2 with sequence parallelism', 2, shared],
+    // Many buckets: sums of norms' gradients over tp go between the passes' own.
+    ['tp 2 with sequence parallelism, dp 2', 4, { ...shared, ddp: { bucketSize: 5000 } }],
+    // Two key-value heads.
+    ['tp 4 with sequence parallelism', 4, { tp: 4, sequenceParallel: true }],
+  ])(
+    '%s',
+    async (name, ranks, layout) => {
+      await run({ ...task, ...layout, metrics: place(`${name}.jsonl`), save: place(name), saveInterval: 6 }, ranks)
       expectSame(steps(place(`${name}.jsonl`)), alone)
     },
     120_000,
   )
+})
 
-  it('one rank goes on from a checkpoint of two', async () => {
-    await run({ ...task, trainIters: 6, tp: 2, metrics: place('part.jsonl'), save: place('part') }, 2)
-    await work({ ...task, metrics: place('part.jsonl'), save: place('part') }, () => {})
-    expectSame(steps(place('part.jsonl')), alone)
+describe('a run goes on', () => {
+  const files = (name: string) => ({ metrics: place(`${name}.jsonl`), save: place(name) })
+
+  it('from sequence parallelism on one rank within the numbers, in the same layout bit for bit', async () => {
+    await run({ ...task, ...shared, ...files('one'), trainIters: 8 }, 2)
+    cpSync(place('one'), place('same'), { recursive: true })
+    cpSync(place('one.jsonl'), place('same.jsonl'))
+    await run({ ...task, ...files('one') })
+    expectSame(steps(place('one.jsonl')), alone)
+    await run({ ...task, ...shared, ...files('same') }, 2)
+    const curve = (name: string) => steps(place(`${name}.jsonl`)).map(({ loss, gradNorm }) => [loss, gradNorm])
+    expect(curve('same')).toEqual(curve('tp 2 with sequence parallelism'))
+  }, 120_000)
+
+  it('from one rank with sequence parallelism', async () => {
+    await run({ ...task, ...files('two'), trainIters: 8 })
+    await run({ ...task, ...shared, ...files('two') }, 2)
+    expectSame(steps(place('two.jsonl')), alone)
   }, 120_000)
 })
 

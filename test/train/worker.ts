@@ -9,9 +9,12 @@ import { fixtureConfig, fixtureData } from './fixtureRun.js'
 /** What the test asks for. */
 export interface Work {
   readonly tp?: number
+  readonly sequenceParallel?: boolean
   readonly trainIters: number
   readonly microBatchSize?: number
   readonly hiddenDropout?: number
+  /** Default 3e-3. */
+  readonly lr?: number
   readonly save?: string
   /** Where the run starts from; default: `save`. */
   readonly load?: string
@@ -30,7 +33,8 @@ export async function work(task: Work, log?: (line: string) => void) {
   const config = await fixtureConfig(task)
   config.model.hiddenDropout = task.hiddenDropout ?? 0
   config.mixedPrecision = task.mixedPrecision ?? 'fp32'
-  config.optimizer.lr = 3e-3
+  config.model.sequenceParallel = task.sequenceParallel ?? false
+  config.optimizer.lr = task.lr ?? 3e-3
   config.scheduler.lrDecayStyle = 'cosine'
   config.scheduler.lrWarmupIters = 3
   config.scheduler.lrDecayIters = 40

@@ -163,7 +163,6 @@ it('takes any layout for conversion, and refuses by name what cannot run yet', (
     'contextParallelSize=2: context parallelism is not built yet, use 1',
     'expertModelParallelSize=2: expert parallelism is not built yet, use 1',
     'expertTensorParallelSize=2: expert tensor parallelism is not built yet, use 1',
-    'sequenceParallel=true: sequence parallelism is not built yet, use false',
     'numLayersInFirstPipelineStage=2: pipeline parallelism is not built yet, use null',
   ])
 })
