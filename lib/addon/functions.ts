@@ -362,6 +362,7 @@ export interface Addon {
   storeCheck(store: integer, key: string): Promise<boolean>
   storeAddress(store: integer): Promise<string>
   storeClose(store: integer): void
+  startHeartbeat(file: string, periodMs: integer): void
   connectGloo(
     store: integer,
     name: string,

@@ -42,10 +42,18 @@ const rows = {
     meaning: 'port on which rank 0 keeps the store when MASTER_PORT is taken',
     unset: 'a free one',
   },
+  VIADUCT_HEARTBEAT_FILE: {
+    meaning: 'file that a rank touches while it lives, set by `viaduct run`',
+    unset: 'no heartbeat',
+  },
   VIADUCT_TRANSPORT: { meaning: 'gloo: ranks of one host use connections too, no shared memory', unset: 'auto' },
   VIADUCT_COMM_ADDR: {
     meaning: "this host's address as other ranks reach it",
-    unset: 'the one on the way to the store',
+    unset: 'that of GLOO_SOCKET_IFNAME',
+  },
+  GLOO_SOCKET_IFNAME: {
+    meaning: 'network interface by which other ranks reach this host; of several the first that is there',
+    unset: 'the one on the way to MASTER_ADDR',
   },
   TORCHELASTIC_USE_AGENT_STORE: {
     meaning: "True: torchrun's agent keeps its own store on MASTER_PORT",

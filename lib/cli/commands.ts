@@ -259,6 +259,7 @@ function addTraining(program: Command): void {
     .option('--max-restarts <n>', 'restarts of all ranks after a failure (default: 0)')
     .option('--monitor-interval <s>', "taken for torchrun's sake: deaths are noticed at once")
     .option('--shutdown-timeout <s>', 'time for ranks to end after a signal (default: 30)')
+    .option('--heartbeat-timeout <s>', 'a rank without a sign of life for so long has failed; 0: never (default: 60)')
     .option('--log-dir <dir>', "also write each rank's output to files there")
     .option('--redirects <n>', 'streams that go to files only: 0 to 3, or 0:1,1:3 by local rank')
     .option('--tee <n>', 'streams that go to files as well')

@@ -1,61 +1,64 @@
-// One attempt: this node's ranks from their start to the end of the last, stopped together when one fails, a signal comes or
-// another node says so. Who failed first is decided here.
-import type { RankError } from '../base/errorFile.js'
+// One attempt: this node's ranks from their start to the end of the last, stopped together when one fails or falls silent, a
+// signal comes or another node says so. Who failed first is decided in firstCause.ts.
+import { heartbeatMs } from '../parallel/heartbeat.js'
+import { failed, firstCause, howEnded, isConsequence } from './firstCause.js'
+import { processState } from './heartbeats.js'
 import { type RankEnd, RankProcess, type RankSetup, shellCode } from './rankProcess.js'
 import type { Watchdog } from './watchdog.js'
 
-// Errors of a rank that lost others: hardly ever the first cause.
-const consequences = ['ERR_COMM', 'ERR_TIMEOUT', 'ERR_ABORTED', 'ERR_RANK_FAILED']
+/** Silence that explains a failure which has come already. */
+const suspiciousMs = 4 * heartbeatMs
 
-const failed = (end: RankEnd) => end.exitCode !== 0
+/** Ranks that lost another one fail by themselves, and say what they waited for: for so long they may. */
+const consequencePatienceMs = 1000
 
-/** Whether the rank's error says that it lost others. */
-export function isConsequence(error: RankError | null): boolean {
-  return error?.code != null && consequences.includes(error.code)
-}
+/** After a failure there is nothing left to save together. */
+const failureGraceMs = 3000
 
-/** The rank whose failure came first: causes before consequences, then by time. Ranks that were stopped do not count. */
-export function firstFailure(ends: readonly RankEnd[]): RankEnd | undefined {
-  const own = ends.filter((end) => failed(end) && !end.stopped)
-  const time = (end: RankEnd) => Math.min(end.timeMs, end.error?.timeMs ?? Number.POSITIVE_INFINITY)
-  return own.sort(
-    (a, b) => Number(isConsequence(a.error)) - Number(isConsequence(b.error)) || time(a) - time(b) || a.rank - b.rank,
-  )[0]
-}
-
-/** `exit code 3` or `signal SIGKILL`. */
-export function howEnded(end: RankEnd): string {
-  return end.exitCode === null ? `signal ${end.signal}` : `exit code ${end.exitCode}`
+export interface AttemptTimes {
+  /** For ranks to end after a signal before they are killed. */
+  readonly graceMs: number
+  /** Without a sign of life after which a rank has failed; 0: never. */
+  readonly silenceMs: number
 }
 
 export class Attempt {
   readonly #ranks: readonly RankProcess[]
-  readonly #graceMs: number
+  readonly #times: AttemptTimes
+  readonly #silences = new Map<number, { ms: number; state: string }>()
   #killer: NodeJS.Timeout | undefined
   #over = false
+  readonly #ends: RankEnd[] = []
   /** All ranks' ends, when the last one has ended. */
   readonly ended: Promise<readonly RankEnd[]>
-  /** True when all ranks ended well, false as soon as one did not. */
+  /** True when all ranks ended well, false as soon as one did not or fell silent. */
   readonly verdict: Promise<boolean>
 
-  constructor(setups: readonly RankSetup[], watchdog: Watchdog, graceMs: number) {
-    this.#graceMs = graceMs
+  constructor(setups: readonly RankSetup[], watchdog: Watchdog, times: AttemptTimes) {
+    this.#times = times
     this.#ranks = setups.map((setup) => {
       const rank = new RankProcess(setup)
       if (rank.pid > 0) watchdog.add(rank.pid)
       return rank
     })
     const ends = this.#ranks.map(async (rank) => {
-      const end = await rank.ended
+      const end = { ...(await rank.ended), silence: this.#silences.get(rank.rank) ?? null }
       watchdog.remove(rank.pid)
+      this.#ends.push(end)
       return end
     })
+    let looking: NodeJS.Timeout | undefined
     this.ended = Promise.all(ends).then((all) => {
       this.#over = true
+      clearInterval(looking)
       clearTimeout(this.#killer)
       return all
     })
     this.verdict = new Promise((resolve) => {
+      looking = setInterval(() => {
+        for (const rank of this.#ranks) rank.heartbeat.look()
+        if (times.silenceMs > 0 && this.#killSilent(times.silenceMs)) resolve(false)
+      }, heartbeatMs)
       for (const end of ends) void end.then((e) => failed(e) && resolve(false))
       void this.ended.then(() => resolve(true))
     })
@@ -66,10 +69,31 @@ export class Attempt {
   }
 
   /** Asks all ranks to end; after the grace they are killed. */
-  stop(signal: NodeJS.Signals): void {
+  stop(signal: NodeJS.Signals, graceMs = this.#times.graceMs): void {
     if (this.#over) return
     for (const rank of this.#ranks) rank.signalGroup(signal)
-    this.#killer ??= setTimeout(() => this.kill(), this.#graceMs)
+    this.#killer ??= setTimeout(() => this.kill(), graceMs)
+  }
+
+  /** Ends what is left after a failure, here or on another node: silent ranks at once, ranks that lost others by themselves. */
+  async fail(): Promise<void> {
+    this.#killSilent(suspiciousMs)
+    if (this.#ends.every((end) => !failed(end) || end.silence !== null || isConsequence(end.error))) {
+      await Promise.race([this.ended, new Promise((go) => setTimeout(go, consequencePatienceMs))])
+      this.#killSilent(suspiciousMs)
+    }
+    this.stop('SIGTERM', Math.min(failureGraceMs, this.#times.graceMs))
+  }
+
+  /** A stopped process takes no other signal. @returns whether there was a silent rank. */
+  #killSilent(ms: number): boolean {
+    const silent = this.#ranks.filter((rank) => !rank.over && rank.heartbeat.silentMs >= ms)
+    for (const rank of silent) {
+      if (!this.#silences.has(rank.rank))
+        this.#silences.set(rank.rank, { ms: rank.heartbeat.silentMs, state: processState(rank.pid) })
+      rank.signalGroup('SIGKILL')
+    }
+    return silent.length > 0
   }
 
   /** Ends all ranks at once. */
@@ -88,25 +112,29 @@ export interface FailureReport {
   readonly lines: readonly string[]
   readonly exitCode: number
   readonly summary: string
-  /** The first failure here was that of a rank that lost others. */
+  /** Another node may know the cause better. */
   readonly consequence: boolean
 }
 
 /** Tells about a failed attempt; `node` where there are several. */
 export function failureReport(ends: readonly RankEnd[], node: number | null): FailureReport {
-  const first = firstFailure(ends) ?? ends.find(failed)
+  const first = firstCause(ends)
   if (first === undefined) return { lines: [], exitCode: 0, summary: '', consequence: true }
-  const where = node === null ? '' : ` on node ${node}`
-  const what = `rank ${first.rank} (local rank ${first.localRank}, process ${first.pid}) failed first${where}: ${howEnded(first)}`
+  const { end } = first
+  const where = node === null || end === undefined ? '' : ` on node ${node}`
+  const who = end === undefined ? '' : ` (local rank ${end.localRank}, process ${end.pid})`
+  const what = `rank ${first.rank}${who} failed first${where}: ${first.what}`
   const lines = [`viaduct run: ${what}`]
-  if (first.error !== null) lines.push(...first.error.message.split('\n').map((line) => `  ${line}`))
-  if (first.error?.message.includes('Top-level await is currently not supported')) {
+  const error = end?.error ?? null
+  if (error !== null) lines.push(...error.message.split('\n').map((line) => `  ${line}`))
+  if (error?.message.includes('Top-level await is currently not supported')) {
     lines.push('  a .ts script is CommonJS here: name it .mts, or put "type": "module" into package.json')
   }
-  const others = ends.filter((end) => end !== first && failed(end))
-  for (const end of others) {
-    const why = end.error === null ? '' : `: ${end.error.message.split('\n')[0]}`
-    lines.push(`  then rank ${end.rank}: ${howEnded(end)}${end.stopped ? ', stopped by the launcher' : ''}${why}`)
+  const others = ends.filter((other) => other !== end && failed(other))
+  for (const other of others) {
+    const why = other.error === null ? '' : `: ${other.error.message.split('\n')[0]}`
+    lines.push(`  then rank ${other.rank}: ${howEnded(other)}${other.stopped ? ', stopped by the launcher' : ''}${why}`)
   }
-  return { lines, exitCode: shellCode(first), summary: what, consequence: isConsequence(first.error) }
+  const told = end !== undefined && failed(end) ? end : ends.find((one) => failed(one) && !one.stopped)
+  return { lines, exitCode: told === undefined ? 1 : shellCode(told), summary: what, consequence: first.drawn }
 }

@@ -8,6 +8,8 @@ import { ViaductError } from '../base/errors.js'
 export interface RankCommand {
   readonly program: string
   readonly args: readonly string[]
+  /** Shows that it lives from its start on. */
+  readonly beats: boolean
 }
 
 const typescript = ['.ts', '.mts', '.cts', '.tsx']
@@ -27,7 +29,7 @@ function preload(): string {
  * @throws ERR_FILE_MISSING, ERR_USAGE for a file that is neither TypeScript nor JavaScript.
  */
 export function rankCommand(script: string, args: readonly string[], noPython: boolean): RankCommand {
-  if (noPython) return { program: script, args }
+  if (noPython) return { program: script, args, beats: false }
   const kind = extname(script).toLowerCase()
   if (!typescript.includes(kind) && !javascript.includes(kind)) {
     throw new ViaductError(
@@ -41,5 +43,5 @@ export function rankCommand(script: string, args: readonly string[], noPython: b
   }
   const hook = preload()
   const loads = typescript.includes(kind) || hook.endsWith('.ts') ? ['--import', tsx()] : []
-  return { program: process.execPath, args: [...loads, '--import', hook, script, ...args] }
+  return { program: process.execPath, args: [...loads, '--import', hook, script, ...args], beats: true }
 }

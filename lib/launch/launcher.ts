@@ -107,7 +107,7 @@ class Launch {
 
   async #once(number: number): Promise<AttemptEnd> {
     const { nodes, signals } = this
-    const attempt = new Attempt(this.#setups(number), this.watchdog, this.plan.graceMs)
+    const attempt = new Attempt(this.#setups(number), this.watchdog, this.plan)
     signals.attach(attempt)
     const lost = (error: unknown): AttemptEnd => {
       const summary = `the launcher of node 0 is gone: ${(error as Error).message}`
@@ -118,7 +118,7 @@ class Launch {
       const here = attempt.verdict.then((well) => ({ well }))
       const first = await Promise.race([here, everywhere])
       const wellHere = 'well' in first && first.well
-      if (!wellHere) attempt.stop('SIGTERM')
+      if (!wellHere) await attempt.fail()
       const ends = await attempt.ended
       if (signals.asked !== null) {
         const summary = `node ${nodes.rank} was asked to end by ${signals.asked}`
@@ -162,11 +162,13 @@ class Launch {
         plan.logDir === null ? own : join(this.scratch, `attempt_${attempt}`, String(localRank)),
         'error.json',
       )
+      const heartbeatFile = join(this.scratch, `heartbeat_${attempt}_${localRank}`)
       return {
         rank,
         localRank,
         command: this.command,
         errorFile,
+        heartbeatFile,
         logFolder: plan.logDir === null ? null : own,
         redirects: plan.logDir === null ? 0 : (plan.redirects[localRank] ?? 0),
         tee: plan.tee[localRank] ?? 0,
@@ -191,6 +193,7 @@ class Launch {
           TORCHELASTIC_RUN_ID: plan.jobId,
           TORCHELASTIC_USE_AGENT_STORE: 'True',
           TORCHELASTIC_ERROR_FILE: errorFile,
+          VIADUCT_HEARTBEAT_FILE: heartbeatFile,
           VIADUCT_AGENT_STORE: '1',
         }),
       }

@@ -43,8 +43,10 @@ export interface LaunchOptions {
   readonly tee?: string
   /** Local ranks whose output is shown, e.g. `0,1`. Default: all. */
   readonly localRanksFilter?: string
-  /** Time for ranks to end after a signal before they are killed, in s. Default 30. */
+  /** Time for ranks to end after a signal before they are killed, in s; at most 3 after a rank's failure. Default 30. */
   readonly shutdownTimeout?: number | string
+  /** Time without a heartbeat after which a rank has failed, in s; 0: never. Default 60. */
+  readonly heartbeatTimeout?: number | string
   /** Put `[rank0] ` before each line. Default true. */
   readonly prefix?: boolean
   /** Further variables for the ranks. */
@@ -71,6 +73,7 @@ export interface LaunchPlan {
   readonly tee: readonly number[]
   readonly shown: readonly boolean[]
   readonly graceMs: number
+  readonly silenceMs: number
   readonly joinMs: number
   readonly prefix: boolean
   readonly env: Readonly<Record<string, string>>
@@ -210,6 +213,7 @@ export function planLaunch(options: LaunchOptions): LaunchPlan {
     tee: levels('--tee', teeText),
     shown: everywhere.map((_, local) => filter === undefined || filter.includes(local)),
     graceMs: seconds('--shutdown-timeout', options.shutdownTimeout ?? 30),
+    silenceMs: seconds('--heartbeat-timeout', options.heartbeatTimeout ?? 60),
     joinMs: seconds('--join-timeout', options.joinTimeout ?? 600),
     prefix: options.prefix !== false,
     env: options.env ?? {},

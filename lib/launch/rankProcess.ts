@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { type RankError, readErrorFile } from '../base/errorFile.js'
 import type { RankCommand } from './command.js'
+import { Heartbeat } from './heartbeats.js'
 import { carry } from './output.js'
 
 export interface RankSetup {
@@ -14,6 +15,8 @@ export interface RankSetup {
   readonly command: RankCommand
   readonly env: NodeJS.ProcessEnv
   readonly errorFile: string
+  /** Touched by the rank while it lives. */
+  readonly heartbeatFile: string
   /** Where `stdout.log` and `stderr.log` go; null: no files. */
   readonly logFolder: string | null
   readonly redirects: number
@@ -35,6 +38,8 @@ export interface RankEnd {
   readonly error: RankError | null
   /** The launcher had sent this signal before. */
   readonly stopped: boolean
+  /** For how long there was no sign of life when the launcher killed it, and how the process was; null for all others. */
+  readonly silence: { readonly ms: number; readonly state: string } | null
 }
 
 /** Exit code as a shell would give it. */
@@ -48,6 +53,7 @@ const outputPatienceMs = 1000
 export class RankProcess {
   readonly rank: number
   readonly pid: number
+  readonly heartbeat: Heartbeat
   /** Resolves when the process has ended and its output is out. Never rejects. */
   readonly ended: Promise<RankEnd>
   readonly #child: ChildProcess
@@ -56,11 +62,16 @@ export class RankProcess {
 
   constructor(setup: RankSetup) {
     this.rank = setup.rank
-    const { program, args } = setup.command
+    const { program, args, beats } = setup.command
+    this.heartbeat = new Heartbeat(setup.heartbeatFile, beats)
     this.#child = spawn(program, args, { env: setup.env, detached: true, stdio: ['ignore', 'pipe', 'pipe'] })
     this.pid = this.#child.pid ?? 0
     const files = this.#carry(setup)
     this.ended = this.#watch(setup, files)
+  }
+
+  get over(): boolean {
+    return this.#over
   }
 
   /** Sends a signal to the rank and all that it started. */
@@ -138,6 +149,7 @@ export class RankProcess {
       pid: this.pid,
       timeMs,
       stopped,
+      silence: null,
       ...how,
       error: how.error ?? readErrorFile(setup.errorFile),
     }

@@ -5,6 +5,8 @@ import { envFlag, envInt, envText } from '../base/env.js'
 import { writeErrorFileWhenUncaught } from '../base/errorFile.js'
 import { assert, ViaductError } from '../base/errors.js'
 import { CommGroup } from './group.js'
+import { startHeartbeat } from './heartbeat.js'
+import { hostAddress, isLoopback } from './hostAddress.js'
 import { checkWorld, detectWorld, type WorldFacts } from './worldFacts.js'
 
 /** What `initDistributed` takes; what is left out is the launcher's. */
@@ -194,8 +196,6 @@ async function connectStore(
   }
 }
 
-const isLoopback = (host: string) => host === 'localhost' || host === '::1' || /^127\./.test(host)
-
 /** The store of the run; closers are added to `closers`. */
 async function openStore(
   facts: WorldFacts,
@@ -250,11 +250,12 @@ async function open(options: DistributedOptions): Promise<World> {
   const ranks = Array.from({ length: facts.size }, (_, i) => i)
   if (facts.size === 1) return new World(facts, new CommGroup('world', 0, 1, 0, ranks), [])
   writeErrorFileWhenUncaught()
+  startHeartbeat()
   const attempt = `${facts.restart}.${opened++}`
   const closers: (() => void)[] = []
   try {
     const store = await openStore(facts, attempt, Date.now() + timeoutMs, closers)
-    const address = envText('VIADUCT_COMM_ADDR') ?? (await native.storeAddress(store))
+    const address = hostAddress(facts, await native.storeAddress(store))
     const shared = envText('VIADUCT_TRANSPORT') !== 'gloo'
     const name = `world#${attempt}`
     const comm = await native.connectGloo(store, name, facts.rank, facts.size, address, timeoutMs, shared)

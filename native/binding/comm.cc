@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "../cpu/gloo_comm.h"
+#include "../heartbeat.h"
 #include "../tcp_store.h"
 #include "bind.h"
 
@@ -148,6 +149,8 @@ void storeClose(Env& env, int64_t id) {
   if (const auto store = tables->take(tables->stores, id)) store->close();
 }
 
+void heartbeat(Env& env, const std::string& file, int64_t periodMs) { startHeartbeat(file, periodMs); }
+
 // ---- communicators
 
 /// The world's communicator; every rank calls it. `store` is 0 for a world of one.
@@ -251,6 +254,7 @@ std::vector<Row> commRows() {
       row("storeCheck", &storeCheck),
       row("storeAddress", &storeAddress),
       row("storeClose", &storeClose),
+      row("startHeartbeat", &heartbeat),
       row("connectGloo", &connectGloo),
       row("splitComm", &splitComm),
       row("gatherBytes", &gatherBytes),

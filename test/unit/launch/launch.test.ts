@@ -5,8 +5,8 @@ import { join } from 'node:path'
 import { afterEach, describe, expect, it, vi } from 'vitest'
 import { readErrorFile, writeErrorFile } from '../../../lib/base/errorFile.js'
 import { ViaductError } from '../../../lib/base/errors.js'
-import { firstFailure } from '../../../lib/launch/attempt.js'
 import { rankCommand } from '../../../lib/launch/command.js'
+import { firstCause } from '../../../lib/launch/firstCause.js'
 import { type LaunchOptions, planLaunch } from '../../../lib/launch/options.js'
 import { LinePrefixer } from '../../../lib/launch/output.js'
 import { type RankEnd, shellCode } from '../../../lib/launch/rankProcess.js'
@@ -99,7 +99,7 @@ describe('flags', () => {
 describe('command lines', () => {
   const here = import.meta.filename
   it('load TypeScript through tsx, JavaScript through Node, programs as they are', () => {
-    expect(rankCommand('prog', ['a'], true)).toEqual({ program: 'prog', args: ['a'] })
+    expect(rankCommand('prog', ['a'], true)).toEqual({ program: 'prog', args: ['a'], beats: false })
     const script = rankCommand(here, ['--x', '1'], false)
     expect(script.program).toBe(process.execPath)
     expect(script.args.slice(-3)).toEqual([here, '--x', '1'])
@@ -143,25 +143,68 @@ describe('who failed first', () => {
     timeMs: 1000,
     error: null,
     stopped: false,
+    silence: null,
     ...fields,
   })
   const error = (code: string | null, timeMs: number | null) => ({ message: 'm', code, timeMs })
   it('is the earliest by exit or by its error file', () => {
-    expect(firstFailure([end(0, { timeMs: 5 }), end(1, { timeMs: 3 })])?.rank).toBe(1)
-    expect(firstFailure([end(0, { timeMs: 5 }), end(1, { timeMs: 9, error: error('ERR_DATA', 2) })])?.rank).toBe(1)
+    expect(firstCause([end(0, { timeMs: 5 }), end(1, { timeMs: 3 })])?.rank).toBe(1)
+    expect(firstCause([end(0, { timeMs: 5 }), end(1, { timeMs: 9, error: error('ERR_DATA', 2) })])?.rank).toBe(1)
   })
   it('is a cause rather than a rank that lost others', () => {
     const ends = [
       end(0, { timeMs: 1, error: error('ERR_COMM', 1) }),
       end(1, { exitCode: null, signal: 'SIGKILL', timeMs: 4 }),
     ]
-    expect(firstFailure(ends)?.rank).toBe(1)
-    expect(firstFailure(ends.slice(0, 1))?.rank).toBe(0)
+    expect(firstCause(ends)?.rank).toBe(1)
+    expect(firstCause(ends.slice(0, 1))?.rank).toBe(0)
   })
-  it('is nobody that ended well or was stopped', () => {
-    expect(
-      firstFailure([end(0, { exitCode: 0 }), end(1, { exitCode: null, signal: 'SIGTERM', stopped: true })]),
-    ).toBeUndefined()
+  const lost = (rank: number, code: string, message: string) =>
+    end(rank, { timeMs: rank, error: { message: `${code} [allReduce] ${message}`, code, timeMs: rank } })
+  const timeout = (rank: number, place: string, missing: string) =>
+    lost(rank, 'ERR_TIMEOUT', `expected all ranks in ${place} within 2.0 s, not heard from ${missing}: it is stopped`)
+  const silence = { ms: 8500, state: ', a signal has stopped it' }
+  const killed = { exitCode: null, signal: 'SIGKILL', stopped: true } as const
+
+  it('is a rank without heartbeat, where none died by itself', () => {
+    const silent = end(2, { ...killed, silence })
+    const ends = [timeout(0, 'operation 7 of group tp', 'rank 1'), end(1, killed), silent]
+    expect(firstCause(ends)).toMatchObject({
+      rank: 2,
+      end: silent,
+      what: 'no heartbeat for 8.5 s, a signal has stopped it',
+    })
+    expect(firstCause([...ends, end(3, { exitCode: 9 })])?.rank).toBe(3)
+  })
+  it('is the rank that others waited for and that did not wait itself, in the lowest operation', () => {
+    const ends = [
+      timeout(0, 'operation 7 of group tp', 'rank 1'),
+      timeout(1, 'operation 9 of group dp', 'ranks 3, 5'),
+      lost(3, 'ERR_COMM', 'operation 9 of group dp ended because rank 1 gave up: it timed out'),
+      end(5, killed),
+    ]
+    expect(firstCause(ends)).toMatchObject({
+      rank: 5,
+      what: 'was lost in or never entered operation 9 of group dp, ranks 1, 3 waited in vain',
+      drawn: true,
+    })
+    ends.push(timeout(2, 'operation 4 of group world', 'rank 4'))
+    expect(firstCause(ends)).toMatchObject({ rank: 4, end: undefined })
+  })
+  it('is a rank that left without the others, or never came', () => {
+    const gone = lost(0, 'ERR_COMM', "operation 3 of group world lost rank 1: see that rank's output")
+    expect(firstCause([gone, end(1, { exitCode: 0 })])).toMatchObject({
+      rank: 1,
+      what: 'exit code 0, was lost in or never entered operation 3 of group world, rank 0 waited in vain',
+    })
+    const alone = lost(0, 'ERR_TIMEOUT', 'expected 2 ranks within 2 s, not heard from rank 1: see their output')
+    expect(firstCause([alone, end(1, killed)])).toMatchObject({
+      rank: 1,
+      what: 'did not join the others, rank 0 waited in vain',
+    })
+  })
+  it('is nobody where all ended well', () => {
+    expect(firstCause([end(0, { exitCode: 0 }), end(1, { exitCode: 0 })])).toBeUndefined()
   })
   it('has an exit code as in a shell', () => {
     expect(shellCode(end(0, { exitCode: 3 }))).toBe(3)

@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { environment } from '../../../lib/base/env.js'
 import { allGatherObject, assertSameOnAllRanks, barrier } from '../../../lib/parallel/collectives.js'
 import { defaultParallel } from '../../../lib/parallel/config.js'
+import { hostAddress } from '../../../lib/parallel/hostAddress.js'
 import { Mesh, partsAlong } from '../../../lib/parallel/mesh.js'
 import { initDistributed } from '../../../lib/parallel/world.js'
 import { detectWorld, firstSlurmHost, slurmTasksOnNode } from '../../../lib/parallel/worldFacts.js'
@@ -32,6 +33,40 @@ const openmpi = {
   OMPI_COMM_WORLD_LOCAL_RANK: '1',
   OMPI_COMM_WORLD_LOCAL_SIZE: '2',
 }
+
+describe('the address of this host', () => {
+  const entry = (address: string, family: 'IPv4' | 'IPv6' = 'IPv4') => ({
+    address,
+    family,
+    netmask: '',
+    mac: '',
+    internal: false,
+    cidr: null,
+    scopeid: 0,
+  })
+  const interfaces = { lo: [entry('127.0.0.1')], eth0: [entry('fe80::1', 'IPv6'), entry('10.0.0.5')] }
+  const more = { ...interfaces, docker0: [entry('172.17.0.1')] }
+  const facts = { size: 4, localSize: 2, masterAddr: 'node0' }
+
+  it('is the one on the way to the master', () => {
+    expect(hostAddress(facts, '10.0.0.5', more as never)).toBe('10.0.0.5')
+    expect(hostAddress({ ...facts, localSize: 4 }, '127.0.1.1', more as never)).toBe('127.0.1.1')
+    expect(hostAddress({ ...facts, masterAddr: '127.0.0.1' }, '127.0.0.1', more as never)).toBe('127.0.0.1')
+  })
+  it('is that of the interface in GLOO_SOCKET_IFNAME', () => {
+    set({ GLOO_SOCKET_IFNAME: 'ib0,docker0' })
+    expect(hostAddress(facts, '10.0.0.5', more as never)).toBe('172.17.0.1')
+    expect(() => hostAddress(facts, '10.0.0.5', interfaces as never)).toThrow(/got ib0,docker0: this host has lo, eth0/)
+    set({ VIADUCT_COMM_ADDR: '1.2.3.4' })
+    expect(hostAddress(facts, '10.0.0.5', more as never)).toBe('1.2.3.4')
+  })
+  it("is no loopback where the host's own name leads to one", () => {
+    expect(hostAddress(facts, '127.0.1.1', interfaces as never)).toBe('10.0.0.5')
+    expect(() => hostAddress(facts, '127.0.1.1', more as never)).toThrow(
+      /got 127.0.1.1, and 10.0.0.5, 172.17.0.1 to choose from: set GLOO_SOCKET_IFNAME/,
+    )
+  })
+})
 
 describe('a launcher', () => {
   it('may be missing: one rank', () => {
