@@ -14,12 +14,10 @@ import type { OnDownload } from '../io/hub/snapshot.js'
 import { JsonDocument, type JsonValue } from '../io/jsonDocument.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import type { FamilySpec, HfConfig } from '../models/family.js'
-import { layoutProblems } from '../models/layoutShards.js'
 import type { CoveragePolicy, Mapping } from '../models/mapping.js'
 import { GPTModelProvider, type ProvideOptions } from '../models/provider.js'
 import { listArchitectures, supports } from '../models/registry.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
-import { type ParallelConfig, refuseLayout } from '../parallel/config.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { rebuildParcel } from './autoConfig.js'
 import { type PlanOptions, planExport, sourceDtype } from './exportPlan.js'
@@ -126,15 +124,6 @@ export class AutoBridge {
     return (await isCheckpoint(folder))
       ? AutoBridge.fromCheckpoint(folder)
       : AutoBridge.fromHfPretrained(folder, options)
-  }
-
-  /**
-   * Refuses a layout that this model cannot be cut into.
-   * @param worldSize - ranks that will run; 0 when not known yet.
-   * @throws ERR_LAYOUT_INVALID with all problems.
-   */
-  checkLayout(parallel: ParallelConfig, worldSize = 0): void {
-    refuseLayout(layoutProblems(this.transformerConfig, parallel, worldSize))
   }
 
   /** True when a family is there for this config. */

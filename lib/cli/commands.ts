@@ -195,6 +195,11 @@ function addTraining(program: Command): void {
     .option('--save <dir>', 'checkpoint folder; training resumes from it if it holds one')
     .option('--load <dir>', 'checkpoint to start from, unless --save holds one')
     .option('--nproc-per-node <n>', 'ranks to start here', positiveInt)
+    .option(
+      '--max-restarts <n>',
+      'after a failure go on from the last checkpoint of --save, at most so often',
+      positiveInt,
+    )
     .addOption(revision())
     .option('--dry-run', 'print the resolved config and the price, start nothing')
     .addOption(device())

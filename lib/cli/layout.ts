@@ -1,8 +1,9 @@
-// The layout flags: --tp --pp --vpp --cp --ep --etp --dp --no-sp and how blocks are spread over stages; and the number of ranks
-// that they mean.
+// The layout flags: --tp --pp --vpp --cp --ep --etp --dp --no-sp and how blocks are spread over stages; the ranks that
+// they mean, and whether a model fits.
 import { type Command, InvalidArgumentError } from 'commander'
-import { ViaductError } from '../base/errors.js'
-import { checkParallel, checkRunnable, type ParallelConfig, parallelOf, smallestWorld } from '../parallel/config.js'
+import { layoutProblems, runnableProblems } from '../models/layoutShards.js'
+import type { TransformerConfig } from '../models/transformerConfig.js'
+import { type ParallelConfig, parallelOf, parallelProblems, refuseLayout, smallestWorld } from '../parallel/config.js'
 
 /** The flags as commander gives them. */
 export interface LayoutFlags {
@@ -63,9 +64,18 @@ export function layoutArguments(flags: LayoutFlags): string[] {
   return flags.sp === false ? [...given, '--no-sp'] : given
 }
 
-/** Sizes of a layout that converts; what was not given is 1. @throws ERR_LAYOUT_INVALID with all problems. */
-export function parallelFromFlags(flags: LayoutFlags): ParallelConfig {
-  const parallel = parallelOf({
+/** Sizes, and the ranks that they mean. Whether they fit a model is not checked yet: see checkLayout. */
+export interface ChosenLayout {
+  readonly parallel: ParallelConfig
+  /** tp·pp·cp·dp; 0 where the sizes do not even make a world. */
+  readonly worldSize: number
+  /** Flags that contradict each other. */
+  readonly conflicts: readonly string[]
+}
+
+/** Sizes as given; what was not given is 1. */
+function parallelOfFlags(flags: LayoutFlags): ParallelConfig {
+  return parallelOf({
     tensorModelParallelSize: flags.tp ?? 1,
     pipelineModelParallelSize: flags.pp ?? 1,
     virtualPipelineModelParallelSize: flags.vpp ?? null,
@@ -77,38 +87,40 @@ export function parallelFromFlags(flags: LayoutFlags): ParallelConfig {
     numLayersInFirstPipelineStage: flags.numLayersInFirstPipelineStage ?? null,
     numLayersInLastPipelineStage: flags.numLayersInLastPipelineStage ?? null,
   })
-  checkParallel(parallel)
-  return parallel
-}
-
-/** As parallelFromFlags, for a model that runs. @throws ERR_LAYOUT_INVALID also for what is not built yet. */
-export function runnableFromFlags(flags: LayoutFlags): ParallelConfig {
-  const parallel = parallelFromFlags(flags)
-  checkRunnable(parallel)
-  return parallel
 }
 
 /**
- * Ranks that a stand-alone command starts: tp·pp·cp·dp, with dp as given or the smallest that lets ep·etp divide.
- * Under a launcher the world is given: a --dp that conflicts is wrong use.
+ * The ranks of a layout: those that are given (a launcher's, or --nproc-per-node), else tp·pp·cp·dp with dp as given or the
+ * smallest that lets ep·etp divide.
  */
-export function worldSizeOf(flags: LayoutFlags, launched: number | null): number {
-  const model = (flags.tp ?? 1) * (flags.pp ?? 1) * (flags.cp ?? 1)
-  if (launched === null) return flags.dp === undefined ? smallestWorld(parallelFromFlags(flags)) : model * flags.dp
-  if (launched % model !== 0) {
-    throw new ViaductError(
-      'ERR_LAYOUT_INVALID',
-      'layout',
-      `tp·pp·cp = ${model} must divide the ${launched} ranks of the launcher`,
-    )
-  }
-  const dp = launched / model
-  if (flags.dp !== undefined && flags.dp !== dp) {
-    throw new ViaductError(
-      'ERR_LAYOUT_INVALID',
-      'layout',
-      `--dp ${flags.dp} conflicts with WORLD_SIZE / (tp·pp·cp) = ${dp}: leave --dp out`,
-    )
-  }
-  return launched
+export function chosenWorld(parallel: ParallelConfig, dp: number | undefined, ranks: number | null): ChosenLayout {
+  if (parallelProblems(parallel).length > 0) return { parallel, worldSize: 0, conflicts: [] }
+  const model = parallel.tensorModelParallelSize * parallel.pipelineModelParallelSize * parallel.contextParallelSize
+  if (ranks === null)
+    return { parallel, worldSize: dp === undefined ? smallestWorld(parallel) : model * dp, conflicts: [] }
+  const fits = dp === undefined || dp * model === ranks
+  const instead = ranks % model === 0 ? `leave it out, or give --dp ${ranks / model}` : 'leave it out'
+  const conflicts = fits ? [] : [`--dp ${dp} times tp·pp·cp = ${model} conflicts with ${ranks} ranks: ${instead}`]
+  return { parallel, worldSize: ranks, conflicts }
+}
+
+/**
+ * What the flags say.
+ * @param ranks - of the launcher that started this process; null: a stand-alone command.
+ * @throws ERR_LAYOUT_INVALID for sizes that do not fit these ranks.
+ */
+export function chosenLayout(flags: LayoutFlags, ranks: number | null): ChosenLayout {
+  const layout = chosenWorld(parallelOfFlags(flags), flags.dp, ranks)
+  const { parallel, conflicts } = layout
+  refuseLayout(ranks === null ? [] : [...conflicts, ...parallelProblems(parallel, ranks)])
+  return layout
+}
+
+/**
+ * Refuses a layout before any process starts.
+ * @param runs - the model is to compute in it; false: it only converts.
+ * @throws ERR_LAYOUT_INVALID with all problems, each with what works.
+ */
+export function checkLayout(layout: ChosenLayout, model: TransformerConfig, runs: boolean): void {
+  refuseLayout((runs ? runnableProblems : layoutProblems)(model, layout.parallel, layout.worldSize))
 }

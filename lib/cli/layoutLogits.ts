@@ -10,7 +10,7 @@ import { type HostTensor, readHostTensors, writeHostTensors } from '../io/hostTe
 import { launch } from '../launch/launcher.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
 import { defaultParallel } from '../parallel/config.js'
-import { type LayoutFlags, layoutArguments, worldSizeOf } from './layout.js'
+import { chosenLayout, type LayoutFlags, layoutArguments } from './layout.js'
 import { commandFile } from './ranks.js'
 
 /** What was compared: the largest difference over the largest logit, or why nothing was. */
@@ -55,7 +55,7 @@ export async function compareLayouts(
     const a = floats(await readHostTensors(one))
     if (!a.every(Number.isFinite))
       return { skipped: 'those of one rank are not all finite: this model has nothing to compare' }
-    const ranks = worldSizeOf(flags, null)
+    const ranks = chosenLayout(flags, null).worldSize
     const code = await launch({
       script: commandFile(),
       args: [

@@ -4,7 +4,6 @@ import { extname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { initDistributed } from '../parallel/world.js'
 import { detectWorld } from '../parallel/worldFacts.js'
-import { type LayoutFlags, worldSizeOf } from './layout.js'
 
 /** Ranks that a launcher started, or null when there is none. */
 export function launchedRanks(): number | null {
@@ -23,34 +22,29 @@ export function commandFile(): string {
   return fileURLToPath(new URL(`./main${extname(here)}`, import.meta.url))
 }
 
-/**
- * Runs `work` on every rank of the layout; sets the exit code of the first failure.
- * @param check - what can be wrong before a process starts: runs here when ranks are to be started. Arguments that it gives
- *   are put behind theirs.
- */
-export async function onRanks(
-  flags: LayoutFlags,
-  work: () => Promise<void>,
-  check: () => Promise<readonly string[]> = async () => [],
-): Promise<void> {
-  await onProcesses(worldSizeOf(flags, launchedRanks()), work, check)
+/** How ranks are started. */
+export interface StartOptions {
+  /** Without a launcher: what can be wrong is found here, before a process is started. Arguments that it gives are put behind theirs. */
+  readonly check?: () => Promise<readonly string[]>
+  /** How often all ranks are started again after a failure, where they are started here. */
+  readonly maxRestarts?: number | undefined
 }
 
-/** As onRanks, in so many processes of this host, or in the launcher's. */
-export async function onProcesses(
-  count: number,
-  work: () => Promise<void>,
-  check: () => Promise<readonly string[]> = async () => [],
-): Promise<void> {
+/**
+ * Runs `work` in so many processes of this host, or in the launcher's; sets the exit code of the first failure.
+ */
+export async function onRanks(count: number, work: () => Promise<void>, options: StartOptions = {}): Promise<void> {
+  const { check, maxRestarts = 0 } = options
   const launched = launchedRanks()
-  if (launched === null && count > 1) {
-    const more = await check()
+  const more = launched === null ? ((await check?.()) ?? []) : []
+  if (launched === null && (count > 1 || maxRestarts > 0)) {
     const { launch } = await import('../launch/launcher.js')
     process.exitCode = await launch({
       script: commandFile(),
       args: [...process.argv.slice(2), ...more],
       nprocPerNode: count,
       standalone: true,
+      maxRestarts,
       prefix: false,
       localRanksFilter: '0',
     })

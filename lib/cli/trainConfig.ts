@@ -8,7 +8,7 @@ import { AutoBridge } from '../bridge/autoBridge.js'
 import { isCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { applyOverrides, applyYaml } from '../config/overrides.js'
 import { type RunConfig, runConfig } from '../config/runConfig.js'
-import { type LayoutFlags, layoutArguments, runnableFromFlags } from './layout.js'
+import { chosenLayout, type LayoutFlags, layoutArguments } from './layout.js'
 
 /** The flags of `viaduct train` that make the configuration. */
 export interface TrainFlags extends LayoutFlags {
@@ -121,7 +121,7 @@ export async function trainConfig(
 
 async function applyFlags(config: RunConfig, flags: TrainFlags): Promise<void> {
   const { dp: _dp, sp: _sp, ...model } = flags
-  if (layoutArguments(model).length > 0) Object.assign(config.model, runnableFromFlags(flags))
+  if (layoutArguments(model).length > 0) Object.assign(config.model, chosenLayout(flags, null).parallel)
   else if (flags.sp === false) config.model.sequenceParallel = false
   if (flags.data !== undefined) {
     config.dataset.kind = 'text'

@@ -2,7 +2,8 @@
 // frozen. Pure: no process starts, no file is read. F35 of the fault list is decided here, before any rank exists.
 import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
-import { runProblems } from '../parallel/config.js'
+import { runnableProblems } from '../models/layoutShards.js'
+import { parallelOf, runProblems } from '../parallel/config.js'
 import { freezeConfig, type RunConfig, sectionNames } from './runConfig.js'
 import { schemas } from './sections.js'
 
@@ -45,8 +46,7 @@ export function configProblems(config: RunConfig, worldSize: number): string[] {
   }
   if (problems.length > 0) return problems
   return [
-    ...runProblems(config.model, worldSize).map((problem) => `model.${problem}`),
-    ...modelProblems(config),
+    ...modelAndLayoutProblems(config, worldSize),
     ...batchProblems(config, worldSize),
     ...scheduleProblems(config),
     ...sharingProblems(config),
@@ -54,10 +54,18 @@ export function configProblems(config: RunConfig, worldSize: number): string[] {
   ]
 }
 
+function modelAndLayoutProblems(config: RunConfig, worldSize: number): string[] {
+  const own = modelProblems(config)
+  // Shards are only looked at in a model whose sizes are sound.
+  const layout =
+    own.length > 0 ? runProblems(config.model, worldSize) : runnableProblems(config.model, config.model, worldSize)
+  const isField = (problem: string) => Object.keys(parallelOf({})).some((key) => problem.startsWith(key))
+  return [...layout.map((problem) => (isField(problem) ? `model.${problem}` : problem)), ...own]
+}
+
 function modelProblems({ model, mixedPrecision }: RunConfig): string[] {
   const problems: string[] = []
   const say = (bad: boolean, text: string) => bad && problems.push(text)
-  const tp = model.tensorModelParallelSize
   const heads = model.numAttentionHeads
   const groups = model.numQueryGroups
   for (const key of [
@@ -78,15 +86,6 @@ function modelProblems({ model, mixedPrecision }: RunConfig): string[] {
   }
   if (problems.length > 0) return problems
   say(heads % groups !== 0, `model.numAttentionHeads=${heads} must be divisible by model.numQueryGroups=${groups}`)
-  say(heads % tp !== 0, `model.numAttentionHeads=${heads} must be divisible by model.tensorModelParallelSize=${tp}`)
-  say(
-    groups % tp !== 0 && tp % groups !== 0,
-    `model.numQueryGroups=${groups} and model.tensorModelParallelSize=${tp}: one must divide the other`,
-  )
-  say(
-    model.ffnHiddenSize % tp !== 0,
-    `model.ffnHiddenSize=${model.ffnHiddenSize} must be divisible by model.tensorModelParallelSize=${tp}`,
-  )
   say(
     model.seqLength > model.maxPositionEmbeddings,
     `model.seqLength=${model.seqLength} is longer than model.maxPositionEmbeddings=${model.maxPositionEmbeddings}`,
@@ -128,10 +127,18 @@ function sampleProblems({ train, model }: RunConfig, worldSize: number): string[
   const ranks = model.tensorModelParallelSize * model.pipelineModelParallelSize * model.contextParallelSize
   const dp = worldSize / ranks
   if (!Number.isInteger(dp) || dp < 1) return []
-  if (train.globalBatchSize % (train.microBatchSize * dp) === 0) return []
+  const { globalBatchSize, microBatchSize } = train
+  const unit = microBatchSize * dp
+  if (globalBatchSize % unit === 0) return []
+  const below = globalBatchSize - (globalBatchSize % unit)
+  const batches = [below, below + unit].filter((size) => size > 0)
+  const micro = Array.from({ length: microBatchSize - 1 }, (_, i) => i + 1).filter(
+    (size) => globalBatchSize % (size * dp) === 0,
+  )
   return [
-    `train.globalBatchSize=${train.globalBatchSize} must be divisible by train.microBatchSize=${train.microBatchSize} times the ` +
-      `data-parallel size ${dp} (${worldSize} ranks / tp·pp·cp = ${ranks})`,
+    `train.globalBatchSize=${globalBatchSize} must be divisible by train.microBatchSize=${microBatchSize} times the ` +
+      `data-parallel size ${dp} (${worldSize} ranks / tp·pp·cp = ${ranks}): use train.globalBatchSize=${batches.join(' or ')}` +
+      `${micro.length === 0 ? '' : `, or train.microBatchSize=${micro.join(', ')}`}`,
   ]
 }
 
@@ -218,13 +225,13 @@ function dataProblems({ dataset, tokenizer, model, checkpoint, validation, dist 
  */
 export function resolve(config: RunConfig, worldSize: number): ResolvedConfig {
   const problems = configProblems(config, worldSize)
-  if (problems.length > 0) throw configError(problems)
+  refuseConfig(problems)
   const { model, train } = config
   const paramsDtype = dtypeOf(config.mixedPrecision, model.paramsDtype)
   try {
     model.finalize()
   } catch (error) {
-    if (error instanceof ViaductError) throw configError([error.message])
+    if (error instanceof ViaductError) refuseConfig([error.message])
     throw error
   }
   freezeConfig(config)
@@ -246,8 +253,10 @@ export function resolve(config: RunConfig, worldSize: number): ResolvedConfig {
   }
 }
 
-function configError(problems: string[]): ViaductError {
+/** @throws ERR_CONFIG with all problems, when there are any. */
+export function refuseConfig(problems: readonly string[]): void {
+  if (problems.length === 0) return
   const text =
     problems.length === 1 ? (problems[0] as string) : `${problems.length} problems:\n  ${problems.join('\n  ')}`
-  return new ViaductError('ERR_CONFIG', 'config', text, { problems })
+  throw new ViaductError('ERR_CONFIG', 'config', text as string, { problems })
 }

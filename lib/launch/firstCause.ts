@@ -39,7 +39,9 @@ interface Wait {
 }
 
 function waitOf(error: RankError): Wait | null {
-  const missing = /(?:not heard from|lost) ranks? (\d+(?:, \d+)*)/.exec(error.message)?.[1]
+  const missing =
+    /(?:not heard from|lost) ranks? (\d+(?:, \d+)*)/.exec(error.message)?.[1] ??
+    /ended because ranks? (\d+(?:, \d+)*) gave up: .*the process exits/.exec(error.message)?.[1]
   if (missing === undefined) return null
   const place = /operation (\d+) of group [^\s:]+/.exec(error.message)
   return {

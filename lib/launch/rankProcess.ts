@@ -1,6 +1,6 @@
 // One rank's process: in a process group of its own, so that what it starts ends with it; its output carried away; how it ended.
 import { type ChildProcess, spawn } from 'node:child_process'
-import { createWriteStream, mkdirSync, type WriteStream } from 'node:fs'
+import { createWriteStream, mkdirSync, readdirSync, rmSync, type WriteStream } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
@@ -49,6 +49,18 @@ export function shellCode(end: { readonly exitCode: number | null; readonly sign
 
 // A process that left the group may keep the output open for ever.
 const outputPatienceMs = 1000
+
+const sharedMemory = '/dev/shm'
+
+/** A rank that is killed between making and unlinking the memory of a group leaves it (native/cpu/shm_link.cc names it). */
+function removeSharedMemory(pid: number): void {
+  try {
+    for (const name of readdirSync(sharedMemory))
+      if (name.startsWith(`viaduct-${pid}-`)) rmSync(join(sharedMemory, name), { force: true })
+  } catch {
+    // No such folder here.
+  }
+}
 
 export class RankProcess {
   readonly rank: number
@@ -134,6 +146,7 @@ export class RankProcess {
     const stopped = how.signal !== null && this.#sent.has(how.signal)
     if (this.pid > 0) {
       this.#killGroup('SIGKILL')
+      removeSharedMemory(this.pid)
       let timer: NodeJS.Timeout | undefined
       const patience = new Promise<void>((resolve) => {
         timer = setTimeout(resolve, outputPatienceMs)

@@ -1,6 +1,6 @@
 // Cuts logical parameters into the shards of a rank, in any layout. Rows come from parameterTable.ts, sizes from ParallelConfig; no
 // model, no group, no file is needed. The axes of gradient sums are explained in docs/runtime.md, section 7.
-import { type ParallelConfig, parallelProblems, refuseLayout } from '../parallel/config.js'
+import { type ParallelConfig, parallelProblems, refuseLayout, unrunnableProblems } from '../parallel/config.js'
 import { pipelineProblems, pipelineStages } from '../parallel/pipelineStages.js'
 import { rankCoordinates } from '../parallel/rankCoordinates.js'
 import { replicated, rowRuns, type ShardSpec, splitDim } from '../tensor/shardSpec.js'
@@ -19,37 +19,38 @@ function cutWidth({ cut, shape }: ParameterRow): number | null {
 
 const divisors = (n: number) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0)
 
-/** Widths that a number of ranks does not divide, each once. */
-function widthProblems(
-  key: 'tensorModelParallelSize' | 'expertTensorParallelSize',
-  size: number,
-  rows: readonly ParameterRow[],
-  config: TransformerConfig,
-): string[] {
+/** Widths of matrices that a size must divide, each with a name for it. */
+function widthsOf(rows: readonly ParameterRow[], config: TransformerConfig): Map<number, string> {
   const found = new Map<number, string>()
   for (const row of rows) {
     const width = cutWidth(row)
-    if (width === null || width % size === 0 || found.has(width)) continue
-    const field = widths.find((name) => config[name] === width)
-    found.set(width, field ?? `the width of ${row.name}`)
+    if (width === null || found.has(width)) continue
+    const names = row.expert === null ? widths : widths.toReversed()
+    found.set(width, names.find((name) => config[name] === width) ?? `the width of ${row.name}`)
   }
-  return [...found].map(([width, name]) => `${key} must divide ${name}=${width}, got ${size}`)
+  return found
 }
+
+/** Sizes that work; of many the smallest. */
+const choices = (sizes: readonly number[]) => `use ${sizes.slice(0, 12).join(', ')}`
 
 /** What about a tensor-parallel size does not fit this config; empty when it fits. */
 export function tensorParallelProblems(config: TransformerConfig, tp: number): string[] {
-  const problems: string[] = []
   const { numAttentionHeads: heads, numQueryGroups: groups } = config
-  if (heads % tp !== 0)
-    problems.push(
-      `tensorModelParallelSize must divide numAttentionHeads=${heads}, got ${tp}: use ${divisors(heads).join(', ')}`,
-    )
-  if (groups % tp !== 0 && tp % groups !== 0) {
-    problems.push(`tensorModelParallelSize must divide numQueryGroups=${groups} or be a multiple of it, got ${tp}`)
-  }
-  // The attention's output projection is as wide as its heads, which were just looked at.
+  // The attention's output projection is as wide as its heads, which are looked at.
   const dense = parameterTable(config).filter((row) => row.expert === null && !row.name.endsWith('.linear_proj.weight'))
-  return [...problems, ...widthProblems('tensorModelParallelSize', tp, dense, config)]
+  const dividends = widthsOf(dense, config)
+  const problemsOf = (size: number): string[] => [
+    ...(heads % size === 0 ? [] : [`must divide numAttentionHeads=${heads}`]),
+    ...(groups % size === 0 || size % groups === 0
+      ? []
+      : [`must divide numQueryGroups=${groups} or be a multiple of it`]),
+    ...[...dividends].flatMap(([width, name]) => (width % size === 0 ? [] : [`must divide ${name}=${width}`])),
+  ]
+  const problems = problemsOf(tp)
+  if (problems.length === 0) return []
+  const works = choices(divisors(heads).filter((size) => problemsOf(size).length === 0))
+  return problems.map((problem) => `tensorModelParallelSize ${problem}, got ${tp}: ${works}`)
 }
 
 function expertProblems(config: TransformerConfig, parallel: ParallelConfig): string[] {
@@ -67,7 +68,14 @@ function expertProblems(config: TransformerConfig, parallel: ParallelConfig): st
     count % ep === 0
       ? []
       : [`expertModelParallelSize must divide the ${count} experts, got ${ep}: use ${divisors(count).join(', ')}`]
-  return [...problems, ...widthProblems('expertTensorParallelSize', etp, experts, config)]
+  const dividends = widthsOf(experts, config)
+  const works = divisors(Math.min(...dividends.keys())).filter((size) =>
+    [...dividends.keys()].every((width) => width % size === 0),
+  )
+  for (const [width, name] of dividends)
+    if (width % etp !== 0)
+      problems.push(`expertTensorParallelSize must divide ${name}=${width}, got ${etp}: ${choices(works)}`)
+  return problems
 }
 
 const expertCount = (rows: readonly ParameterRow[]) =>
@@ -86,6 +94,11 @@ export function layoutProblems(config: TransformerConfig, parallel: ParallelConf
     ...expertProblems(config, parallel),
     ...pipelineProblems(parallel, config.numLayers),
   ]
+}
+
+/** As layoutProblems, for a model that is to run: also what is not built yet. */
+export function runnableProblems(config: TransformerConfig, parallel: ParallelConfig, worldSize = 0): string[] {
+  return [...layoutProblems(config, parallel, worldSize), ...unrunnableProblems(parallel)]
 }
 
 /** A parameter and the part of it that a rank holds. */

@@ -3,7 +3,7 @@
 import type { DType } from '../base/dtype.js'
 import { stopIfAborted, ViaductError } from '../base/errors.js'
 import { sealed } from '../base/sealed.js'
-import { defaultParallel, type ParallelConfig, runProblems } from '../parallel/config.js'
+import { defaultParallel, type ParallelConfig, refuseLayout, runProblems } from '../parallel/config.js'
 import { Mesh } from '../parallel/mesh.js'
 import { initDistributed } from '../parallel/world.js'
 import { Device, type DeviceKind } from '../tensor/device.js'
@@ -11,7 +11,7 @@ import { withScope } from '../tensor/scope.js'
 import { DistributedModel } from './distributedModel.js'
 import { GPTModel } from './gpt.js'
 import { allocateParameter, initializeParameter } from './initialize.js'
-import { tensorParallelProblems } from './layoutShards.js'
+import { runnableProblems } from './layoutShards.js'
 import {
   type ActivationName,
   plainDecoder,
@@ -170,14 +170,10 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
       )
     }
     const own = modelProblems(this)
-    const layout = runProblems(this)
-    if (own.length === 0 && layout.length === 0)
-      layout.push(...tensorParallelProblems(this, this.tensorModelParallelSize))
-    const problems = [...own, ...layout]
-    if (problems.length > 0) {
-      const [code, where] =
-        own.length > 0 ? (['ERR_CONFIG', 'model'] as const) : (['ERR_LAYOUT_INVALID', 'parallel'] as const)
-      throw new ViaductError(code, where, problems.join('; '), { problems })
+    if (own.length === 0) refuseLayout(runnableProblems(this, this))
+    else {
+      const problems = [...own, ...runProblems(this)]
+      throw new ViaductError('ERR_CONFIG', 'model', problems.join('; '), { problems })
     }
     state.final = true
   }

@@ -66,7 +66,7 @@ export function describeParallel(parallel: ParallelConfig): string {
   return [...named.map(([name, key]) => `${name} ${parallel[key]}`), ...(stages === null ? [] : [stages])].join(', ')
 }
 
-/** The smallest world of a layout: tp·pp·cp times the least dp that lets ep·etp divide tp·cp·dp. */
+/** The smallest world of a layout: tp·pp·cp times the least dp that lets ep·etp divide tp·cp·dp. The sizes must be fine. */
 export function smallestWorld(parallel: ParallelConfig): number {
   const inner = parallel.tensorModelParallelSize * parallel.contextParallelSize
   const experts = parallel.expertModelParallelSize * parallel.expertTensorParallelSize
@@ -95,7 +95,10 @@ export function parallelProblems(config: ParallelConfig, worldSize = 0): string[
         `viaduct run --nproc-per-node ${model} SCRIPT`,
     )
   } else if (worldSize % model !== 0) {
-    problems.push(`the ${worldSize} ranks must be a multiple of tp·pp·cp = ${model}`)
+    const below = worldSize - (worldSize % model)
+    problems.push(
+      `the ${worldSize} ranks must be a multiple of tp·pp·cp = ${model}: use ${below} or ${below + model} ranks`,
+    )
   } else if ((worldSize / config.pipelineModelParallelSize) % experts !== 0) {
     problems.push(
       `ep·etp = ${experts} must divide tp·cp·dp = ${worldSize / config.pipelineModelParallelSize}: ` +
@@ -114,13 +117,17 @@ const unbuilt = {
   expertTensorParallelSize: 'expert tensor parallelism',
 } as const
 
-/** As parallelProblems, and what training and inference cannot do yet, by name. */
-export function runProblems(config: ParallelConfig, worldSize = 0): string[] {
+/** What a model in memory cannot be cut into, by name: what is not built yet, and what only makes sense there. */
+export function unrunnableProblems(config: ParallelConfig): string[] {
   const problems: string[] = []
   for (const [key, what] of Object.entries(unbuilt)) {
     const value = config[key as keyof typeof unbuilt]
     if (value !== null && value > 1) problems.push(`${key}=${value}: ${what} is not built yet, use 1`)
   }
+  if (config.sequenceParallel && config.tensorModelParallelSize === 1)
+    problems.push(
+      'sequenceParallel=true needs tensorModelParallelSize of at least 2, got 1: it cuts the sequence over these ranks, use false',
+    )
   for (const key of [
     'pipelineModelParallelLayout',
     'numLayersInFirstPipelineStage',
@@ -128,12 +135,19 @@ export function runProblems(config: ParallelConfig, worldSize = 0): string[] {
   ] as const) {
     if (config[key] !== null) problems.push(`${key}=${config[key]}: pipeline parallelism is not built yet, use null`)
   }
-  return [...parallelProblems(config, problems.length > 0 ? 0 : worldSize), ...problems]
+  return problems
+}
+
+/** As parallelProblems, and what training and inference cannot do yet. */
+export function runProblems(config: ParallelConfig, worldSize = 0): string[] {
+  return [...parallelProblems(config, worldSize), ...unrunnableProblems(config)]
 }
 
 /** @throws ERR_LAYOUT_INVALID with all problems, when there are any. */
 export function refuseLayout(problems: readonly string[]): void {
-  if (problems.length > 0) throw new ViaductError('ERR_LAYOUT_INVALID', 'parallel', problems.join('; '), { problems })
+  if (problems.length === 0) return
+  const text = problems.length === 1 ? problems[0] : `${problems.length} problems:\n  ${problems.join('\n  ')}`
+  throw new ViaductError('ERR_LAYOUT_INVALID', 'parallel', text as string, { problems })
 }
 
 /** @throws ERR_LAYOUT_INVALID with all problems of the sizes. */

@@ -43,8 +43,17 @@ function readLayout(text: string): { stages: string[]; problem: string | null } 
   return { stages: written.split('|'), problem: null }
 }
 
+/** A layout that fits: blocks as even as they go, the first stages have one more. */
+function exampleLayout(parallel: ParallelConfig, numLayers: number): string {
+  const slots = parallel.pipelineModelParallelSize * (parallel.virtualPipelineModelParallelSize ?? 1)
+  const counts = Array.from({ length: slots }, (_, slot) => Math.max(0, Math.ceil((numLayers - slot) / slots)))
+  const blocks = counts.map((count) => (count === 0 ? '' : count === 1 ? 't' : `t*${count}`))
+  return `E${blocks.join('|')}L`
+}
+
 function slotsOfLayout(text: string, parallel: ParallelConfig, numLayers: number, problems: string[]): number[] {
   const { pipelineModelParallelSize: pp, virtualPipelineModelParallelSize: vpp } = parallel
+  const before = problems.length
   const { stages, problem } = readLayout(text)
   if (problem !== null) {
     problems.push(problem)
@@ -67,37 +76,29 @@ function slotsOfLayout(text: string, parallel: ParallelConfig, numLayers: number
   for (const key of ['accountForEmbeddingInPipelineSplit', 'accountForLossInPipelineSplit'] as const) {
     if (parallel[key]) problems.push(`${key}=true conflicts with ${at}: give one of them`)
   }
+  const wrong = problems.length - 1
+  if (wrong >= before) problems[wrong] += `; this fits: ${exampleLayout(parallel, numLayers)}`
   return stages.map((stage) => stage.split('t').length - 1)
 }
 
-/** Blocks spread evenly, but for what is fixed about the first and the last stage. */
-function slotsOfSizes(parallel: ParallelConfig, numLayers: number, problems: string[]): number[] {
+/** What is fixed about the first and the last stage. */
+const fixedEnds = (parallel: ParallelConfig) =>
+  [
+    ['numLayersInFirstPipelineStage', parallel.numLayersInFirstPipelineStage],
+    ['numLayersInLastPipelineStage', parallel.numLayersInLastPipelineStage],
+  ] as const
+
+/** Blocks spread evenly, but for what is fixed about the ends; null where that does not work out. */
+function evenSlots(parallel: ParallelConfig, numLayers: number): number[] | null {
   const pp = parallel.pipelineModelParallelSize
   const chunks = parallel.virtualPipelineModelParallelSize ?? 1
   const { numLayersInFirstPipelineStage: first, numLayersInLastPipelineStage: last } = parallel
   const embedding = parallel.accountForEmbeddingInPipelineSplit ? 1 : 0
   const loss = parallel.accountForLossInPipelineSplit ? 1 : 0
-  if (chunks > 1 && pp === 1)
-    problems.push(`virtualPipelineModelParallelSize=${chunks} needs pipelineModelParallelSize of at least 2, got 1`)
-  const fixed = [
-    ['numLayersInFirstPipelineStage', first],
-    ['numLayersInLastPipelineStage', last],
-  ] as const
-  for (const [key, count] of fixed) {
-    if (count === null) continue
-    if (pp === 1) problems.push(`${key}=${count} needs pipelineModelParallelSize of at least 2, got 1`)
-    if (!Number.isInteger(count) || count < 1 || count % chunks !== 0)
-      problems.push(
-        `${key} must be a whole number that virtualPipelineModelParallelSize=${chunks} divides, got ${count}`,
-      )
-    if (embedding + loss > 0)
-      problems.push(`${key}=${count} conflicts with accounting for the embedding or the loss: give one of them`)
-  }
-  if (problems.length > 0) return []
   const free = pp - (first === null ? 0 : 1) - (last === null ? 0 : 1)
-  const counted = numLayers + embedding + loss
-  const rest = counted - (first ?? 0) - (last ?? 0)
+  const rest = numLayers + embedding + loss - (first ?? 0) - (last ?? 0)
   const every = free === 0 ? 0 : rest / (free * chunks)
+  if (free < 0 || rest < 0 || (free === 0 && rest !== 0)) return null
   const counts = Array.from({ length: chunks * pp }, (_, slot) => {
     const stage = slot % pp
     if (stage === 0 && first !== null) return first / chunks
@@ -105,21 +106,56 @@ function slotsOfSizes(parallel: ParallelConfig, numLayers: number, problems: str
   })
   counts[0] = (counts[0] as number) - embedding
   counts[counts.length - 1] = (counts.at(-1) as number) - loss
-  if (rest < 0 || !Number.isInteger(every) || (free === 0 && rest !== 0) || counts.some((count) => count < 0)) {
-    const what = [
-      `numLayers=${numLayers}`,
-      ...(embedding + loss > 0 ? [`${embedding + loss} for embedding and loss`] : []),
-      ...fixed.flatMap(([key, count]) => (count === null ? [] : [`less ${key}=${count}`])),
-    ]
-    const over = chunks > 1 ? `${free} stages of ${chunks} chunks` : `${free} ${free === 1 ? 'stage' : 'stages'}`
-    const fits = Array.from({ length: counted }, (_, i) => i + 1).filter((size) => counted % (size * chunks) === 0)
-    const advice = first === null && last === null && fits.length > 0 ? `use ${fits.join(', ')} stages, or ` : ''
-    problems.push(
-      `pipelineModelParallelSize=${pp}: ${what.join(', ')} cannot be spread evenly over ${over}: ` +
-        `${advice}say with pipelineModelParallelLayout what each stage holds`,
-    )
+  return counts.every((count) => Number.isInteger(count) && count >= 0) ? counts : null
+}
+
+/** What could be written instead, each by itself. */
+function waysOut(parallel: ParallelConfig, numLayers: number): string[] {
+  const counts = Array.from({ length: numLayers + 2 }, (_, i) => i + 1)
+  const works = (change: Partial<ParallelConfig>) => evenSlots({ ...parallel, ...change }, numLayers) !== null
+  const stages = counts.filter((size) => works({ pipelineModelParallelSize: size }))
+  const ends = fixedEnds(parallel).flatMap(([key, count]) => {
+    const fits = counts.filter((size) => size < numLayers && works({ [key]: size }))
+    return count === null || fits.length === 0 ? [] : [`${key} ${fits.join(', ')}`]
+  })
+  const sizes = stages.length === 0 ? [] : [`${stages.join(', ')} stages`]
+  return [...sizes, ...ends, `pipelineModelParallelLayout=${exampleLayout(parallel, numLayers)}`]
+}
+
+function slotsOfSizes(parallel: ParallelConfig, numLayers: number, problems: string[]): number[] {
+  const pp = parallel.pipelineModelParallelSize
+  const chunks = parallel.virtualPipelineModelParallelSize ?? 1
+  const accounted =
+    (parallel.accountForEmbeddingInPipelineSplit ? 1 : 0) + (parallel.accountForLossInPipelineSplit ? 1 : 0)
+  const needsStages = 'needs pipelineModelParallelSize of at least 2, got 1: raise that, or use null'
+  if (chunks > 1 && pp === 1) problems.push(`virtualPipelineModelParallelSize=${chunks} ${needsStages}`)
+  for (const [key, count] of fixedEnds(parallel)) {
+    if (count === null) continue
+    if (pp === 1) problems.push(`${key}=${count} ${needsStages}`)
+    if (!Number.isInteger(count) || count < 1 || count % chunks !== 0)
+      problems.push(
+        `${key} must be a whole number that virtualPipelineModelParallelSize=${chunks} divides, got ${count}: ` +
+          `use ${chunks} or a multiple of it`,
+      )
+    if (accounted > 0)
+      problems.push(`${key}=${count} conflicts with accounting for the embedding or the loss: give one of them`)
   }
-  return counts
+  if (problems.length > 0) return []
+  const slots = evenSlots(parallel, numLayers)
+  if (slots !== null) return slots
+  const ends = fixedEnds(parallel).filter(([, count]) => count !== null)
+  const free = pp - ends.length
+  const what = [
+    `numLayers=${numLayers}`,
+    ...(accounted > 0 ? [`${accounted} for embedding and loss`] : []),
+    ...ends.map(([key, count]) => `less ${key}=${count}`),
+  ]
+  const over = chunks > 1 ? `${free} stages of ${chunks} chunks` : `${free} ${free === 1 ? 'stage' : 'stages'}`
+  problems.push(
+    `pipelineModelParallelSize=${pp}: ${what.join(', ')} cannot be spread evenly over ${over}: ` +
+      `use ${waysOut(parallel, numLayers).join(', or ')}`,
+  )
+  return []
 }
 
 function slotsOf(parallel: ParallelConfig, numLayers: number): { slots: number[]; problems: string[] } {

@@ -1,83 +1,12 @@
 // The launcher with real processes: output, exit codes, signals, restarts, several nodes, and nobody left behind.
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import type { LaunchOptions } from '../../lib/launch/launcher.js'
+import { alive, freePort, gone, pidsIn, program, start } from './launched.js'
 
-const driver = join(import.meta.dirname, 'launchDriver.ts')
 const ranked = join(import.meta.dirname, 'launchedRank.ts')
-
-interface Launched {
-  readonly child: ChildProcess
-  readonly text: () => string
-  /** Waits until the output holds this. */
-  until(pattern: RegExp): Promise<RegExpExecArray>
-  readonly ended: Promise<{ code: number | null; out: string; err: string }>
-}
-
-function start(options: Partial<LaunchOptions>, env: Record<string, string> = {}): Launched {
-  const child = spawn(process.execPath, ['--import', 'tsx', driver, JSON.stringify(options)], {
-    env: { ...process.env, ...env },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  })
-  let out = ''
-  let err = ''
-  child.stdout?.on('data', (chunk: Buffer) => {
-    out += chunk.toString()
-  })
-  child.stderr?.on('data', (chunk: Buffer) => {
-    err += chunk.toString()
-  })
-  const ended = new Promise<{ code: number | null; out: string; err: string }>((resolve) => {
-    child.on('close', (code) => resolve({ code, out, err }))
-  })
-  const until = async (pattern: RegExp) => {
-    for (let i = 0; i < 1500; i++) {
-      const match = pattern.exec(out + err)
-      if (match !== null) return match
-      await new Promise((resolve) => setTimeout(resolve, 20))
-    }
-    throw new Error(`never came: ${pattern} in\n${out}${err}`)
-  }
-  return { child, text: () => out + err, until, ended }
-}
-
-/** `code` as a program of every rank; it starts in no time. */
-const program = (code: string, more: Partial<LaunchOptions> = {}): Partial<LaunchOptions> => ({
-  script: process.execPath,
-  args: ['-e', code],
-  noPython: true,
-  ...more,
-})
-
-function alive(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch {
-    return false
-  }
-}
-
-async function gone(pids: readonly number[], ms: number): Promise<number[]> {
-  const end = Date.now() + ms
-  while (pids.some(alive) && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 20))
-  return pids.filter(alive)
-}
-
-const pidsIn = (text: string) => [...text.matchAll(/pid=(\d+)/g)].map((match) => Number(match[1]))
-
-function freePort(): Promise<number> {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as { port: number }
-      server.close(() => resolve(port))
-    })
-  })
-}
 
 // A rank with a child of its own, which the shell's group must take along.
 const waiting = `

@@ -25,6 +25,8 @@ import { layoutCutters, proveDerived, proveParameter, type TensorProof } from '.
 export interface VerifyOptions extends CoveragePolicy, SourceOptions, Partial<ParallelConfig> {
   /** A checkpoint to compare the folder with, instead of the layout's shards. */
   readonly ckpt?: string
+  /** Ranks of the layout. Default: its smallest world. */
+  readonly worldSize?: number
   readonly ranks?: Ranks
   readonly onProgress?: OnProgress
 }
@@ -39,7 +41,7 @@ export async function verify(path: string, options: VerifyOptions = {}): Promise
   const ranks = options.ranks ?? solo
   const parallel = parallelOf(options)
   const model = await openHfModel(await sharedSource(ranks, path, options), options)
-  refuseLayout(layoutProblems(model.config, parallel))
+  refuseLayout(layoutProblems(model.config, parallel, options.worldSize))
   const checkpoint = options.ckpt === undefined ? null : await openCheckpoint(options.ckpt)
   const kept = checkpoint && (await HfParcel.fromCheckpoint(checkpoint.folder))
   const files = ranks.rank === 0 ? await verifyFiles(model, kept) : []

@@ -5,10 +5,14 @@ import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import type { ConversionOptions } from '../../bridge/offline/conversion.js'
 import type { ConversionReport } from '../../bridge/offline/convert.js'
+import { openHfModel } from '../../bridge/hfModel.js'
+import { isCheckpoint } from '../../checkpoint/checkpointIndex.js'
+import { isAddress } from '../../io/hub/remoteFolder.js'
+import type { TransformerConfig } from '../../models/transformerConfig.js'
 import { interruptible } from '../interrupt.js'
-import { type LayoutFlags, parallelFromFlags, worldSizeOf } from '../layout.js'
+import { checkLayout, chosenLayout, type LayoutFlags } from '../layout.js'
 import { fetchModel } from '../modelSource.js'
-import { isFirstRank, launchedRanks, onProcesses } from '../ranks.js'
+import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
 import { byteProgress, formatBytes, formatSeconds, print, say, styled } from '../terminal.js'
 
 interface ConversionFlags {
@@ -79,7 +83,7 @@ async function runConversion(
   words: { readonly doing: string; readonly done: string },
   flags: ConversionFlags,
   work: (options: ConversionOptions) => Promise<ConversionReport>,
-  check: () => Promise<readonly string[]> = async () => [],
+  check?: () => Promise<readonly string[]>,
 ): Promise<void> {
   const inProcess = async (signal: AbortSignal) => {
     const bar = byteProgress(words.doing)
@@ -91,16 +95,24 @@ async function runConversion(
     }).finally(bar.stop)
     if (isFirstRank()) report(words.done, result, flags.json)
   }
-  await onProcesses(flags.nprocPerNode ?? 1, () => interruptible(inProcess), check)
+  await onRanks(flags.nprocPerNode ?? 1, () => interruptible(inProcess), check === undefined ? {} : { check })
+}
+
+/** The model of a source as its description says, with the leave that the flags give for what is missing. */
+async function describedModel(folder: string, { ignore, allowMissing }: ImportFlags): Promise<TransformerConfig> {
+  if (!isAddress(folder) && (await isCheckpoint(folder)))
+    return (await AutoBridge.fromCheckpoint(folder)).transformerConfig
+  const policy = { ...(ignore && { ignore }), ...(allowMissing && { allowMissing }) }
+  return (await openHfModel(folder, policy)).config
 }
 
 /** Local processes for the ranks of a layout: one each, up to here; more ranks than this are shared out among as many. */
 const mostProcesses = Math.max(8, availableParallelism())
 
 export async function importCommand(source: string, ckpt: string, given: ImportFlags): Promise<void> {
-  const parallel = parallelFromFlags(given)
   const launched = launchedRanks()
-  const worldSize = worldSizeOf(given, given.nprocPerNode === undefined ? launched : null)
+  const layout = chosenLayout(given, given.nprocPerNode === undefined ? launched : null)
+  const { parallel, worldSize } = layout
   const processes = given.nprocPerNode ?? (launched === null ? Math.min(worldSize, mostProcesses) : launched)
   const flags = { ...given, nprocPerNode: processes }
   const work = (options: ConversionOptions) => {
@@ -117,11 +129,12 @@ export async function importCommand(source: string, ckpt: string, given: ImportF
       ...(flags.allowMissing === undefined ? {} : { allowMissing: flags.allowMissing }),
     }).finally(download.stop)
   }
-  const pin = async () => [
-    ...(await fetchModel(source, flags)).pin,
-    ...(processes < worldSize ? ['--nproc-per-node', String(processes)] : []),
-  ]
-  await runConversion({ doing: 'importing', done: 'imported' }, flags, work, pin)
+  const pin = async () => {
+    const fetched = await fetchModel(source, flags)
+    checkLayout(layout, await describedModel(fetched.folder, given), false)
+    return [...fetched.pin, ...(processes < worldSize ? ['--nproc-per-node', String(processes)] : [])]
+  }
+  await runConversion({ doing: 'importing', done: 'imported' }, flags, work, processes > 1 ? pin : undefined)
 }
 
 export async function exportCommand(ckpt: string, hf: string, flags: ExportFlags): Promise<void> {

@@ -9,9 +9,9 @@ import { Tokenizer } from '../../data/tokenizer.js'
 import { generateText } from '../../inference/generateText.js'
 import { openModel } from '../../inference/logits.js'
 import type { DeviceKind } from '../../tensor/device.js'
-import { type LayoutFlags, runnableFromFlags } from '../layout.js'
+import { checkLayout, chosenLayout, type LayoutFlags } from '../layout.js'
 import { fetchModel } from '../modelSource.js'
-import { isFirstRank, onRanks } from '../ranks.js'
+import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
 
 interface Flags extends LayoutFlags {
@@ -34,15 +34,15 @@ async function tokenizerFolder(dir: string): Promise<string> {
 }
 
 export async function generateCommand(path: string, flags: Flags): Promise<void> {
-  const parallel = runnableFromFlags(flags)
+  const layout = chosenLayout(flags, launchedRanks())
   if (!(flags.temperature >= 0))
     throw new ViaductError('ERR_USAGE', 'generate', `expected --temperature of 0 or more, got ${flags.temperature}`)
   await onRanks(
-    flags,
+    layout.worldSize,
     async () => {
       const { folder } = await fetchModel(path, flags)
       const { bridge, model } = await openModel(folder, {
-        parallel,
+        parallel: layout.parallel,
         device: flags.device,
         ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
       })
@@ -75,11 +75,12 @@ export async function generateCommand(path: string, flags: Flags): Promise<void>
         await model.dispose()
       }
     },
-    async () => {
-      const { folder, pin } = await fetchModel(path, flags)
-      const bridge = await AutoBridge.open(folder)
-      bridge.checkLayout(parallel)
-      return pin
+    {
+      check: async () => {
+        const { folder, pin } = await fetchModel(path, flags)
+        checkLayout(layout, (await AutoBridge.open(folder)).transformerConfig, true)
+        return pin
+      },
     },
   )
 }

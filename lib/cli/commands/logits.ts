@@ -3,9 +3,9 @@ import type { DType } from '../../base/dtype.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import { computeLogits } from '../../inference/logits.js'
 import type { DeviceKind } from '../../tensor/device.js'
-import { type LayoutFlags, runnableFromFlags } from '../layout.js'
+import { checkLayout, chosenLayout, type LayoutFlags } from '../layout.js'
 import { fetchModel } from '../modelSource.js'
-import { isFirstRank, onRanks } from '../ranks.js'
+import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
 
 interface Flags extends LayoutFlags {
@@ -19,13 +19,13 @@ interface Flags extends LayoutFlags {
 }
 
 export async function logitsCommand(path: string, flags: Flags): Promise<void> {
-  const parallel = runnableFromFlags(flags)
+  const layout = chosenLayout(flags, launchedRanks())
   await onRanks(
-    flags,
+    layout.worldSize,
     async () => {
       const { folder } = await fetchModel(path, flags)
       const report = await computeLogits(folder, flags.input, flags.output, {
-        parallel,
+        parallel: layout.parallel,
         grads: flags.grads ?? false,
         device: flags.device,
         ...(flags.dtype === undefined ? {} : { dtype: flags.dtype }),
@@ -37,11 +37,12 @@ export async function logitsCommand(path: string, flags: Flags): Promise<void> {
       )
       print(flags.output)
     },
-    async () => {
-      const { folder, pin } = await fetchModel(path, flags)
-      const bridge = await AutoBridge.open(folder)
-      bridge.checkLayout(parallel)
-      return pin
+    {
+      check: async () => {
+        const { folder, pin } = await fetchModel(path, flags)
+        checkLayout(layout, (await AutoBridge.open(folder)).transformerConfig, true)
+        return pin
+      },
     },
   )
 }

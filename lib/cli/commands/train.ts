@@ -1,13 +1,14 @@
 // `viaduct train`: starts the world of the layout and runs the loop, or, with --dry-run, only tells what would run.
 import { ViaductError } from '../../base/errors.js'
 import { toPlain, toYaml } from '../../config/overrides.js'
-import { resolve } from '../../config/resolve.js'
+import { configProblems, refuseConfig, resolve } from '../../config/resolve.js'
 import { isAddress } from '../../io/hub/remoteFolder.js'
+import { parallelOf } from '../../parallel/config.js'
 import { describePrice, priceOf } from '../../plan/price.js'
 import type { DeviceKind } from '../../tensor/device.js'
 import { forwardStep } from '../../train/forwardStep.js'
 import { pretrain } from '../../train/pretrain.js'
-import { type LayoutFlags, worldSizeOf } from '../layout.js'
+import { chosenWorld } from '../layout.js'
 import { fetchModel } from '../modelSource.js'
 import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
@@ -15,6 +16,7 @@ import { type TrainFlags, trainConfig } from '../trainConfig.js'
 
 interface Flags extends TrainFlags {
   nprocPerNode?: number
+  maxRestarts?: number
   dryRun?: boolean
   revision?: string
   device: DeviceKind
@@ -30,15 +32,11 @@ export async function trainCommand(recipe: string | undefined, overrides: string
     )
   const fetched = flags.hf === undefined ? null : await fetchModel(flags.hf, flags)
   const config = await trainConfig(recipe, overrides, fetched === null ? flags : { ...flags, hf: fetched.folder })
-  const { tensorModelParallelSize: tp, pipelineModelParallelSize: pp, contextParallelSize: cp } = config.model
-  const model = tp * pp * cp
-  const layout: LayoutFlags = { tp, pp, cp }
-  const dp =
-    flags.dp ?? (flags.nprocPerNode === undefined ? undefined : Math.max(1, Math.floor(flags.nprocPerNode / model)))
-  if (dp !== undefined) layout.dp = dp
-  const ranks = worldSizeOf(layout, launchedRanks())
+  const given = launchedRanks() ?? flags.nprocPerNode ?? null
+  const { worldSize: ranks, conflicts } = chosenWorld(parallelOf(config.model), flags.dp, given)
   // Everything that can be wrong is found here, before a process starts.
-  const resolved = resolve(config, flags.nprocPerNode ?? ranks)
+  refuseConfig([...conflicts, ...configProblems(config, ranks)])
+  const resolved = resolve(config, ranks)
   if (flags.dryRun) {
     const price = priceOf(resolved, null)
     if (flags.json) return print(JSON.stringify({ config: toPlain(config), price, ranks }))
@@ -52,5 +50,5 @@ export async function trainCommand(recipe: string | undefined, overrides: string
     const { step, losses, validation, checkpoint, reason } = result
     print(JSON.stringify({ step, losses, validation, checkpoint, reason }))
   }
-  await onRanks(layout, work, async () => fetched?.pin ?? [])
+  await onRanks(ranks, work, { check: async () => fetched?.pin ?? [], maxRestarts: flags.maxRestarts })
 }

@@ -10,7 +10,7 @@ import { writeFileAtomic } from '../../io/atomic.js'
 import { isFolder } from '../../io/paths.js'
 import { runs } from '../../models/registry.js'
 import { describeParallel, runProblems } from '../../parallel/config.js'
-import { type LayoutFlags, parallelFromFlags, worldSizeOf } from '../layout.js'
+import { chosenLayout, type LayoutFlags } from '../layout.js'
 import { compareLayouts, type LogitsComparison, logitsTolerance, mostWeightBytes } from '../layoutLogits.js'
 import { isFirstRank, launchedRanks } from '../ranks.js'
 import { byteProgress, formatBytes, print, say, styled, table } from '../terminal.js'
@@ -64,7 +64,7 @@ async function checkLogits(folder: string, flags: Flags, result: Verification): 
     return { skipped: `${result.architecture} only converts, its forward pass is not built` }
   const [notBuilt] = runProblems(result.parallel)
   if (notBuilt !== undefined) return { skipped: notBuilt }
-  if (worldSizeOf(flags, null) === 1 && flags.ckpt === undefined)
+  if (chosenLayout(flags, null).worldSize === 1 && flags.ckpt === undefined)
     return { skipped: 'one rank on both sides; give a layout, e.g. --tp 2' }
   if (bytes > mostWeightBytes)
     return { skipped: `${formatBytes(bytes)} of weights are more than ${formatBytes(mostWeightBytes)}` }
@@ -98,13 +98,14 @@ export async function certificateFile(folder: string, name: string, flag: string
 
 export async function verifyCommand(path: string, flags: Flags): Promise<void> {
   // Bytes: one process simulates every rank of the layout, the same plans cut the shards and join them. Logits: real ranks.
-  const parallel = parallelFromFlags(flags)
+  const { parallel, worldSize } = chosenLayout(flags, null)
   if (flags.certificate && (await isFolder(path))) await certificateFile(path, '', flags.certificate)
   const download = byteProgress('downloading')
   const bar = byteProgress('verifying')
   const result = await withWorldRanks((ranks) =>
     verify(path, {
       ...parallel,
+      worldSize,
       ranks,
       ...(flags.revision === undefined ? {} : { revision: flags.revision }),
       ...(isFirstRank() ? { onProgress: bar.onProgress, onDownload: download.onProgress } : {}),

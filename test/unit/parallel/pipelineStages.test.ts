@@ -158,7 +158,12 @@ describe('a written layout', () => {
 
 it.each<[string, ParallelConfig, number, RegExp]>([
   ['an uneven number', sized(3, null), 8, /numLayers=8 cannot be spread evenly over 3 stages: use 1, 2, 4, 8 stages/],
-  ['chunks that do not divide', sized(2, 3), 8, /over 2 stages of 3 chunks: say with pipelineModelParallelLayout/],
+  [
+    'chunks that do not divide',
+    sized(2, 3),
+    8,
+    /over 2 stages of 3 chunks: use pipelineModelParallelLayout=Et\*2\|t\*2\|t\|t\|t\|tL/,
+  ],
   [
     'chunks of one stage',
     sized(1, 2),

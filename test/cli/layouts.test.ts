@@ -1,0 +1,208 @@
+// Layouts that cannot be: refused by every command before a process starts, a file is written or a folder for ranks is made, with
+// all problems together and what works instead.
+import { cpSync, existsSync, mkdirSync, readdirSync, watch } from 'node:fs'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, test } from 'vitest'
+import { startCommand } from '../faults/launched.js'
+import { llamaFixtures } from '../fixtures/safetensorsFile.js'
+import { temporaryFolder } from '../hostile/temporary.js'
+import { copyFixture, plainEnvironment, viaductFile } from './commandLine.js'
+
+const folder = temporaryFolder()
+const inside = (...names: string[]) => join(folder, ...names)
+
+beforeAll(() => {
+  // 2 blocks, 4 heads, 2 query groups, width 48; 5 heads; 3 blocks, 6 experts of width 12.
+  for (const name of ['plain', 'one_kv']) copyFixture(name, inside(name))
+  cpSync(join(llamaFixtures, '../moe/olmoe'), inside('olmoe'), { recursive: true })
+})
+
+/** 3 blocks, 4 heads, 2 query groups, width 384; 8 samples a step and a micro-batch. */
+const train = (...args: string[]) => ['train', 'llama_tiny_cpu_pretrain_config', ...args]
+const logits = (...args: string[]) => ['logits', 'plain', '--input', 'in', '--output', 'out', ...args]
+const generate = (...args: string[]) => ['generate', 'plain', '--prompt', 'a', ...args]
+const verify = (...args: string[]) => ['verify', 'plain', ...args]
+const imports = (model: string, ...args: string[]) => ['import', model, 'out', ...args]
+
+const heads = (tp: number) => `tensorModelParallelSize must divide numAttentionHeads=4, got ${tp}: use 1, 2, 4`
+const noExperts = (key: string) => `${key}=2: the model has no experts, use 1`
+const needsStages = (what: string) => `${what} needs pipelineModelParallelSize of at least 2, got 1`
+
+type Row = readonly [what: string, args: readonly string[], problems: readonly string[]]
+
+const rows: Row[] = [
+  [
+    'heads, groups, width',
+    train('--tp', '3'),
+    [heads(3), 'must divide numQueryGroups=2 or be a multiple of it, got 3'],
+  ],
+  ['more tp than heads', train('--tp', '8'), [heads(8)]],
+  [
+    'a batch of no share',
+    train('--dp', '3'),
+    ['the data-parallel size 3 (3 ranks / tp·pp·cp = 1): use train.globalBatchSize=24'],
+  ],
+  [
+    'a micro-batch that does not go up',
+    train('--dp', '2', 'train.micro_batch_size=3'),
+    ['use train.globalBatchSize=6 or 12, or train.microBatchSize=1, 2'],
+  ],
+  [
+    'ranks that tp does not divide',
+    train('--tp', '2', '--nproc-per-node', '3'),
+    ['the 3 ranks must be a multiple of tp·pp·cp = 2: use 2 or 4 ranks'],
+  ],
+  [
+    'a world too small',
+    train('--tp', '4', '--nproc-per-node', '2'),
+    ['tp·pp·cp = 4 but 2 ranks run: viaduct run --nproc-per-node 4'],
+  ],
+  [
+    'a --dp that conflicts',
+    train('--dp', '3', '--nproc-per-node', '4'),
+    ['--dp 3 times tp·pp·cp = 1 conflicts with 4 ranks: leave it out, or give --dp 4'],
+  ],
+  [
+    'a --dp that conflicts beside tp',
+    train('--tp', '2', '--dp', '1', '--nproc-per-node', '4', 'train.micro_batch_size=4'),
+    ['--dp 1 times tp·pp·cp = 2 conflicts with 4 ranks: leave it out, or give --dp 2'],
+  ],
+  [
+    'sequence parallelism without tp',
+    train('model.sequence_parallel=true'),
+    ['model.sequenceParallel=true needs tensorModelParallelSize of at least 2, got 1', 'use false'],
+  ],
+  [
+    'blocks over stages',
+    train('--pp', '2'),
+    ['numLayers=3 cannot be spread evenly over 2 stages: use 1, 3 stages', 'Ett|tL'],
+  ],
+  ['virtual stages of one', train('--vpp', '2'), [needsStages('virtualPipelineModelParallelSize=2')]],
+  ['ep without experts', train('--ep', '2'), [noExperts('expertModelParallelSize')]],
+  ['etp without experts', train('--etp', '2'), [noExperts('expertTensorParallelSize')]],
+  ['no size', train('model.tensor_model_parallel_size=0'), ['must be a whole number of at least 1, got 0']],
+  [
+    'everything at once',
+    train('--tp', '3', '--ep', '2', '--vpp', '2', '--dp', '2', 'train.global_batch_size=7', 'optimizer.min_lr=1'),
+    [
+      heads(3),
+      noExperts('expertModelParallelSize'),
+      needsStages('virtualPipelineModelParallelSize=2'),
+      'train.globalBatchSize=7 must be divisible',
+      'optimizer.minLr=1 is larger than',
+    ],
+  ],
+  ['heads', logits('--tp', '3'), [heads(3), 'numQueryGroups=2']],
+  ['heads and experts', logits('--tp', '3', '--ep', '2'), [heads(3), noExperts('expertModelParallelSize')]],
+  [
+    'more stages than blocks',
+    logits('--pp', '3'),
+    ['numLayers=2 cannot be spread evenly over 3 stages: use 1, 2 stages'],
+  ],
+  [
+    'a first stage of one',
+    logits('--num-layers-in-first-pipeline-stage', '1'),
+    [needsStages('numLayersInFirstPipelineStage=1')],
+  ],
+  ['virtual stages of one', logits('--vpp', '2'), [needsStages('virtualPipelineModelParallelSize=2')]],
+  ['heads', generate('--tp', '3'), [heads(3)]],
+  ['heads', verify('--tp', '8'), [heads(8)]],
+  [
+    'a layout string with too few blocks',
+    verify('--pp', '2', '--pipeline-layout', 'Et|L'),
+    ['must have numLayers=2 times t, got 1; this fits: Et|tL'],
+  ],
+  [
+    'a layout string with too many stages',
+    verify('--pp', '2', '--pipeline-layout', 'Et|t|L'),
+    ['must have a multiple of pipelineModelParallelSize=2 stages, got 3; this fits: Et|tL'],
+  ],
+  [
+    'a layout string whose ends are wrong, and its blocks too',
+    verify('--pp', '2', '--pipeline-layout', 'tE|L'),
+    ['must begin with its only E in the first stage', 'must have numLayers=2 times t, got 1; this fits: Et|tL'],
+  ],
+  [
+    'a layout string of other letters',
+    verify('--pp', '2', '--pipeline-layout', 'Etx|tL'),
+    ['has "x" where one of these is expected'],
+  ],
+  [
+    'a first stage of more than all',
+    verify('--pp', '2', '--num-layers-in-first-pipeline-stage', '3'),
+    [
+      'less numLayersInFirstPipelineStage=3 cannot be spread evenly over 1 stage: use',
+      'numLayersInFirstPipelineStage 1',
+    ],
+  ],
+  [
+    'more chunks than blocks',
+    verify('--pp', '2', '--vpp', '2'),
+    ['numLayers=2 cannot be spread evenly over 2 stages of 2 chunks'],
+  ],
+  ['a share of experts', imports('olmoe', '--ep', '4'), ['must divide the 6 experts, got 4: use 1, 2, 3, 6']],
+  [
+    'a share of an expert',
+    imports('olmoe', '--etp', '5'),
+    ['must divide moeFfnHiddenSize=12, got 5: use 1, 2, 3, 4, 6, 12'],
+  ],
+  [
+    'ranks that experts do not fill',
+    imports('olmoe', '--ep', '2', '--dp', '3'),
+    ['ep·etp = 2 must divide tp·cp·dp = 3: use 2 ranks or a multiple'],
+  ],
+  [
+    'two ways to say the stages',
+    imports('plain', '--pp', '2', '--pipeline-layout', 'Et|tL', '--num-layers-in-first-pipeline-stage', '1'),
+    ['numLayersInFirstPipelineStage=1 conflicts with pipelineModelParallelLayout="Et|tL": give one of them'],
+  ],
+  ['heads, by several processes', imports('plain', '--tp', '3', '--nproc-per-node', '2'), [heads(3)]],
+  ['an odd number of heads', imports('one_kv', '--tp', '2'), ['must divide numAttentionHeads=5, got 2: use 1']],
+]
+
+/** Runs a command; everything that it made below its TMPDIR, if only for a moment. */
+async function refuse(name: string, args: readonly string[], env: Record<string, string> = {}) {
+  const scratch = inside(name)
+  mkdirSync(scratch)
+  const made: string[] = []
+  const watcher = watch(scratch, (_event, file) => made.push(String(file)))
+  const environment = { ...plainEnvironment(), TMPDIR: scratch, ...env }
+  const { code, out, err } = await startCommand(process.execPath, [viaductFile, ...args], environment, folder).ended
+  watcher.close()
+  return { code, out, err, made: [...made, ...readdirSync(scratch)] }
+}
+
+describe.concurrent('impossible', () => {
+  test.each(rows.map(([what, args, problems], i) => [`${args[0]}: ${what}`, args, problems, `tmp-${i}`] as const))(
+    '%s',
+    async (_what, args, problems, name) => {
+      const { code, out, err, made } = await refuse(name, args)
+      expect([code, out], err).toEqual([2, ''])
+      for (const problem of problems) expect(err).toContain(problem)
+      // Several problems are counted and have a line each.
+      const [first = '', ...lines] = err.trimEnd().split('\n')
+      const count = / (\d+) problems:$/.exec(first)?.[1]
+      expect(lines.filter((line) => /^ {2}\S/.test(line))).toHaveLength(Number(count ?? 0))
+      // The launcher makes a folder there first of all.
+      expect(made).toEqual([])
+      expect(existsSync(inside('out'))).toBe(false)
+    },
+  )
+
+  test('as data, for programs', async () => {
+    const { code, out } = await refuse('tmp-json', logits('--tp', '3', '--ep', '2', '--json'))
+    const { error } = JSON.parse(out)
+    expect([code, error.code]).toEqual([2, 'ERR_LAYOUT_INVALID'])
+    expect(error.details.problems.length).toBeGreaterThanOrEqual(3)
+  })
+
+  test.each([
+    ['2', '--dp 3 times tp·pp·cp = 2 conflicts with 2 ranks: leave it out, or give --dp 1'],
+    ['3', 'the 3 ranks must be a multiple of tp·pp·cp = 2: use 2 or 4 ranks'],
+  ])('under a launcher of %s ranks, before it looks for the others', async (size, problem) => {
+    const launcher = { RANK: '0', WORLD_SIZE: size, LOCAL_RANK: '0', MASTER_ADDR: '127.0.0.1', MASTER_PORT: '1' }
+    const { code, err } = await refuse(`tmp-ranks-${size}`, logits('--tp', '2', '--dp', '3'), launcher)
+    expect(code, err).toBe(2)
+    expect(err).toContain(problem)
+  })
+})
