@@ -75,7 +75,7 @@ const rows: Row[] = [
   [
     'blocks over stages',
     train('--pp', '2'),
-    ['numLayers=3 cannot be spread evenly over 2 stages: use 1, 3 stages', 'Ett|tL'],
+    ['numLayers=3 cannot be spread evenly over 2 stages: use 1, 3 stages, or pipelineModelParallelLayout=Et*2|tL'],
   ],
   ['virtual stages of one', train('--vpp', '2'), [needsStages('virtualPipelineModelParallelSize=2')]],
   ['ep without experts', train('--ep', '2'), [noExperts('expertModelParallelSize')]],
