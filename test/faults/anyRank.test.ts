@@ -1,6 +1,6 @@
 // Training on four ranks while any one of them is killed or stopped at any instant: the job ends in time and names the rank, or
 // starts again from its last checkpoint and ends with the losses of a run that nobody disturbed; no process is left.
-// VIADUCT_TEST_KILLS says how often (default 3).
+// VIADUCT_TEST_KILLS says how often (default 3; 20 in `npm run test:full`).
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, expect, test } from 'vitest'
@@ -9,7 +9,7 @@ import { temporaryFolder } from '../hostile/temporary.js'
 import { type Launched, processesWith, startCommand } from './launched.js'
 
 const home = temporaryFolder()
-const kills = Number(process.env['VIADUCT_TEST_KILLS'] ?? 3)
+const kills = Number(process.env['VIADUCT_TEST_KILLS'] ?? (process.env['VIADUCT_TEST_FULL'] ? 20 : 3))
 const ranks = 4
 const trainIters = 30
 /** Of collectives, and of heartbeats. */
