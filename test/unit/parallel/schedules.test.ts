@@ -134,7 +134,7 @@ describe('the prover', () => {
 
 it('refuses sizes by name, all together', () => {
   expect(() => pipelineSchedule({ kind: '1f1b', stages: 0, chunks: 2, microBatches: 1.5 })).toThrow(
-    /pipeline stages must be .* got 0; micro-batches must be .* got 1.5; schedule 1f1b has one chunk a stage, got 2/,
+    /pipeline stages must be .* got 0\s+micro-batches must be .* got 1.5\s+schedule 1f1b has one chunk a stage, got 2/,
   )
   expect(() => pipelineSchedule({ kind: 'interleaved', stages: 4, chunks: 2, microBatches: 8, groupSize: 3 })).toThrow(
     /at least as many as there are stages, 4, got 3/,
