@@ -1,5 +1,5 @@
-// Parallel sizes, by Megatron's names in camelCase. Any layout converts (`checkParallel`); what models in memory cannot do yet is
-// refused apart (`checkRunnable`). Which layers a stage has is in pipelineStages.ts, who a rank is in rankCoordinates.ts.
+// Parallel sizes, by Megatron's names in camelCase. Any layout converts (`parallelProblems`); what models in memory cannot do yet is
+// refused apart (`unrunnableProblems`). Which layers a stage has is in pipelineStages.ts, who a rank is in rankCoordinates.ts.
 import { ViaductError } from '../base/errors.js'
 
 export interface ParallelConfig {
@@ -148,11 +148,6 @@ export function refuseLayout(problems: readonly string[]): void {
   if (problems.length === 0) return
   const text = problems.length === 1 ? problems[0] : `${problems.length} problems:\n  ${problems.join('\n  ')}`
   throw new ViaductError('ERR_LAYOUT_INVALID', 'parallel', text as string, { problems })
-}
-
-/** @throws ERR_LAYOUT_INVALID with all problems of the sizes. */
-export function checkParallel(config: ParallelConfig, worldSize = 0): void {
-  refuseLayout(parallelProblems(config, worldSize))
 }
 
 /** @throws ERR_LAYOUT_INVALID with all reasons why a model cannot run like this. */
