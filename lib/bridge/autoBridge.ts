@@ -218,7 +218,9 @@ export class AutoBridge {
 
   private async save(model: DistributedModel, dir: string, options: SaveHfOptions, files: boolean): Promise<void> {
     const dtypes = new Map([...model.namedParameters()].map(([name, p]) => [name, p.dtype]))
-    const plan = planExport(this.mappingFor(model), this.parcel, (ours) => dtypes.get(ours) ?? null, options)
+    // Parameters of other pipeline stages have the model's dtype.
+    const { paramsDtype } = transformerOf(model)
+    const plan = planExport(this.mappingFor(model), this.parcel, (ours) => dtypes.get(ours) ?? paramsDtype, options)
     const described = this.parcel.with({ config: this.configFor(model, plan.mainDtype) })
     await writeHfFolder(
       dir,

@@ -93,13 +93,17 @@ export async function generate(
   return added
 }
 
+/** Why a pipeline is refused. */
+export const generatesOnOneStage = 'generation over pipeline stages is not built yet, use pipelineModelParallelSize=1'
+
 function soleChunk(model: DistributedModel): GPTModel {
   const [chunk] = model.chunks
-  if (chunk === undefined || model.chunks.length !== 1) {
+  const stages = model.mesh.get('pp').size
+  if (chunk === undefined || model.chunks.length !== 1 || stages > 1) {
     throw new ViaductError(
       'ERR_UNSUPPORTED',
       'generate',
-      `expected a model in one piece, got ${model.chunks.length} pipeline chunks`,
+      `expected a model in one piece, got one over ${stages} pipeline stages: ${generatesOnOneStage}`,
     )
   }
   return chunk

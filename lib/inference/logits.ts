@@ -1,15 +1,19 @@
 // Logits, loss and gradients of given tokens, from a safetensors file to a safetensors file: how a model is compared with another
 // implementation. The loss is the mean next-token cross entropy; labels are shifted here.
+import { native } from '../addon/load.js'
 import type { DType } from '../base/dtype.js'
 import { type ErrorCode, ViaductError } from '../base/errors.js'
 import { AutoBridge } from '../bridge/autoBridge.js'
 import { type HostTensor, readHostTensors, wholeNumbers, writeHostTensors } from '../io/hostTensors.js'
-import { type TokenBatch, uploadBatch } from '../models/batch.js'
+import type { TokenBatch } from '../models/batch.js'
 import type { DistributedModel } from '../models/distributedModel.js'
-import { Tape } from '../ops/tape.js'
+import type { GPTModel } from '../models/gpt.js'
+import { type LastPass, runPipeline } from '../models/pipelineRun.js'
+import { allGatherObject, pointToPoint } from '../parallel/collectives.js'
 import type { ParallelConfig } from '../parallel/config.js'
 import { sumSharedGradients } from '../parallel/gradientSums.js'
 import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
+import type { Ctx } from '../tensor/ctx.js'
 import type { DeviceKind } from '../tensor/device.js'
 import { Tensor } from '../tensor/tensor.js'
 
@@ -66,28 +70,39 @@ export async function computeLogits(
   const { bridge, model } = await openModel(dir, { ...options, parallel: { ...parallel, sequenceParallel } })
   const first = model.mesh.get('world').rank === 0
   const results = new Map<string, HostTensor>()
-  const ctx = model.ctx({ tape: options.grads ? new Tape() : null })
+  const ctx = model.ctx()
   try {
     model.training = false
-    const [chunk] = model.chunks
-    if (chunk === undefined) throw new ViaductError('ERR_ASSERT', 'logits', 'expected a model with a chunk')
-    const { vocabSize } = chunk.config
-    const device = uploadBatch(ctx, batch, chunk.config)
     if (options.grads)
       for (const [, parameter] of model.namedParameters())
         parameter.mainGrad = Tensor.zeros(ctx, parameter.shard.localShape, 'float32').keep()
-    const logits = await chunk.forward(ctx, device)
-    const host = await chunk.gatherLogits(ctx, logits)
-    results.set('logits', float32([B, S, vocabSize], host))
-    const { lossSum } = vocabParallelCrossEntropy(ctx, logits, device.labels as Tensor, vocabSize, chunk.tp)
-    // Nothing to predict (sequences of one token): the loss is 0 over 0 tokens.
-    const counted = Math.max(1, device.numTokens)
-    const sum = ((await lossSum.toFloat32Array())[0] as number) / counted
-    results.set('loss', float32([1], Float32Array.of(sum)))
+    const end: { logits: Tensor | null; loss: number | null } = { logits: null, loss: null }
+    const last: LastPass = async (inner, chunk, device) => {
+      const computed = await chunk.forward(inner, device)
+      // The backward pass writes over the logits.
+      end.logits = ctx.empty(computed.shape, computed.dtype)
+      native.copy(ctx.stream.id, end.logits.handle, computed.handle)
+      const { lossSum } = vocabParallelCrossEntropy(
+        inner,
+        computed,
+        device.labels as Tensor,
+        chunk.config.vocabSize,
+        chunk.tp,
+      )
+      // Nothing to predict (sequences of one token): the loss is 0 over 0 tokens.
+      const counted = Math.max(1, device.numTokens)
+      end.loss = (await lossSum.item()) / counted
+      return { output: lossSum, seed: Tensor.fromHost(inner, Float32Array.of(1 / counted), [1], 'float32') }
+    }
+    await runPipeline(ctx, model, [batch], last, { backward: options.grads ?? false })
+    const loss = (await allGatherObject(end.loss, ctx.groups.get('pp'))).at(-1) ?? 0
+    const [chunk] = model.chunks as [GPTModel]
+    const { vocabSize } = chunk.config
+    const logits = toFirstStage(ctx, model, end.logits, B * S)
+    if (logits !== null) results.set('logits', float32([B, S, vocabSize], await chunk.gatherLogits(ctx, logits)))
+    results.set('loss', float32([1], Float32Array.of(loss)))
     let gradients = 0
-    if (ctx.tape !== null) {
-      const seed = Tensor.fromHost(ctx, Float32Array.of(1 / counted), [1], 'float32')
-      await (ctx.tape as Tape).backward(ctx, [lossSum], [seed])
+    if (options.grads) {
       sumSharedGradients(
         ctx,
         [...model.namedParameters()].map(([, parameter]) => parameter),
@@ -99,12 +114,23 @@ export async function computeLogits(
     }
     await ctx.stream.sync()
     if (first) await writeHostTensors(output, results)
-    return { shape: [B, S, vocabSize], loss: sum, gradients }
+    return { shape: [B, S, vocabSize], loss, gradients }
   } finally {
-    ;(ctx.tape as Tape | null)?.dispose()
     ctx.scope.close()
     await model.dispose()
   }
+}
+
+/** The last stage's logits [T, Vlocal] on the ranks of the first stage; null on others. */
+function toFirstStage(ctx: Ctx, model: DistributedModel, logits: Tensor | null, tokens: number): Tensor | null {
+  const [pp, tp] = [model.mesh.get('pp'), model.mesh.get('tp')]
+  if (pp.size === 1) return logits
+  if (logits !== null) pointToPoint(ctx, pp, [{ tensor: logits, peer: 0 }], [])
+  if (pp.rank > 0) return null
+  const [{ config }] = model.chunks as [GPTModel]
+  const received = ctx.empty([tokens, model.config.paddedVocabSize / tp.size], config.paramsDtype)
+  pointToPoint(ctx, pp, [], [{ tensor: received, peer: pp.size - 1 }])
+  return received
 }
 
 function float32(shape: readonly number[], data: Float32Array): HostTensor {

@@ -45,6 +45,8 @@ export interface DeviceBatch {
   readonly numTokens: number
   /** Largest position + 1. */
   readonly maxPosition: number
+  /** [GPTModel.hiddenRows, H]: what the chunk before this one gave; absent where the model begins. */
+  readonly hidden?: Tensor | null
 }
 
 const ignored = -100

@@ -3,6 +3,7 @@
 
 import type { Parameter } from '../nn/parameter.js'
 import type { Mesh } from '../parallel/mesh.js'
+import type { PipelineLinks } from '../parallel/pipelineLinks.js'
 import { Ctx, type CtxFields } from '../tensor/ctx.js'
 import type { Device } from '../tensor/device.js'
 import type { GPTModel } from './gpt.js'
@@ -17,6 +18,8 @@ interface DistributedModelFields {
   readonly wrapWithDdp: boolean
   /** The mesh was made for this model and ends with it. */
   readonly ownsMesh: boolean
+  /** To the neighbouring stages; null without a pipeline. Ends with the model. */
+  readonly links: PipelineLinks | null
 }
 
 export class DistributedModel {
@@ -26,6 +29,8 @@ export class DistributedModel {
   readonly config: GPTModelProvider
   readonly device: Device
   readonly wrapWithDdp: boolean
+  /** To the neighbouring stages; null without a pipeline. */
+  readonly links: PipelineLinks | null
   readonly #ownsMesh: boolean
   #disposed = false
 
@@ -35,6 +40,7 @@ export class DistributedModel {
     this.config = fields.config
     this.device = fields.device
     this.wrapWithDdp = fields.wrapWithDdp
+    this.links = fields.links
     this.#ownsMesh = fields.ownsMesh
   }
 
@@ -58,6 +64,7 @@ export class DistributedModel {
     if (this.#disposed) return
     this.#disposed = true
     for (const chunk of this.chunks) chunk.dispose()
+    this.links?.dispose()
     if (this.#ownsMesh) await this.mesh.dispose()
   }
 

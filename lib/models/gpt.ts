@@ -1,14 +1,17 @@
-// The one decoder-only model: embedding, layers, final norm, output layer, by Megatron-Core's names. Tokens are flattened:
-// T = B·S, row b·S+s. Shards come from layoutShards.ts; this file knows how the parts are joined and nothing of files.
+// The one decoder-only model: embedding, layers, final norm, output layer, by Megatron-Core's names, or the part of it that a chunk of a
+// pipeline stage holds. Tokens are flattened: T = B·S, row b·S+s. Shards come from layoutShards.ts; this file knows how the parts are
+// joined and nothing of files.
 import { ViaductError } from '../base/errors.js'
 import type { AttentionContext } from '../nn/coreAttention.js'
 import { Module } from '../nn/module.js'
 import { Norm } from '../nn/norm.js'
 import { RotaryEmbedding } from '../nn/rotaryEmbedding.js'
 import { dropout } from '../ops/dropout.js'
+import { add } from '../ops/elementwise.js'
 import { recompute } from '../ops/recompute.js'
 import { allGather } from '../parallel/collectives.js'
 import { ColumnParallelLinear } from '../parallel/columnLinear.js'
+import type { PipelinePart } from '../parallel/pipelineStages.js'
 import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
 import { VocabParallelEmbedding } from '../parallel/vocabParallelEmbedding.js'
 import type { BatchCoordinates, Ctx, Group, Groups } from '../tensor/ctx.js'
@@ -18,7 +21,7 @@ import type { Tensor } from '../tensor/tensor.js'
 import type { DeviceBatch } from './batch.js'
 import { type Hidden, TransformerLayer } from './block.js'
 import { KvCache } from './kvCache.js'
-import { shardOf } from './layoutShards.js'
+import { type RowCutter, shardOf } from './layoutShards.js'
 import { parameterTable } from './parameterTable.js'
 import type { TransformerConfig } from './transformerConfig.js'
 
@@ -31,6 +34,10 @@ export interface GPTOptions {
   readonly recomputeGranularity?: 'full' | null
   /** Where tp > 1, norms and dropout see an equal run of the tokens on each rank. Default false. */
   readonly sequenceParallel?: boolean
+  /** What this chunk of a pipeline stage holds; default: the whole model. */
+  readonly part?: PipelinePart
+  /** How this rank's shards are cut; default: over tp alone, as one stage has them. */
+  readonly cut?: RowCutter
 }
 
 /**
@@ -49,21 +56,25 @@ class LanguageModelEmbedding extends Module {
   }
 }
 
-/** `decoder`: layers and the norm after them. */
+/** `decoder`: layers, by their index in the whole model, and the norm after the last. */
 class Decoder extends Module {
-  readonly layers: readonly TransformerLayer[]
-  readonly finalLayernorm: Norm
-  constructor(layers: readonly TransformerLayer[], finalLayernorm: Norm) {
+  readonly layers: ReadonlyMap<number, TransformerLayer>
+  readonly finalLayernorm: Norm | null
+  constructor(layers: ReadonlyMap<number, TransformerLayer>, finalLayernorm: Norm | null) {
     super()
-    this.layers = layers.map((layer, i) => this.child(`layers.${i}`, layer))
-    this.finalLayernorm = this.child('final_layernorm', finalLayernorm)
+    this.layers = layers
+    for (const [index, layer] of layers) this.child(`layers.${index}`, layer)
+    this.finalLayernorm = finalLayernorm && this.child('final_layernorm', finalLayernorm)
   }
 }
 
 export class GPTModel extends Module {
-  readonly embedding: LanguageModelEmbedding
+  /** Where the model begins; also on the last stage where embeddings are tied: the output layer's copy of the weight. */
+  readonly embedding: LanguageModelEmbedding | null
   readonly decoder: Decoder
-  readonly outputLayer: ColumnParallelLinear
+  /** Where the model ends. */
+  readonly outputLayer: ColumnParallelLinear | null
+  readonly part: PipelinePart
   /** True: dropout is on. */
   training = true
   readonly #tp: Group
@@ -79,38 +90,46 @@ export class GPTModel extends Module {
     super()
     const tp = options.groups.get('tp')
     const { paddedVocabSize: paddedVocab, sequenceParallel = false } = options
+    const part = options.part ?? { first: 0, end: config.numLayers, hasEmbedding: true, hasHead: true }
     const dtype = config.paramsDtype
     const init = { kind: 'normal', std: config.initMethodStd } as const
     const rows = new Map(parameterTable(config).map((row) => [row.name, row]))
+    const cut = options.cut ?? ((row) => shardOf(row, config, tp, { paddedVocab, sequenceParallel }))
     const shard = (name: string): ShardSpec | null => {
       const row = rows.get(name)
-      return row ? shardOf(row, config, tp, { paddedVocab, sequenceParallel }) : null
+      return row ? cut(row) : null
     }
     const needed = (name: string): ShardSpec => {
       const found = shard(name)
       if (found === null)
-        throw new ViaductError('ERR_ASSERT', 'gpt', `expected a parameter ${name} in the table, got none`)
+        throw new ViaductError('ERR_ASSERT', 'gpt', `expected a parameter ${name} on this rank, got none`)
       return found
     }
     const words = 'embedding.word_embeddings.weight'
-    const embedding = new VocabParallelEmbedding(tp, needed(words), dtype, init)
-    const layers = Array.from(
-      { length: config.numLayers },
-      (_, layer) => new TransformerLayer({ config, tp, layer, shard }),
-    )
-    const norm = new Norm({
-      kind: config.normalization,
-      channels: config.hiddenSize,
-      eps: config.layernormEpsilon,
-      dtype,
-      shard: needed('decoder.final_layernorm.weight'),
-    })
     const tied = config.shareEmbeddingsAndOutputWeights
-    const output = { tp, weight: needed(tied ? words : 'output_layer.weight'), bias: null, dtype, init }
-
-    this.embedding = this.child('embedding', new LanguageModelEmbedding(embedding))
-    this.decoder = this.child('decoder', new Decoder(layers, norm))
-    this.outputLayer = this.child('output_layer', new ColumnParallelLinear(output, tied ? embedding.weight : undefined))
+    const holdsWords = part.hasEmbedding || (part.hasHead && tied)
+    const embedding = holdsWords ? new VocabParallelEmbedding(tp, needed(words), dtype, init) : null
+    const layers = new Map<number, TransformerLayer>()
+    for (let layer = part.first; layer < part.end; layer++)
+      layers.set(layer, new TransformerLayer({ config, tp, layer, shard }))
+    this.part = part
+    this.embedding = embedding && this.child('embedding', new LanguageModelEmbedding(embedding))
+    if (part.hasHead) {
+      const norm = new Norm({
+        kind: config.normalization,
+        channels: config.hiddenSize,
+        eps: config.layernormEpsilon,
+        dtype,
+        shard: needed('decoder.final_layernorm.weight'),
+      })
+      const output = { tp, weight: needed(tied ? words : 'output_layer.weight'), bias: null, dtype, init }
+      this.decoder = this.child('decoder', new Decoder(layers, norm))
+      const shared = tied ? embedding?.weight : undefined
+      this.outputLayer = this.child('output_layer', new ColumnParallelLinear(output, shared))
+    } else {
+      this.decoder = this.child('decoder', new Decoder(layers, null))
+      this.outputLayer = null
+    }
     this.#tp = tp
     this.#recompute = options.recomputeGranularity === 'full'
     this.#sequenceParallel = sequenceParallel && tp.size > 1
@@ -129,13 +148,46 @@ export class GPTModel extends Module {
   }
 
   /**
-   * Logits [T, Vlocal] of this rank's columns, in paramsDtype; columns at or past vocabSize are padding. A pass with a cache runs
-   * without sequence parallelism, and so does one without a tape whose tokens tp does not divide.
+   * Logits [T, Vlocal] of this rank's columns, in paramsDtype; columns at or past vocabSize are padding. On a pipeline stage: of the
+   * last chunk, from `batch.hidden`. A pass with a cache runs without sequence parallelism, and so does one without a tape whose
+   * tokens tp does not divide.
    * @param cache - holds the keys before this batch; this call's are appended.
    * @param observe - sees the hidden states between the parts; without one nothing is kept for it.
    * @throws ERR_LAYOUT_INVALID under a tape with sequence parallelism when tp does not divide the batch's tokens.
    */
   async forward(ctx: Ctx, batch: DeviceBatch, cache?: KvCache, observe?: ForwardObserver): Promise<Tensor> {
+    const { finalLayernorm } = this.decoder
+    const { outputLayer } = this
+    if (finalLayernorm === null || outputLayer === null)
+      throw new ViaductError(
+        'ERR_ASSERT',
+        'gpt',
+        'expected the chunk with the output layer, got one before it: call pass',
+      )
+    return await withScope(ctx, async (scoped) => {
+      const inner = scoped.with({ batch: this.#coordinates(scoped, batch, cache) })
+      const hidden = await this.#body(inner, batch, cache, observe)
+      inner.stream.setPlace('output_layer')
+      const normed = await finalLayernorm.forward(inner, hidden.x, hidden.residual)
+      await observe?.('decoder.final_layernorm', { x: normed.y, residual: null })
+      return await outputLayer.forward(inner, normed.y)
+    })
+  }
+
+  /**
+   * What a chunk of a pipeline gives to the next one: the hidden states [hiddenRows, H] behind its last layer. The residual stream is
+   * added here, as the next norm would: the same bits, and half as much to send.
+   */
+  async pass(ctx: Ctx, batch: DeviceBatch): Promise<Tensor> {
+    return await withScope(ctx, async (scoped) => {
+      const inner = scoped.with({ batch: this.#coordinates(scoped, batch) })
+      const { x, residual } = await this.#body(inner, batch)
+      return residual === null ? x : add(inner, { a: x, b: residual }).y
+    })
+  }
+
+  /** Embedding, or the hidden states that came, and this chunk's layers. */
+  async #body(ctx: Ctx, batch: DeviceBatch, cache?: KvCache, observe?: ForwardObserver): Promise<Hidden> {
     if (this.config.paramsDtype === 'float16') {
       throw new ViaductError(
         'ERR_UNSUPPORTED',
@@ -143,35 +195,54 @@ export class GPTModel extends Module {
         'float16 models are carried, not computed: load with paramsDtype float32 (exact) or bfloat16',
       )
     }
-    return await withScope(ctx, async (scoped) => {
-      const inner = scoped.with({ batch: this.#coordinates(scoped, batch, cache) })
-      const at = this.#attentionContext(inner, batch)
-      const drops = this.training && cache === undefined
-      if (drops && this.config.attentionDropout > 0)
-        throw new ViaductError(
-          'ERR_UNSUPPORTED',
-          'gpt',
-          `expected attentionDropout 0 in training, got ${this.config.attentionDropout}: use hiddenDropout, or set training to false`,
-        )
-      const p = drops ? this.config.hiddenDropout : 0
-      inner.stream.setPlace('embedding')
-      const embedded = await this.embedding.wordEmbeddings.forward(inner, batch.tokens)
-      let hidden: Hidden = { x: dropout(inner, { x: embedded, p, site: 0 }), residual: null }
-      await observe?.('embedding', hidden)
-      for (const [i, layer] of this.decoder.layers.entries()) {
-        inner.stream.setPlace(`decoder.layers.${i}`)
-        const next = await this.#layer(inner, layer, hidden, at, cache?.layer(i))
-        // Without a tape nobody needs what the layer read; with one, the tape holds what it saved.
-        for (const t of [hidden.x, hidden.residual]) if (t && t !== next.x && t !== next.residual) t.dispose()
-        hidden = next
-        await observe?.(`decoder.layers.${i}`, hidden)
-      }
-      cache?.advance(batch.seqLength)
-      inner.stream.setPlace('output_layer')
-      const normed = await this.decoder.finalLayernorm.forward(inner, hidden.x, hidden.residual)
-      await observe?.('decoder.final_layernorm', { x: normed.y, residual: null })
-      return await this.outputLayer.forward(inner, normed.y)
-    })
+    const drops = this.training && cache === undefined
+    if (drops && this.config.attentionDropout > 0)
+      throw new ViaductError(
+        'ERR_UNSUPPORTED',
+        'gpt',
+        `expected attentionDropout 0 in training, got ${this.config.attentionDropout}: use hiddenDropout, or set training to false`,
+      )
+    const at = this.#attentionContext(ctx, batch)
+    let hidden: Hidden = { x: await this.#input(ctx, batch, drops ? this.config.hiddenDropout : 0), residual: null }
+    if (this.part.hasEmbedding) await observe?.('embedding', hidden)
+    for (const [i, layer] of this.decoder.layers) {
+      ctx.stream.setPlace(`decoder.layers.${i}`)
+      const next = await this.#layer(ctx, layer, hidden, at, cache?.layer(i))
+      // Without a tape nobody needs what the layer read; with one, the tape holds what it saved.
+      for (const t of [hidden.x, hidden.residual]) if (t && t !== next.x && t !== next.residual) t.dispose()
+      hidden = next
+      await observe?.(`decoder.layers.${i}`, hidden)
+    }
+    cache?.advance(batch.seqLength)
+    return hidden
+  }
+
+  /**
+   * Rows of hidden states between the linears for a batch of so many tokens: all, or with sequence parallelism this rank's run.
+   * @throws ERR_LAYOUT_INVALID under a tape where tp does not divide them.
+   */
+  hiddenRows(ctx: Ctx, tokens: number, cache?: KvCache): number {
+    const { size } = this.#tp
+    const divides = tokens % size === 0
+    // Without a tape no gradient tells the two ways apart.
+    if (!this.#sequenceParallel || cache !== undefined || (!divides && ctx.tape === null)) return tokens
+    if (divides) return tokens / size
+    throw new ViaductError(
+      'ERR_LAYOUT_INVALID',
+      'gpt',
+      `expected a batch whose tokens tensorModelParallelSize=${size} divides for sequence parallelism, got ${tokens}: pad it, or set sequenceParallel to false`,
+    )
+  }
+
+  /** [hiddenRows, H]: embedded tokens where the model begins, else what the chunk before gave. */
+  async #input(ctx: Ctx, { tokens, hidden }: DeviceBatch, p: number): Promise<Tensor> {
+    if (!this.part.hasEmbedding) {
+      if (hidden) return hidden
+      throw new ViaductError('ERR_ASSERT', 'gpt', 'expected hidden states from the chunk before this one, got none')
+    }
+    ctx.stream.setPlace('embedding')
+    const { wordEmbeddings } = this.embedding as LanguageModelEmbedding
+    return dropout(ctx, { x: await wordEmbeddings.forward(ctx, tokens), p, site: 0 })
   }
 
   /**
@@ -224,18 +295,9 @@ export class GPTModel extends Module {
   /** Coordinates of the rows that this rank has between the linears: of all tokens, or with sequence parallelism of its run. */
   #coordinates(ctx: Ctx, { sampleIds, positions }: DeviceBatch, cache?: KvCache): BatchCoordinates {
     const tokens = positions.shape[0] as number
-    const { rank, size } = this.#tp
-    const divides = tokens % size === 0
-    // Without a tape no gradient tells the two ways apart.
-    if (!this.#sequenceParallel || cache !== undefined || (!divides && ctx.tape === null))
-      return { sampleIds, positions }
-    if (!divides)
-      throw new ViaductError(
-        'ERR_LAYOUT_INVALID',
-        'gpt',
-        `expected a batch whose tokens tensorModelParallelSize=${size} divides for sequence parallelism, got ${tokens}: pad it, or set sequenceParallel to false`,
-      )
-    const count = tokens / size
+    const count = this.hiddenRows(ctx, tokens, cache)
+    if (count === tokens) return { sampleIds, positions }
+    const { rank } = this.#tp
     const mine = (t: Tensor) => t.slice(ctx, 0, rank * count, count)
     return { sampleIds: mine(sampleIds), positions: mine(positions), sequenceParallel: true }
   }

@@ -5,13 +5,16 @@ import { stopIfAborted, ViaductError } from '../base/errors.js'
 import { sealed } from '../base/sealed.js'
 import { defaultParallel, type ParallelConfig, refuseLayout, runProblems } from '../parallel/config.js'
 import { Mesh } from '../parallel/mesh.js'
+import { PipelineLinks } from '../parallel/pipelineLinks.js'
+import { pipelineStages } from '../parallel/pipelineStages.js'
+import { defaultSchedule, type ScheduleKind, type ScheduleSizes, scheduleProblems } from '../parallel/schedules.js'
 import { initDistributed } from '../parallel/world.js'
 import { Device, type DeviceKind } from '../tensor/device.js'
 import { withScope } from '../tensor/scope.js'
 import { DistributedModel } from './distributedModel.js'
 import { GPTModel } from './gpt.js'
 import { allocateParameter, initializeParameter } from './initialize.js'
-import { runnableProblems } from './layoutShards.js'
+import { rowCutter, runnableProblems } from './layoutShards.js'
 import {
   type ActivationName,
   plainDecoder,
@@ -30,6 +33,10 @@ export interface ProviderSettings {
   seqLength: number
   /** 'full': layers run again in the backward pass instead of saving their activations. */
   recomputeGranularity: 'full' | null
+  /** In which order a pipeline stage works; null: `1f1b`, `interleaved` where stages have several chunks. */
+  pipelineSchedule: ScheduleKind | null
+  /** interleaved: micro-batches that pass a chunk before the next one begins; null: as many as there are stages. */
+  microbatchGroupSizePerVpStage: number | null
 }
 
 type Fields = TransformerConfig & ParallelConfig & ProviderSettings
@@ -119,6 +126,8 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   makeVocabSizeDivisibleBy = 128
   seqLength: number
   recomputeGranularity: 'full' | null = null
+  pipelineSchedule: ScheduleKind | null = null
+  microbatchGroupSizePerVpStage: number | null = null
 
   /** Fills the parameters instead of initial values; set by the bridge. */
   weightsLoader: WeightsLoader | null = null
@@ -170,12 +179,27 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
       )
     }
     const own = modelProblems(this)
-    if (own.length === 0) refuseLayout(runnableProblems(this, this))
-    else {
+    if (own.length === 0) {
+      refuseLayout(runnableProblems(this, this))
+      own.push(...scheduleProblems(this.scheduleSizes(1)))
+      if (own.length > 0) throw new ViaductError('ERR_CONFIG', 'model', own.join('; '), { problems: own })
+    } else {
       const problems = [...own, ...runProblems(this)]
       throw new ViaductError('ERR_CONFIG', 'model', problems.join('; '), { problems })
     }
     state.final = true
+  }
+
+  /** What the schedule of a step with so many micro-batches is made from. The layout must fit. */
+  scheduleSizes(microBatches: number): ScheduleSizes {
+    const { chunks } = pipelineStages(this, this.numLayers)
+    return {
+      kind: this.pipelineSchedule ?? defaultSchedule(chunks),
+      stages: this.pipelineModelParallelSize,
+      chunks,
+      microBatches,
+      groupSize: this.microbatchGroupSizePerVpStage ?? undefined,
+    }
   }
 
   /** Runs on the model before it is given out: to freeze parameters or put adapters in. */
@@ -196,10 +220,25 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
     await mesh.kvReplicas(this.numQueryGroups)
     const config = { ...transformerFields(this), paramsDtype: options.dtype ?? this.paramsDtype }
     const { paddedVocabSize, recomputeGranularity, sequenceParallel } = this
-    const chunk = new GPTModel(config, { groups: mesh, paddedVocabSize, recomputeGranularity, sequenceParallel })
+    const { rank, size } = mesh.world
+    const cut = rowCutter(config, this, size, rank, { paddedVocab: paddedVocabSize })
+    const stages = pipelineStages(this, this.numLayers)
+    const chunks = Array.from({ length: stages.chunks }, (_, chunk) => {
+      const part = stages.partOf(mesh.get('pp').rank, chunk)
+      return new GPTModel(config, {
+        groups: mesh,
+        paddedVocabSize,
+        recomputeGranularity,
+        sequenceParallel,
+        part,
+        cut,
+      })
+    })
+    const links = await PipelineLinks.create(mesh, device, stages.chunks)
     const { wrapWithDdp = true } = options
     const model = new DistributedModel({
-      chunks: [chunk],
+      chunks,
+      links,
       mesh,
       config: this,
       device,

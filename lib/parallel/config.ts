@@ -110,8 +110,6 @@ export function parallelProblems(config: ParallelConfig, worldSize = 0): string[
 
 /** Axes that models in memory do not have yet. */
 const unbuilt = {
-  pipelineModelParallelSize: 'pipeline parallelism',
-  virtualPipelineModelParallelSize: 'virtual pipeline stages',
   contextParallelSize: 'context parallelism',
   expertModelParallelSize: 'expert parallelism',
   expertTensorParallelSize: 'expert tensor parallelism',
@@ -128,13 +126,6 @@ export function unrunnableProblems(config: ParallelConfig): string[] {
     problems.push(
       'sequenceParallel=true needs tensorModelParallelSize of at least 2, got 1: it cuts the sequence over these ranks, use false',
     )
-  for (const key of [
-    'pipelineModelParallelLayout',
-    'numLayersInFirstPipelineStage',
-    'numLayersInLastPipelineStage',
-  ] as const) {
-    if (config[key] !== null) problems.push(`${key}=${config[key]}: pipeline parallelism is not built yet, use null`)
-  }
   return problems
 }
 

@@ -7,8 +7,11 @@ import { CommGroup } from './group.js'
 import { denseGrid, expertGrid, type Grid, placeOnGrid } from './rankCoordinates.js'
 import type { World } from './world.js'
 
-/** Axes that have a group. `dp_cp`: ranks that share a parameter's gradient; `embd`: first and last stage of a pipeline. */
-export type Axis = 'tp' | 'cp' | 'dp' | 'pp' | 'ep' | 'etp' | 'dp_cp' | 'tp_kv' | 'embd' | 'world'
+/**
+ * Axes that have a group. `dp_cp`: ranks that share a parameter's gradient; `tp_pp`: ranks that hold one copy of the model; `embd`: first
+ * and last stage of a pipeline.
+ */
+export type Axis = 'tp' | 'cp' | 'dp' | 'pp' | 'ep' | 'etp' | 'dp_cp' | 'tp_pp' | 'tp_kv' | 'embd' | 'world'
 
 /** Parts of the world along some axes of a grid whose first axis is the innermost. */
 export function partsAlong(grid: Grid, axes: readonly string[]): number[][] {
@@ -58,6 +61,7 @@ export class Mesh implements Groups {
       mesh.#groups.set(axis, await world.part(axis, partsAlong(grid, [axis])))
     for (const axis of ['ep', 'etp']) mesh.#groups.set(axis, await world.part(axis, partsAlong(experts, [axis])))
     mesh.#groups.set('dp_cp', await world.part('dp_cp', partsAlong(grid, ['dp', 'cp'])))
+    mesh.#groups.set('tp_pp', await world.part('tp_pp', partsAlong(grid, ['tp', 'pp'])))
     mesh.#groups.set('world', world.group)
     if (pp === 1) mesh.#groups.set('embd', new CommGroup('embd', 0, 1, 0, [world.rank]))
     else {
@@ -90,6 +94,11 @@ export class Mesh implements Groups {
     const group = await this.world.part('tp_kv', partsAlong(split, ['tp_kv']))
     this.#groups.set('tp_kv', group)
     return group
+  }
+
+  /** The ranks of each pipeline, in the order of its stages. */
+  pipelines(): number[][] {
+    return partsAlong(this.#grid, ['pp'])
   }
 
   /** Sizes by axis, e.g. for the first line of a run. */

@@ -5,6 +5,16 @@ import { type ParallelConfig, refuseLayout } from './config.js'
 /** A block of the model by index, or what lies before and after all blocks. */
 export type LayerPlace = number | 'embedding' | 'final'
 
+/** What one chunk of one stage holds. */
+export interface PipelinePart {
+  /** Blocks `first` to `end` - 1 of the whole model. */
+  readonly first: number
+  readonly end: number
+  readonly hasEmbedding: boolean
+  /** Final norm, output layer and loss. */
+  readonly hasHead: boolean
+}
+
 export interface PipelineStages {
   /** Chunks on each stage. */
   readonly chunks: number
@@ -12,6 +22,8 @@ export interface PipelineStages {
   readonly slots: readonly number[]
   /** The stage and chunk of a block, of the embedding, or of the final norm and output layer. */
   placeOf(layer: LayerPlace): { readonly stage: number; readonly chunk: number }
+  /** What a chunk of a stage holds. */
+  partOf(stage: number, chunk: number): PipelinePart
 }
 
 /** Longest expanded layout, in characters: some hundred times more than any model has layers. */
@@ -183,6 +195,12 @@ export function pipelineStages(parallel: ParallelConfig, numLayers: number): Pip
     placeOf(layer) {
       const slot = layer === 'embedding' ? 0 : layer === 'final' ? slots.length - 1 : (slotOfBlock[layer] as number)
       return { stage: slot % pp, chunk: Math.floor(slot / pp) }
+    },
+    partOf(stage, chunk) {
+      const slot = chunk * pp + stage
+      const first = slots.slice(0, slot).reduce((sum, count) => sum + count, 0)
+      const end = first + (slots[slot] as number)
+      return { first, end, hasEmbedding: slot === 0, hasHead: slot === slots.length - 1 }
     },
   }
 }

@@ -62,9 +62,10 @@ export class World {
   /**
    * The group of this rank where `groups` cut the world into parts: every rank calls it with the same list, in the same order
    * of calls. Equal lists give the same group again; parts of one rank need no communicator.
+   * @param channel - groups of another channel have a communicator, and with it an order of operations, of their own.
    */
-  part(name: string, groups: readonly (readonly number[])[]): Promise<CommGroup> {
-    const key = JSON.stringify(groups)
+  part(name: string, groups: readonly (readonly number[])[], channel = ''): Promise<CommGroup> {
+    const key = channel + JSON.stringify(groups)
     const known = this.#parts.get(key)
     if (known !== undefined) return known
     const made = this.#split(name, groups)

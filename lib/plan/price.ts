@@ -5,6 +5,7 @@ import { freemem } from 'node:os'
 import { native } from '../addon/load.js'
 import { ViaductError } from '../base/errors.js'
 import type { ResolvedConfig } from '../config/resolve.js'
+import { bubbleFormula } from '../parallel/schedules.js'
 import { Ctx } from '../tensor/ctx.js'
 import type { Device } from '../tensor/device.js'
 import { Scope } from '../tensor/scope.js'
@@ -33,12 +34,16 @@ export function priceOf(resolved: ResolvedConfig, peakFlops: number | null): Pri
   const { model, train } = resolved.config
   const tokens = train.globalBatchSize * resolved.seqLength
   const flopsPerStep = tokens * trainingFlopsPerToken(model, resolved.seqLength, resolved.paddedVocabSize)
+  // Backward costs twice the forward pass, a half for each gradient.
+  const equal = { forward: 1, backwardInput: 1, backwardWeight: 1 }
+  const bubble = bubbleFormula(model.scheduleSizes(resolved.numMicroBatches), equal)
   return {
     parameters: parameterCount(model),
     memory: trainingMemory(resolved),
     flopsPerStep,
     peakFlops,
-    secondsPerStep: peakFlops === null ? null : flopsPerStep / (peakFlops * stepShare * resolved.worldSize),
+    secondsPerStep:
+      peakFlops === null ? null : ((1 + bubble) * flopsPerStep) / (peakFlops * stepShare * resolved.worldSize),
   }
 }
 
@@ -125,10 +130,12 @@ export function describePrice(resolved: ResolvedConfig, price: Price, stepsLeft:
       : [
           `note        mixedPrecision=${config.mixedPrecision} computes in ${resolved.paramsDtype}, not in model.paramsDtype=${model.paramsDtype}`,
         ]
+  const { kind, stages, chunks } = model.scheduleSizes(numMicroBatches)
+  const pipeline = stages === 1 ? '' : `pp ${stages} (${kind}${chunks > 1 ? `, ${chunks} chunks each` : ''}), `
   const lines = [
     ...replaced,
     `model       ${millions} M parameters, ${resolved.paramsDtype}, ${model.numLayers} layers of ${model.hiddenSize}, vocabulary ${model.vocabSize} (${resolved.paddedVocabSize} in memory)`,
-    `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, dp ${dataParallelSize}${model.sequenceParallel && model.tensorModelParallelSize > 1 ? ', sequence parallelism' : ''}`,
+    `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, ${pipeline}dp ${dataParallelSize}${model.sequenceParallel && model.tensorModelParallelSize > 1 ? ', sequence parallelism' : ''}`,
     `batch       ${train.globalBatchSize} × ${seqLength} tokens a step: ${numMicroBatches} micro-${numMicroBatches === 1 ? 'batch' : 'batches'} of ${train.microBatchSize} a rank`,
     `memory      ${gigabytes(memory.total)} a rank: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}`,
   ]

@@ -2,11 +2,12 @@
 
 import { ViaductError } from '../base/errors.js'
 import { BatchLoader } from '../data/loader.js'
-import { type TokenBatch, uploadBatch } from '../models/batch.js'
-import { Scope, withScope } from '../tensor/scope.js'
+import type { TokenBatch } from '../models/batch.js'
+import { type LastPass, runPipeline } from '../models/pipelineRun.js'
+import { Scope } from '../tensor/scope.js'
 import { type ForwardStep, forwardStep } from './forwardStep.js'
 import type { TrainState } from './state.js'
-import { isFirstOfModel, sumOverRanks } from './status.js'
+import { speaksForModel, sumOverRanks } from './status.js'
 
 /** What an evaluation found. */
 export interface EvaluationReport {
@@ -35,19 +36,20 @@ export async function evaluate(
   const scope = new Scope()
   try {
     const ctx = model.ctx({ scope, rng: { seed: state.resolved.config.rng.seed, step: 0, rngSlot: state.rngSlot } })
-    let loss = 0
+    const losses: Promise<number>[] = []
     let tokens = 0
-    for (const host of batches) {
-      await withScope(ctx, async (inner) => {
-        const batch = uploadBatch(inner, host, model.config)
-        for (const chunk of model.chunks) {
-          const result = await forward(inner, chunk, batch)
-          loss += await result.lossSum.item()
-          tokens += result.numTokens
-        }
-      })
+    const last: LastPass = async (inner, chunk, batch) => {
+      const { lossSum, numTokens } = await forward(inner, chunk, batch)
+      const loss = lossSum.item()
+      // Awaited behind the last batch; a failure before then is told by the pass that it stops.
+      loss.catch(() => {})
+      losses.push(loss)
+      tokens += numTokens
+      return { output: lossSum, seed: lossSum }
     }
-    const counts = isFirstOfModel(ctx) ? 1 : 0
+    await runPipeline(ctx, model, [...batches], last, { backward: false })
+    const loss = (await Promise.all(losses)).reduce((sum, value) => sum + value, 0)
+    const counts = speaksForModel(ctx) ? 1 : 0
     const [sum, count] = (await sumOverRanks(ctx, [counts * loss, counts * tokens])) as [number, number]
     if (count === 0)
       throw new ViaductError('ERR_LABEL', 'evaluate', 'expected at least one label that counts, got none')

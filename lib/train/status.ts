@@ -17,7 +17,8 @@ export async function sumOverRanks(ctx: Ctx, values: readonly number[]): Promise
   })
 }
 
-/** True on the one rank of each data-parallel place that speaks for its model-parallel group: sums count it once. */
-export function isFirstOfModel(ctx: Ctx): boolean {
-  return ctx.groups.get('tp').rank === 0 && ctx.groups.get('pp').rank === 0
+/** True on the one rank of each copy of the model that speaks for it, of those that see its losses: sums count it once. */
+export function speaksForModel(ctx: Ctx): boolean {
+  const { rank: stage, size: stages } = ctx.groups.get('pp')
+  return ctx.groups.get('tp').rank === 0 && stage === stages - 1
 }

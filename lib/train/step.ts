@@ -2,17 +2,17 @@
 // are sums over tokens and are divided once by the tokens of the whole global batch, so unequal micro-batches count exactly.
 import { native } from '../addon/load.js'
 import { ViaductError } from '../base/errors.js'
-import { type TokenBatch, uploadBatch } from '../models/batch.js'
-import { Tape } from '../ops/tape.js'
+import type { TokenBatch } from '../models/batch.js'
+import { runPipeline } from '../models/pipelineRun.js'
 import { gradientFactor } from '../optim/adamw.js'
 import { learningRate } from '../optim/schedule.js'
 import { allGatherObject } from '../parallel/collectives.js'
 import type { Ctx } from '../tensor/ctx.js'
-import { Scope, withScope } from '../tensor/scope.js'
+import { Scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import type { ForwardStep } from './forwardStep.js'
 import type { TrainState } from './state.js'
-import { isFirstOfModel, sumOverRanks } from './status.js'
+import { speaksForModel, sumOverRanks } from './status.js'
 
 /** What a step did. Equal on all ranks, except for time and memory. */
 export interface StepReport {
@@ -67,15 +67,16 @@ export async function trainStep(
     optimizer.gradients.reduce(ctx)
     const squares = await optimizer.gradients.sumOfSquares(ctx)
 
-    const names = Object.keys(sums.metrics)
-    const counts = isFirstOfModel(ctx) ? 1 : 0
+    // The last stage alone knows what the forward step told.
+    const names = (await allGatherObject(Object.keys(sums.metrics), ctx.groups.get('pp'))).at(-1) as string[]
+    const counts = speaksForModel(ctx) ? 1 : 0
     const [loss, tokens, norm, stop, aborted, ...metrics] = (await sumOverRanks(ctx, [
       counts * sums.loss,
       counts * sums.tokens,
       squares,
       state.stopSignal === null ? 0 : 1,
       state.signal?.aborted ? 1 : 0,
-      ...names.map((name) => counts * (sums.metrics[name] as number)),
+      ...names.map((name) => counts * (sums.metrics[name] ?? 0)),
     ])) as [number, number, number, number, number, ...number[]]
     if (aborted > 0) {
       throw new ViaductError(
@@ -132,27 +133,21 @@ async function forwardBackward(
     readonly loss: Promise<number>
     readonly metrics: readonly (readonly [string, Promise<number>])[]
   }[] = []
-  const last = microBatches.at(-1)
-  for (const host of microBatches) {
-    const onWeight = host === last ? state.optimizer.gradients.listener(ctx) : undefined
-    const tape = new Tape()
-    try {
-      await withScope(ctx.with({ tape }), async (inner) => {
-        const batch = uploadBatch(inner, host, model.config)
-        for (const chunk of model.chunks) {
-          const result = await forward(inner, chunk, batch)
-          sums.tokens += result.numTokens
-          pending.push({
-            loss: result.lossSum.item(),
-            metrics: Object.entries(result.metrics ?? {}).map(([name, value]) => [name, value.item()] as const),
-          })
-          await tape.backward(inner, [result.lossSum], [one], { onWeight })
-        }
+  await runPipeline(
+    ctx,
+    model,
+    microBatches,
+    async (inner, chunk, batch) => {
+      const result = await forward(inner, chunk, batch)
+      sums.tokens += result.numTokens
+      pending.push({
+        loss: result.lossSum.item(),
+        metrics: Object.entries(result.metrics ?? {}).map(([name, value]) => [name, value.item()] as const),
       })
-    } finally {
-      tape.dispose()
-    }
-  }
+      return { output: result.lossSum, seed: one }
+    },
+    { backward: true, onWeight: state.optimizer.gradients.listener(ctx) },
+  )
   for (const { loss, metrics } of pending) {
     sums.loss += await loss
     for (const [name, value] of metrics) sums.metrics[name] = (sums.metrics[name] ?? 0) + (await value)

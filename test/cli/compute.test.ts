@@ -46,6 +46,22 @@ describe('logits', () => {
     expect(report.loss).toBeCloseTo(got.get('loss')?.data[0] as number, 6)
   })
 
+  test.each([
+    ['plain', '--pp 2'],
+    ['tied_bias', '--pp 2 --tp 2'],
+    ['tied_bias', '--pp 2 --vpp 2 --pipeline-layout E|t|t|L'],
+  ])('and gradients of %s with %s are those of Transformers', async (name, layout) => {
+    const own = `${name}${layout.replace(/[^a-z0-9]/gi, '')}`
+    const expected = copyFixture(name, inside(own))
+    writeInputs(inside(own, 'in.safetensors'), new Map([...expected].filter(([key]) => inputs.includes(key))))
+    const files = ['--input', join(own, 'in.safetensors'), '--output', `${own}.safetensors`]
+    const args = ['logits', own, ...files, '--grads', ...layout.split(' ')]
+    const report = await viaductJson<{ loss: number }>(folder, args)
+    const got = readSafetensorsFile(inside(`${own}.safetensors`))
+    expect(agreement(got, expected).red).toEqual([])
+    expect(report.loss).toBeCloseTo(got.get('loss')?.data[0] as number, 6)
+  })
+
   test('of a checkpoint are those of its folder', async () => {
     const expected = copyFixture('plain', inside('folder'))
     writeInputs(inside('in.safetensors'), new Map([['input_ids', expected.get('input_ids') as HostTensor]]))

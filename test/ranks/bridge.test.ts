@@ -1,5 +1,5 @@
 // The bridge over real processes: every rank reads and writes its own bytes, and the folder comes back byte for byte, also with
-// more ranks than key-value heads and with data-parallel copies.
+// more ranks than key-value heads, with data-parallel copies and over pipeline stages.
 import { createHash } from 'node:crypto'
 import { mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
@@ -12,15 +12,16 @@ import { runRanks } from './startRanks.js'
 const home = temporaryFolder()
 
 describe.each([
-  [2, 2, { shards: 3, attentionBias: true, mlpBias: true }],
-  [2, 1, { tied: true, dtype: 'float32' as const }],
-  [4, 4, { heads: 8, kvHeads: 2, hidden: 48, headDim: 4, vocab: 130 }],
-])('%i ranks, tp %i', (size, tp, options) => {
+  [2, 2, 1, { shards: 3, attentionBias: true, mlpBias: true }],
+  [2, 1, 1, { tied: true, dtype: 'float32' as const }],
+  [4, 4, 1, { heads: 8, kvHeads: 2, hidden: 48, headDim: 4, vocab: 130 }],
+  [4, 2, 2, { tied: true, attentionBias: true }],
+])('%i ranks, tp %i, pp %i', (size, tp, pp, options) => {
   it('gives the folder back in every way', async () => {
-    const folder = writeLlama(join(home, `hf${size}${tp}`), options)
-    const out = join(home, `out${size}${tp}`)
+    const folder = writeLlama(join(home, `hf${size}${tp}${pp}`), options)
+    const out = join(home, `out${size}${tp}${pp}`)
     mkdirSync(out)
-    await runRanks(size, resolve(import.meta.dirname, 'bridgeRank.ts'), [folder, out, `${tp}`])
+    await runRanks(size, resolve(import.meta.dirname, 'bridgeRank.ts'), [folder, out, `${tp}`, `${pp}`])
     const expected = digestsOf(folder)
     for (const name of ['exported', 'saved', 'resaved']) expect(digestsOf(join(out, name))).toEqual(expected)
     expect(readFileSync(join(out, 'checkpoint', 'latest_checkpointed_iteration.txt'), 'utf8')).toBe('5\n')

@@ -7,14 +7,14 @@ import type { ViaductError } from '../../lib/base/errors.js'
 import { AutoBridge } from '../../lib/bridge/autoBridge.js'
 import { initDistributed } from '../../lib/parallel/world.js'
 
-const [folder, out, tp] = process.argv.slice(2) as [string, string, string]
-const tensorModelParallelSize = Number(tp)
+const [folder, out, tp, pp] = process.argv.slice(2) as [string, string, string, string]
+const layout = { tensorModelParallelSize: Number(tp), pipelineModelParallelSize: Number(pp) }
 const world = await initDistributed()
-const imported = await AutoBridge.importCkpt(folder, join(out, 'imported'), { tensorModelParallelSize })
+const imported = await AutoBridge.importCkpt(folder, join(out, 'imported'), layout)
 await AutoBridge.exportCkpt(join(out, 'imported'), join(out, 'exported'))
 
 const bridge = await AutoBridge.fromHfPretrained(folder)
-const model = await bridge.toMegatronModel({ tensorModelParallelSize, wrapWithDdp: false })
+const model = await bridge.toMegatronModel({ ...layout, wrapWithDdp: false })
 const tensors: Record<string, string> = {}
 for await (const [name, weight] of bridge.exportHfWeights(model)) {
   if (weight === null) throw new Error('expected a tensor on every rank')
@@ -32,7 +32,7 @@ for await (const [name, weight] of bridge.exportHfWeights(model, {
 }
 await bridge.saveHfPretrained(model, join(out, 'saved'))
 await bridge.saveMegatronModel(model, join(out, 'checkpoint'), { iteration: 5 })
-const loaded = await bridge.loadMegatronModel(join(out, 'checkpoint'), { tensorModelParallelSize })
+const loaded = await bridge.loadMegatronModel(join(out, 'checkpoint'), layout)
 await bridge.saveHfPretrained(loaded, join(out, 'resaved'))
 const slots = model.device.liveSlots()
 

@@ -253,6 +253,7 @@ function wireDtype({ held, dtype }: ConversionTask): DType {
 function groupOf(model: DistributedModel, { name, axes }: ConversionTask): CommGroup {
   const [axis, ...more] = axes
   if (axis !== undefined && more.length === 0) return model.mesh.get(axis)
+  if (axes.join('_') === 'tp_pp') return model.mesh.get('tp_pp')
   throw new ViaductError('ERR_UNSUPPORTED', 'exportHfWeights', `${name} is spread over ${axes.join(' and ')} together`)
 }
 

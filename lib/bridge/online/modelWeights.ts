@@ -88,7 +88,9 @@ export function modelTasks(
   const held = new Map(bound(model, mapping).map(({ name, parameter }) => [name, parameter.dtype]))
   const { config, mesh } = model
   const layout = { parallel: config, worldSize: mesh.get('world').size, paddedVocab: config.paddedVocabSize }
-  return planTasks(mapping, layout, (ours) => held.get(ours) ?? config.paramsDtype, copies, options)
+  // Parameters of other pipeline stages have the model's dtype.
+  const dtype = model.chunks[0]?.config.paramsDtype ?? config.paramsDtype
+  return planTasks(mapping, layout, (ours) => held.get(ours) ?? dtype, copies, options)
 }
 
 /** The model's parameters for a checkpoint. */

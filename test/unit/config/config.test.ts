@@ -173,9 +173,9 @@ describe('resolve', () => {
     ['world too small', (cfg) => (cfg.model.tensorModelParallelSize = 4), 2, 'tp·pp·cp = 4 but 2 ranks run'],
     [
       'an axis that is not built',
-      (cfg) => (cfg.model.pipelineModelParallelSize = 2),
+      (cfg) => (cfg.model.contextParallelSize = 2),
       2,
-      'pipelineModelParallelSize=2: pipeline parallelism is not built yet',
+      'contextParallelSize=2: context parallelism is not built yet',
     ],
     [
       'tokens that cannot be shared out',

@@ -93,7 +93,7 @@ describe('GPTModel', () => {
   })
 
   test('padded rows of the vocabulary are 0 and get no gradient', async () => {
-    const words = model.embedding.wordEmbeddings.weight
+    const words = model.embedding!.wordEmbeddings.weight
     const H = base.hiddenSize
     const rows = (await words.data.toFloat32Array()).subarray(base.vocabSize * H)
     expect(rows.length).toBe((128 - base.vocabSize) * H)

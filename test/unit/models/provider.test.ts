@@ -47,7 +47,7 @@ describe('GPTModelProvider', () => {
 
   test('finalize reports everything at once and freezes', () => {
     const wrong = new GPTModelProvider({ ...init, numQueryGroups: 3, numLayers: 0, attentionDropout: 1 })
-    wrong.pipelineModelParallelSize = 2
+    wrong.contextParallelSize = 2
     let problems: string[] = []
     try {
       wrong.finalize()
@@ -55,7 +55,7 @@ describe('GPTModelProvider', () => {
       expect(error).toMatchObject({ code: 'ERR_CONFIG' })
       problems = (error as { details: { problems: string[] } }).details.problems
     }
-    for (const key of ['numQueryGroups', 'numLayers', 'attentionDropout', 'pipelineModelParallelSize']) {
+    for (const key of ['numQueryGroups', 'numLayers', 'attentionDropout', 'contextParallelSize']) {
       expect(problems.filter((p) => p.startsWith(key)).length, key).toBe(1)
     }
     const provider = new GPTModelProvider(init)
@@ -96,7 +96,7 @@ describe('GPTModelProvider', () => {
     })
     const model = await provider.provideDistributedModel({ wrapWithDdp: false, dtype: 'bfloat16', seed: 3 })
     expect(seen[0]).toBe('embedding.word_embeddings.weight')
-    const words = model.chunks[0]!.embedding.wordEmbeddings.weight
+    const words = model.chunks[0]!.embedding!.wordEmbeddings.weight
     expect([words.requiresGrad, words.data.dtype, model.wrapWithDdp]).toEqual([false, 'bfloat16', false])
     await model.dispose()
     await model.dispose()

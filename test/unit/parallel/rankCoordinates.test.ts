@@ -158,11 +158,8 @@ it('takes any layout for conversion, and refuses by name what cannot run yet', (
   expect(parallelProblems(parallel, 8)).toEqual([])
   expect(describeParallel(parallel)).toBe('tp 2, pp 2, vpp 2, cp 2, ep 2, etp 2')
   expect(runProblems(parallel, 8)).toEqual([
-    'pipelineModelParallelSize=2: pipeline parallelism is not built yet, use 1',
-    'virtualPipelineModelParallelSize=2: virtual pipeline stages is not built yet, use 1',
     'contextParallelSize=2: context parallelism is not built yet, use 1',
     'expertModelParallelSize=2: expert parallelism is not built yet, use 1',
     'expertTensorParallelSize=2: expert tensor parallelism is not built yet, use 1',
-    'numLayersInFirstPipelineStage=2: pipeline parallelism is not built yet, use null',
   ])
 })

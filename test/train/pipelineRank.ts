@@ -1,0 +1,89 @@
+// A rank of a pipeline for tests: a small model with weights of its own on the fixture's data, as the JSON argument says. What it did is
+// written by rank 0.
+import { writeFileSync } from 'node:fs'
+import type { TokenBatch } from '../../lib/models/batch.js'
+import type { ProviderInit } from '../../lib/models/provider.js'
+import { initDistributed } from '../../lib/parallel/world.js'
+import { evaluate, forwardStep, pretrain, setup, trainStep } from '../../lib/train/index.js'
+import { fixtureBatches, fixtureConfig, fixtureData } from './fixtureRun.js'
+
+/** What the test asks for. */
+export interface PipelineTask {
+  /** Fields of the model, its layout among them. */
+  readonly model?: Partial<ProviderInit>
+  readonly trainIters: number
+  readonly metrics?: string
+  readonly save?: string
+  /** Instead of the loop: steps on micro-batches of unequal lengths, and an evaluation; written here. */
+  readonly uneven?: string
+}
+
+/** Losses of steps on uneven micro-batches, and of an evaluation behind them. */
+export interface Uneven {
+  readonly losses: readonly number[]
+  readonly gradNorms: readonly number[]
+  readonly tokens: readonly number[]
+  readonly metrics: readonly number[]
+  readonly validation: number
+  /** Live tensors after each step. */
+  readonly live: readonly number[]
+}
+
+async function configOf({ model, trainIters, metrics, save }: PipelineTask) {
+  const config = await fixtureConfig({ trainIters, microBatchSize: 1 })
+  config.model.weightsLoader = null
+  Object.assign(config.model, { numLayers: 4, hiddenDropout: 0.1, ...model })
+  config.checkpoint.save = save ?? null
+  config.checkpoint.load = save ?? null
+  config.logger.metricsFile = metrics ?? null
+  return config
+}
+
+/** Runs it in this process, as one of the launcher's ranks or alone. */
+export async function pipelineWork(task: PipelineTask): Promise<void> {
+  if (task.uneven !== undefined) return unevenWork(task)
+  await pretrain(await configOf(task), forwardStep, { data: fixtureData, log: () => {} })
+}
+
+/** Micro-batches of several lengths; of some only a few labels count. */
+function unevenBatches(step: number): TokenBatch[] {
+  return fixtureBatches(step, 1).map(({ seqLength, tokens, labels }, m) => {
+    const S = seqLength - ((3 * m + step) % 7)
+    const cut = (labels as Int32Array).slice(0, S).map((label, i) => (m % 2 === 1 && i % 3 > 0 ? -100 : label))
+    return { batchSize: 1, seqLength: S, tokens: tokens.slice(0, S), labels: cut }
+  })
+}
+
+async function unevenWork(task: PipelineTask): Promise<void> {
+  const state = await setup(await configOf(task), { data: fixtureData, log: () => {} })
+  const reports: (Awaited<ReturnType<typeof trainStep>> & { live: number })[] = []
+  try {
+    const forward: typeof forwardStep = async (ctx, model, batch) => {
+      const result = await forwardStep(ctx, model, batch)
+      return { ...result, metrics: { again: result.lossSum } }
+    }
+    for (let step = 0; step < task.trainIters; step++) {
+      const report = await trainStep(state, unevenBatches(step), forward)
+      reports.push({ ...report, live: state.model.device.liveSlots() })
+    }
+    const evaluation = await evaluate(state, forwardStep, unevenBatches(task.trainIters))
+    if (state.world.rank !== 0) return
+    const written: Uneven = {
+      losses: reports.map(({ loss }) => loss),
+      gradNorms: reports.map(({ gradNorm }) => gradNorm),
+      tokens: reports.map(({ tokens }) => tokens),
+      metrics: reports.map(({ metrics }) => metrics['again'] as number),
+      validation: evaluation?.loss as number,
+      live: reports.map(({ live }) => live),
+    }
+    writeFileSync(task.uneven as string, JSON.stringify(written))
+  } finally {
+    await state.dispose()
+  }
+}
+
+const argument = process.argv[2]
+if (process.argv[1]?.endsWith('pipelineRank.ts') && argument !== undefined) {
+  await pipelineWork(JSON.parse(argument) as PipelineTask)
+  await (await initDistributed()).dispose()
+}
