@@ -85,10 +85,15 @@ describe('20 steps have the losses of one rank', () => {
 })
 
 describe('a checkpoint of one layout goes on in another', () => {
-  it.each<[string, Partial<ProviderInit>, Partial<ProviderInit>, number, number]>([
+  const quick: [string, Partial<ProviderInit>, Partial<ProviderInit>, number, number][] = [
     ['pp 2, vpp 2 to one rank', { ...chunks(2, 2), ...tied }, tied, 2, 1],
     ['one rank to pp 2', tied, { ...stages(2), ...tied }, 1, 2],
-  ])(
+  ]
+  const more: typeof quick = [
+    ['pp 2, dp 2, its optimizer sharded, to tp 2', { ...stages(2), ...tied }, { ...sp2, ...tied }, 4, 2],
+    ['tp 2, dp 2 to pp 4', { ...tp2, ...tied }, { ...stages(4), ...tied }, 4, 4],
+  ]
+  it.each(full ? [...quick, ...more] : quick)(
     '%s',
     async (name, first, second, ranks, later) => {
       const files = { metrics: place(`${name}.jsonl`), save: place(name) }
@@ -104,6 +109,15 @@ describe('a checkpoint of one layout goes on in another', () => {
     120_000,
   )
 })
+
+it('a failure of the forward step on the last stage ends all ranks and is told as the first cause', async () => {
+  const task: PipelineTask = { trainIters: 3, failAt: 11, model: chunks(2, 2) }
+  const started = startScript('pipelineRank.ts', [JSON.stringify(task)], 2)
+  expect(await started.end).not.toBe(0)
+  const text = started.lines.join('\n')
+  expect(text).toMatch(/rank 1 \(.*\) failed first/)
+  expect(text).toContain('the forward step failed at call 11')
+}, 60_000)
 
 it('micro-batches of unequal lengths and token counts, metrics and evaluation, and as many tensors after each step', async () => {
   const task = { trainIters: 4 }

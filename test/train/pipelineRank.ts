@@ -14,6 +14,8 @@ export interface PipelineTask {
   readonly trainIters: number
   readonly metrics?: string
   readonly save?: string
+  /** The forward step throws at this call of it, on the last stage. */
+  readonly failAt?: number
   /** Instead of the loop: steps on micro-batches of unequal lengths, and an evaluation; written here. */
   readonly uneven?: string
 }
@@ -42,7 +44,12 @@ async function configOf({ model, trainIters, metrics, save }: PipelineTask) {
 /** Runs it in this process, as one of the launcher's ranks or alone. */
 export async function pipelineWork(task: PipelineTask): Promise<void> {
   if (task.uneven !== undefined) return unevenWork(task)
-  await pretrain(await configOf(task), forwardStep, { data: fixtureData, log: () => {} })
+  let calls = 0
+  const forward: typeof forwardStep = (ctx, model, batch) => {
+    if (++calls === task.failAt) throw new Error(`the forward step failed at call ${calls}`)
+    return forwardStep(ctx, model, batch)
+  }
+  await pretrain(await configOf(task), forward, { data: fixtureData, log: () => {} })
 }
 
 /** Micro-batches of several lengths; of some only a few labels count. */
