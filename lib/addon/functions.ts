@@ -200,6 +200,7 @@ export interface Addon {
   exchangePaths(a: string, b: string): boolean
   gatherBox(paths: string[], plan: bytes, hash: boolean, stopId: integer): Promise<string>
   scatterBox(paths: string[], plan: bytes, hash: boolean, stopId: integer): Promise<string>
+  readHashed(paths: string[], plan: bytes, y: PinnedOut, stopId: integer): Promise<string>
   stopMoves(stopId: integer): void
   ioCounters(): IoCounters
   hasSha256(): boolean

@@ -82,8 +82,13 @@ async function wholeOnAll(shards: readonly SharedShard[], group: CommGroup): Pro
   return shards.map((_, i) => all.every((flags) => flags[i] === '1'))
 }
 
-/** Ranks of one host that fill the same copy of a shard; each can take a share of what belongs to all of it. */
-export type Sharers = Pick<CommGroup, 'rank' | 'size'>
+/** Ranks of one host that fill the same copy of a tensor together. */
+export interface Sharers {
+  /** This one of them. */
+  readonly rank: number
+  /** What each of them reads. */
+  readonly blocks: readonly (readonly Pick<ShardBlock, 'globalStart' | 'size'>[])[]
+}
 
 /** Fills the given blocks of the shard with this index; also called with no blocks, where others read all of them. */
 export type ReadBlocks = (index: number, blocks: readonly ShardBlock[], sharers: Sharers) => Promise<void>
@@ -100,7 +105,7 @@ export async function fillOnce(
 ): Promise<void> {
   for (const stream of new Set(shards.map(({ tensor }) => tensor.stream))) await stream.sync()
   if (model === null || model.mesh.get('world').size === 1) {
-    await settleAll(shards.map(({ shard }, index) => read(index, shard.blocks, { rank: 0, size: 1 })))
+    await settleAll(shards.map(({ shard: { blocks } }, index) => read(index, blocks, { rank: 0, blocks: [blocks] })))
     return
   }
   const { tp, tp_kv, dp_cp } = await hostGroups(model.mesh)
@@ -120,7 +125,15 @@ export async function fillOnce(
     }
     reads.push({ index, blocks })
   }
-  await together(ranksOf(model.mesh), () => settleAll(reads.map(({ index, blocks }) => read(index, blocks, tp))))
+  const boxes = reads.map(({ blocks }) => blocks.map(({ globalStart, size }) => ({ globalStart, size })))
+  const shared = await allGatherObject(boxes, tp)
+  await together(ranksOf(model.mesh), () =>
+    settleAll(
+      reads.map(({ index, blocks }, i) =>
+        read(index, blocks, { rank: tp.rank, blocks: shared.map((own) => own[i] ?? []) }),
+      ),
+    ),
+  )
   await withScope(model.ctx(), async (ctx) => {
     for (const { tensor, block, root, group } of passed) broadcast(ctx, rowsOf(ctx, tensor, block), root, group)
     for (const [index, { tensor }] of shards.entries()) broadcast(ctx, tensor, readers[index] as number, dp_cp)

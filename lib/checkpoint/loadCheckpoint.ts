@@ -2,15 +2,15 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { stopIfAborted, ViaductError } from '../base/errors.js'
-import { hashRange, readRegion, settleAll } from '../io/blocks.js'
+import { hashRange, readHashed, readRegion, settleAll } from '../io/blocks.js'
 import { exists } from '../io/paths.js'
 import { tensorBytes } from '../io/safetensorsHeader.js'
 import type { DistributedModel } from '../models/distributedModel.js'
-import { composeRegions, type Region } from '../tensor/region.js'
+import { composeRegions, type Region, volume } from '../tensor/region.js'
 import { loadRegions, type ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type IndexedTensor, type OpenCheckpoint, openCheckpoint, type Piece } from './checkpointIndex.js'
-import { fillOnce } from './hostCopies.js'
+import { fillOnce, type Sharers } from './hostCopies.js'
 
 /** A local shard to fill. Padding outside of its blocks is not touched. */
 export interface WantedTensor {
@@ -20,7 +20,7 @@ export interface WantedTensor {
 }
 
 export interface LoadOptions {
-  /** Checks the XXH3 of each piece that is read. Default true. */
+  /** Checks the XXH3 of each piece on the way into the tensors: one rank of a host reads it whole. Default true. */
   readonly verify?: boolean
   /** The ranks of this model load together: what several of a host hold is read, and checked, by one of them. */
   readonly model?: DistributedModel
@@ -57,7 +57,7 @@ export function checkHash(name: string, piece: Piece, actual: string): void {
 
 /**
  * Fills local shards from a checkpoint (a root or an iter_* folder), whatever layout saved it. Casts floats where dtypes
- * differ. Waits for the tensors' streams first.
+ * differ. Waits for the tensors' streams first. After a failure the tensors hold anything, also what was read of damaged pieces.
  * @throws ERR_CHECKPOINT listing every absent or differently shaped tensor, before anything is read; ERR_CHECKPOINT_HASH.
  */
 export async function loadCheckpoint(
@@ -86,16 +86,30 @@ export async function loadCheckpoint(
     const { name, tensor, shard } = list[index] as WantedTensor
     const found = checkpoint.tensors.get(name) as IndexedTensor
     const local = loadRegions({ ...shard, blocks })
-    for (const [i, piece] of found.pieces.entries()) {
-      stopIfAborted(options.signal, 'checkpoint')
-      const regions = composeRegions([pieceRegion(piece)], local)
-      const checks = sharers.size > 1 ? i % sharers.size === sharers.rank : regions.length > 0
-      if (checks && options.verify !== false) await checkPiece(checkpoint, name, found, piece)
-      const place = checkpoint.locate(piece, found)
-      await settleAll(regions.map((region) => readRegion(place, tensor, region)))
-    }
+    stopIfAborted(options.signal, 'checkpoint')
+    await settleAll(
+      found.pieces.map(async (piece, i) => {
+        const regions = composeRegions([pieceRegion(piece)], local)
+        if (regions.length === 0) return
+        const place = checkpoint.locate(piece, found)
+        if (options.verify === false || checkerOf(piece, sharers, index + i) !== sharers.rank)
+          return settleAll(regions.map((region) => readRegion(place, tensor, region, options.signal)))
+        checkHash(name, piece, (await readHashed(place, tensor, regions, options)).xxh3)
+      }),
+    )
   })
   return checkpoint
+}
+
+/** Who reads a piece whole and checks it: of the ranks that want most of it, the one whose turn it is. */
+function checkerOf(piece: Piece, sharers: Sharers, turn: number): number {
+  const wanted = sharers.blocks.map((blocks) => {
+    const boxes = blocks.map(({ globalStart, size }) => ({ from: globalStart, to: globalStart, size }))
+    return composeRegions([pieceRegion(piece)], boxes).reduce((sum, { size }) => sum + volume(size), 0)
+  })
+  const most = Math.max(...wanted)
+  const ranks = wanted.flatMap((count, rank) => (count === most ? [rank] : []))
+  return ranks[turn % ranks.length] as number
 }
 
 /** A text file of a checkpoint, e.g. `train_state.json`; null when it has none. */

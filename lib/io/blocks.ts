@@ -59,14 +59,24 @@ function cut(region: Region, dtype: DType): Region[] {
   }))
 }
 
-/** tensor[region.to] = file[region.from]; float casts to float, int to int. */
-export async function readRegion(source: FileTensor, target: Tensor, region: Region): Promise<void> {
+/**
+ * tensor[region.to] = file[region.from]; float casts to float, int to int.
+ * @throws ERR_ABORTED when the signal is aborted before its turn comes
+ */
+export async function readRegion(
+  source: FileTensor,
+  target: Tensor,
+  region: Region,
+  signal?: AbortSignal,
+): Promise<void> {
   if (volume(region.size) === 0) return
+  const { path, offset, dtype, shape } = source
   await settleAll(
-    cut(region, source.dtype).map(({ from, to, size }) =>
-      limited(() =>
-        native.readBlock(source.path, source.offset, code(source.dtype), source.shape, from, size, target.handle, to),
-      ),
+    cut(region, dtype).map(({ from, to, size }) =>
+      limited(() => {
+        stopIfAborted(signal, 'io')
+        return native.readBlock(path, offset, code(dtype), shape, from, size, target.handle, to)
+      }),
     ),
   )
 }
@@ -167,6 +177,26 @@ export async function scatterBox(
   return plan.run(native.scatterBox, options)
 }
 
+/**
+ * tensor[region.to] = source[region.from] for all regions of a tensor of a file that is read once, whole and in order. The hash is
+ * that of the bytes read, known when they are in place: who expects another one discards the tensor.
+ * @throws as scatterBox
+ */
+export async function readHashed(
+  source: FileTensor,
+  target: Tensor,
+  regions: readonly Region[],
+  options: { readonly signal?: AbortSignal } = {},
+): Promise<{ readonly xxh3: string }> {
+  const plan = new MovePlan(source)
+  plan.add({ path: '', offset: 0, dtype: target.dtype, shape: target.shape }, regions, (r) => [r.from, r.to])
+  const xxh3 = await plan.start(
+    (paths, numbers, stopId) => native.readHashed(paths, numbers, target.handle, stopId),
+    options.signal,
+  )
+  return { xxh3 }
+}
+
 /** The plan of a move as the native rows take it: see MoveReader in native/binding/io.cc. */
 class MovePlan {
   readonly #paths = new Map<string, number>()
@@ -188,12 +218,14 @@ class MovePlan {
   }
 
   async run(move: typeof native.gatherBox, { hash, signal }: BoxOptions): Promise<{ readonly xxh3: string | null }> {
-    const plan = Float64Array.from(this.#numbers)
-    const xxh3 = await limited(() => {
-      const stopId = signal ? stopIdOf(signal) : 0
-      return move([...this.#paths.keys()], plan, hash, stopId)
-    })
+    const xxh3 = await this.start((paths, plan, stopId) => move(paths, plan, hash, stopId), signal)
     return { xxh3: hash ? xxh3 : null }
+  }
+
+  /** Calls a native row when its turn has come. */
+  start<T>(row: (paths: string[], plan: Float64Array, stopId: number) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    const plan = Float64Array.from(this.#numbers)
+    return limited(() => row([...this.#paths.keys()], plan, signal ? stopIdOf(signal) : 0))
   }
 
   #tensor({ path, offset, dtype, shape }: FileTensor): void {

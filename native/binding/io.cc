@@ -13,26 +13,9 @@
 namespace viaduct::binding {
 namespace {
 
-/// The box of `size` at `start` of a tensor in memory.
-TensorRef boxOf(const TensorRef& tensor, const Dims& start, const Dims& size, const char* where) {
-  VIADUCT_CHECK(start.n == tensor.ndim && size.n == tensor.ndim, "ERR_SHAPE", where,
-                "expected start and size of rank " + std::to_string(tensor.ndim) + " for " + describe(tensor));
-  TensorRef box = tensor;
-  int64_t offset = 0;
-  for (int d = 0; d < tensor.ndim; ++d) {
-    VIADUCT_CHECK(start.v[d] >= 0 && size.v[d] >= 0 && start.v[d] <= tensor.shape[d] - size.v[d], "ERR_SHAPE", where,
-                  "expected a box inside of " + describe(tensor) + ", got " + std::to_string(start.v[d]) + " and " +
-                      std::to_string(size.v[d]) + " elements in dim " + std::to_string(d));
-    box.shape[d] = size.v[d];
-    offset += start.v[d] * tensor.stride[d];
-  }
-  box.data = static_cast<char*>(tensor.data) + offset * static_cast<int64_t>(dtypeBytes(tensor.dtype));
-  return box;
-}
-
 Promise readBlock(Env& env, const std::string& path, int64_t offset, DType dtype, const Dims& shape, const Dims& start,
                   const Dims& size, PinnedOut y, const Dims& yStart) {
-  const TensorRef box = boxOf(y, yStart, size, "readBlock");
+  const TensorRef box = io::boxOf(y, yStart, size, "readBlock");
   return async(env, [=, y = std::move(y)] {
     io::readBlock(io::File::forReading(path), io::FileTensor{offset, dtype, shape}, start, box);
   });
@@ -40,7 +23,7 @@ Promise readBlock(Env& env, const std::string& path, int64_t offset, DType dtype
 
 Promise writeBlock(Env& env, const std::string& path, int64_t offset, DType dtype, const Dims& shape, const Dims& start,
                    const Dims& size, Pinned x, const Dims& xStart) {
-  const TensorRef box = boxOf(x, xStart, size, "writeBlock");
+  const TensorRef box = io::boxOf(x, xStart, size, "writeBlock");
   return async(env, [=, x = std::move(x)] {
     io::writeBlock(io::File::forWriting(path), io::FileTensor{offset, dtype, shape}, start, box);
   });
@@ -133,12 +116,14 @@ class MoveReader {
   int rank_ = 0;
 };
 
+Stops::Flag stopOf(Env& env, int64_t stopId) { return stopId == 0 ? nullptr : env.part<Stops>().flag(stopId); }
+
 template <std::string (*run)(const io::Move&)>
 Promise startMove(Env& env, const char* where, const std::vector<std::string>& paths, const BytesIn& plan, bool hash,
                   int64_t stopId) {
   io::Move move = MoveReader(plan, where).read(paths);
   move.hash = hash;
-  Stops::Flag stop = stopId == 0 ? nullptr : env.part<Stops>().flag(stopId);
+  Stops::Flag stop = stopOf(env, stopId);
   return async(env, [move = std::move(move), stop = std::move(stop)]() mutable {
     move.stop = stop.get();
     return run(move);
@@ -151,6 +136,16 @@ Promise gatherBox(Env& env, const std::vector<std::string>& paths, BytesIn plan,
 
 Promise scatterBox(Env& env, const std::vector<std::string>& paths, BytesIn plan, bool hash, int64_t stopId) {
   return startMove<io::scatterBox>(env, "scatterBox", paths, plan, hash, stopId);
+}
+
+/// Regions of a file's tensor into `y`, which the plan names as its one other tensor.
+Promise readHashed(Env& env, const std::vector<std::string>& paths, BytesIn plan, PinnedOut y, int64_t stopId) {
+  io::Move move = MoveReader(plan, "readHashed").read(paths);
+  Stops::Flag stop = stopOf(env, stopId);
+  return async(env, [move = std::move(move), y = std::move(y), stop = std::move(stop)]() mutable {
+    move.stop = stop.get();
+    return io::readHashed(move, y);
+  });
 }
 
 void stopMoves(Env& env, int64_t stopId) { env.part<Stops>().stop(stopId); }
@@ -197,13 +192,11 @@ bool tryLock(int fd) { return io::tryLock(fd); }
 
 std::vector<Row> ioRows() {
   return {
-      row("readBlock", &readBlock),         row("writeBlock", &writeBlock),
-      row("copyBlock", &copyBlock),         row("hashRange", &hashRange),
-      row("compareRanges", &compareRanges), row("createFile", &createFile),
-      row("exchangePaths", &exchangePaths), row("gatherBox", &gatherBox),
-      row("scatterBox", &scatterBox),       row("stopMoves", &stopMoves),
-      row("ioCounters", &ioCounters),       row("hasSha256", &hasSha256),
-      row("sha256Range", &sha256Range),     row("tryLock", &tryLock),
+      row("readBlock", &readBlock),         row("writeBlock", &writeBlock),       row("copyBlock", &copyBlock),
+      row("hashRange", &hashRange),         row("compareRanges", &compareRanges), row("createFile", &createFile),
+      row("exchangePaths", &exchangePaths), row("gatherBox", &gatherBox),         row("scatterBox", &scatterBox),
+      row("readHashed", &readHashed),       row("stopMoves", &stopMoves),         row("ioCounters", &ioCounters),
+      row("hasSha256", &hasSha256),         row("sha256Range", &sha256Range),     row("tryLock", &tryLock),
   };
 }
 

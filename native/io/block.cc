@@ -104,6 +104,22 @@ cpu::CastRow conversion(DType to, DType from, const char* where) {
 
 }  // namespace
 
+TensorRef boxOf(const TensorRef& tensor, const Dims& start, const Dims& size, const char* where) {
+  VIADUCT_CHECK(start.n == tensor.ndim && size.n == tensor.ndim, "ERR_SHAPE", where,
+                "expected start and size of rank " + std::to_string(tensor.ndim) + " for " + describe(tensor));
+  TensorRef box = tensor;
+  int64_t offset = 0;
+  for (int d = 0; d < tensor.ndim; ++d) {
+    VIADUCT_CHECK(start.v[d] >= 0 && size.v[d] >= 0 && start.v[d] <= tensor.shape[d] - size.v[d], "ERR_SHAPE", where,
+                  "expected a box inside of " + describe(tensor) + ", got " + std::to_string(start.v[d]) + " and " +
+                      std::to_string(size.v[d]) + " elements in dim " + std::to_string(d));
+    box.shape[d] = size.v[d];
+    offset += start.v[d] * tensor.stride[d];
+  }
+  box.data = static_cast<char*>(tensor.data) + offset * static_cast<int64_t>(dtypeBytes(tensor.dtype));
+  return box;
+}
+
 void readBlock(const File& file, const FileTensor& x, const Dims& start, const TensorRef& y) {
   const Rows rows = rowsOf(x, start, y, "readBlock");
   cpu::CastRow cast = conversion(y.dtype, x.dtype, "readBlock");
@@ -152,6 +168,18 @@ void readBlock(const File& file, const FileTensor& x, const Dims& start, const T
       walk.next();
     }
     row += group;
+  }
+}
+
+void placeBlock(const char* bytes, DType dtype, const Dims& shape, const Dims& start, const TensorRef& y) {
+  const Rows rows = rowsOf(FileTensor{0, dtype, shape}, start, y, "placeBlock");
+  cpu::CastRow cast = conversion(y.dtype, dtype, "placeBlock");
+  const auto width = static_cast<int64_t>(dtypeBytes(dtype));
+  const auto yWidth = static_cast<int64_t>(dtypeBytes(y.dtype));
+  auto* base = static_cast<char*>(y.data);
+  Walk walk(rows);
+  for (int64_t row = 0; row < rows.total; ++row, walk.next()) {
+    cast(base + walk.memory * yWidth, rows.runStride, bytes + walk.file * width, 1, rows.run);
   }
 }
 

@@ -16,8 +16,13 @@ struct FileTensor {
   Dims shape;
 };
 
+/// The box of `size` at `start` of a tensor in memory. Throws ERR_SHAPE where it is not inside.
+TensorRef boxOf(const TensorRef& tensor, const Dims& start, const Dims& size, const char* where);
+
 /// y[...] = the box of `size` y.shape at `start` of the file's tensor. Float casts to float, int to int (as Backend::copy).
 void readBlock(const File& file, const FileTensor& x, const Dims& start, const TensorRef& y);
+/// As readBlock, from a row-major tensor of this dtype and shape that was read before.
+void placeBlock(const char* bytes, DType dtype, const Dims& shape, const Dims& start, const TensorRef& y);
 /// The box of size x.shape at `start` of the file's tensor = x[...].
 void writeBlock(const File& file, const FileTensor& y, const Dims& start, const TensorRef& x);
 /// Box to box, through scratch memory.

@@ -119,19 +119,22 @@ void stretches(const Move& move, const char* where, const Scratch& scratch, F ea
   }
 }
 
-/// What a region has in a stretch: the memory of it, and where it starts in the other tensor. Empty where they do not meet.
+/// What a region has in a stretch: the memory of it, and where it starts in the stretch and in the other tensor. Empty where
+/// they do not meet.
 struct Meeting {
   TensorRef memory;
+  Dims stretch;
   Dims other;
 };
 std::optional<Meeting> meet(const Stretch& stretch, const MoveRegion& region) {
-  Meeting m{stretch.memory, region.other};
+  Meeting m{stretch.memory, stretch.start, region.other};
   int64_t offset = 0;
   for (int d = 0; d < region.size.n; ++d) {
     const int64_t begin = std::max(stretch.start.v[d], region.box.v[d]);
     const int64_t end = std::min(stretch.start.v[d] + stretch.size.v[d], region.box.v[d] + region.size.v[d]);
     if (end <= begin) return std::nullopt;
     m.memory.shape[d] = end - begin;
+    m.stretch.v[d] = begin - stretch.start.v[d];
     m.other.v[d] += begin - region.box.v[d];
     offset += (begin - stretch.start.v[d]) * stretch.memory.stride[d];
   }
@@ -208,6 +211,30 @@ std::string scatterBox(const Move& move) {
     }
   });
   return hash ? hash->hex() : "";
+}
+
+std::string readHashed(const Move& move, const TensorRef& y) {
+  checkRegions(move, "readHashed");
+  VIADUCT_CHECK(move.others.size() == 1, "ERR_USAGE", "readHashed",
+                "expected one other tensor, got " + std::to_string(move.others.size()));
+  const std::vector<MoveRegion>& regions = move.others[0].regions;
+  for (const MoveRegion& region : regions) boxOf(y, region.other, region.size, "readHashed");
+  const File file = File::forReading(move.paths[move.box.path]);
+  Xxh3 hash;
+  const Scratch scratch;
+  stretches(move, "readHashed", scratch, [&](const Stretch& stretch) {
+    file.readAt(scratch.data(), static_cast<size_t>(stretch.bytes), move.box.tensor.offset + stretch.offset);
+    hash.update(scratch.data(), stretch.bytes);
+    for (const MoveRegion& region : regions) {
+      const std::optional<Meeting> m = meet(stretch, region);
+      if (!m) continue;
+      Dims size = stretch.size;
+      std::copy_n(m->memory.shape, size.n, size.v);
+      placeBlock(scratch.data(), move.box.tensor.dtype, stretch.size, m->stretch,
+                 boxOf(y, m->other, size, "readHashed"));
+    }
+  });
+  return hash.hex();
 }
 
 }  // namespace viaduct::io

@@ -1,5 +1,5 @@
-// One box of a file filled from regions of many files, or read once and spread over many: always in the order of the box's
-// bytes, through bounded scratch memory, hashed on the way, with writeback begun early so that a later flush is short.
+// One box of a file filled from regions of many files, or read once and spread over many or into memory: always in the order of
+// the box's bytes, through bounded scratch memory, hashed on the way, with writeback begun early so that a later flush is short.
 #pragma once
 
 #include <atomic>
@@ -39,5 +39,7 @@ struct Move {
 std::string gatherBox(const Move& move);
 /// Reads the box once in order and writes its regions. Returns the XXH3 of the bytes read, or "" without `hash`.
 std::string scatterBox(const Move& move);
+/// Reads the box once in order and places its regions in `y`: the move's one other tensor, which is in memory. Always hashes.
+std::string readHashed(const Move& move, const TensorRef& y);
 
 }  // namespace viaduct::io

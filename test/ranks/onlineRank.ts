@@ -12,7 +12,14 @@ import { ioCounters } from '../../lib/io/blocks.js'
 import { initDistributed } from '../../lib/parallel/world.js'
 import { withScope } from '../../lib/tensor/scope.js'
 
-const [folder, spoilt, out, tp] = process.argv.slice(2) as [string, string, string, string]
+const [folder, spoilt, whole, damaged, out, tp] = process.argv.slice(2) as [
+  string,
+  string,
+  string,
+  string,
+  string,
+  string,
+]
 const world = await initDistributed()
 
 async function readBy(work: () => Promise<unknown>): Promise<number> {
@@ -68,11 +75,17 @@ const exports = {
 
 const dir = join(out, 'checkpoint')
 await bridge.saveMegatronModel(model, dir)
-const saved = await AutoBridge.fromCheckpoint(dir)
-await withScope(model.ctx(), (ctx) => {
-  for (const [, { data }] of model.namedParameters()) native.fill(ctx.stream.id, data.handle, 0)
-})
-const checkpoint = await readBy(() => saved.loadHfWeights(model))
+async function reloadFrom(checkpoint: string): Promise<number> {
+  const saved = await AutoBridge.fromCheckpoint(checkpoint)
+  await withScope(model.ctx(), (ctx) => {
+    for (const [, { data }] of model.namedParameters()) native.fill(ctx.stream.id, data.handle, 0)
+  })
+  return readBy(() => saved.loadHfWeights(model))
+}
+const uncut = await reloadFrom(whole)
+const joined = await exported({ tasks })
+const unsound = await codeOf(() => reloadFrom(damaged))
+const checkpoint = await reloadFrom(dir)
 const unchecked = await readBy(() =>
   loadCheckpoint(
     dir,
@@ -100,9 +113,11 @@ await model.dispose()
 writeFileSync(
   join(out, `rank${world.rank}.json`),
   JSON.stringify({
-    read: { hf, checkpoint, unchecked },
+    read: { hf, uncut, checkpoint, unchecked },
     tasks,
     exports,
+    joined,
+    unsound,
     reloaded,
     left,
     seen,

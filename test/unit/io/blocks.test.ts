@@ -13,6 +13,7 @@ import {
   gatherBox,
   hashRange,
   ioCounters,
+  readHashed,
   readRegion,
   scatterBox,
   sha256Range,
@@ -276,6 +277,93 @@ describe('tensors', () => {
       }),
       { numRuns: 150 },
     )
+  })
+})
+
+describe('readHashed', () => {
+  it('places regions of any dtypes, touches nothing else, and its hash is that of the whole source', async () => {
+    const ctx = Ctx.create()
+    await fc.assert(
+      fc.asyncProperty(cases, async ({ shape, tensors, pair: [from, to], seed, offset }) => {
+        const values = seen(numbers(volume(shape), seed), from)
+        const source = fileTensor(values, from, shape, offset)
+        const bytes = encode(values, from).length
+        for (const { shape: targetShape, cells } of tensors) {
+          const expected = seen(numbers(volume(targetShape), seed + 1), to)
+          const tensor = Tensor.empty(ctx, targetShape, to)
+          await readRegion(fileTensor(expected, to, targetShape, 0), tensor, identityRegion(targetShape))
+          const regions = cells.map(({ box, other, size }) => ({ from: box, to: other, size }))
+          for (const region of regions) moveValues(values, shape, expected, targetShape, region)
+          const before = ioCounters().bytesRead
+          const { xxh3 } = await readHashed(source, tensor, regions)
+          expect(ioCounters().bytesRead - before).toBe(bytes)
+          expect(Buffer.from(await tensor.bytes()).equals(encode(seen(expected, to), to))).toBe(true)
+          expect(xxh3).toBe(await hashRange(source.path, offset, bytes))
+          tensor.dispose()
+        }
+      }),
+      { numRuns: 150 },
+    )
+  })
+
+  it.each([
+    [[], 'int64'],
+    [[3, 0], 'uint8'],
+    [[1, 1100, 2 ** 12 + 3], 'int16'],
+    [[2 ** 22 + 1], 'int64'],
+  ] as const)('of the shape %j, in stretches', async (shape, dtype) => {
+    const bytes = randomBytes((volume(shape) * dtypes[dtype].bits) / 8)
+    const source: FileTensor = { path: fresh(), offset: 16, dtype, shape }
+    writeFileSync(source.path, Buffer.concat([Buffer.alloc(16), bytes]))
+    const tensor = Tensor.empty(Ctx.create(), shape, dtype)
+    const { xxh3 } = await readHashed(source, tensor, [identityRegion(shape)])
+    expect(bytes.equals(Buffer.from(await tensor.bytes()))).toBe(true)
+    expect(xxh3).toBe(await hashRange(source.path, 16, bytes.length))
+    tensor.dispose()
+    rmSync(source.path)
+  })
+
+  it('columns into a transposed tensor, cast', async () => {
+    const [rows, columns] = [700, 1000]
+    const values = numbers(rows * columns, 5)
+    const source = fileTensor(values, 'float32', [rows, columns], 4)
+    const ctx = Ctx.create()
+    const whole = Tensor.empty(ctx, [300, rows], 'bfloat16')
+    const across = whole.view(ctx, [rows, 300], [1, rows])
+    const { xxh3 } = await readHashed(source, across, [{ from: [0, 400], to: [0, 0], size: [rows, 300] }])
+    const expected = Array.from({ length: 300 * rows }, (_, i) => {
+      return values[(i % rows) * columns + 400 + Math.floor(i / rows)] as number
+    })
+    expect(Buffer.from(await whole.bytes()).equals(encode(expected, 'bfloat16'))).toBe(true)
+    expect(xxh3).toBe(await hashRange(source.path, 4, rows * columns * 4))
+  })
+
+  it('refuses regions outside, other ranks, other kinds of dtypes, files that end early; stops when aborted', async () => {
+    const source = fileTensor(numbers(24, 0), 'float32', [4, 6], 0)
+    const tensor = Tensor.empty(Ctx.create(), [4, 6], 'float32')
+    const whole = identityRegion([4, 6])
+    const read = (region: Region, place = source, signal = new AbortController().signal) =>
+      errorOf(() => readHashed(place, tensor, [region], { signal }))
+    expect(await read({ ...whole, from: [1, 0] })).toMatchObject({ code: 'ERR_SHAPE' })
+    expect(await read({ ...whole, to: [0, 1] })).toMatchObject({ code: 'ERR_SHAPE' })
+    expect(await read(identityRegion([24]))).toMatchObject({ code: 'ERR_SHAPE' })
+    expect(await read(whole, { ...source, dtype: 'int32' })).toMatchObject({ code: 'ERR_DTYPE' })
+    expect(await read(whole, { ...source, path: join(home, 'none') })).toMatchObject({ code: 'ERR_FILE_MISSING' })
+    truncateSync(source.path, 90)
+    const short = await read({ ...whole, size: [1, 6] })
+    expect(short).toMatchObject({ code: 'ERR_IO' })
+    expect(String(short)).toContain(source.path)
+
+    const size = 64 * 2 ** 20
+    const place = { path: fresh(), offset: 0, dtype: 'float32', shape: [size / 4, 1] } as const
+    writeFileSync(place.path, '')
+    truncateSync(place.path, size)
+    const controller = new AbortController()
+    const before = ioCounters().bytesRead
+    const reading = read({ from: [0, 0], to: [0, 0], size: [4, 1] }, place, controller.signal)
+    controller.abort()
+    expect(await reading).toMatchObject({ code: 'ERR_ABORTED' })
+    expect(ioCounters().bytesRead - before).toBeLessThan(size)
   })
 })
 
