@@ -22,7 +22,7 @@ export async function toyCommand(hf: string, out: string, flags: Flags): Promise
   }).finally(download.stop)
   if (flags.json) return print(JSON.stringify(report))
   say(
-    `${styled('green', 'made')} ${report.layers} layers, ${report.tensors} tensors, ${formatBytes(report.bytes)} in ${report.files.length} files`,
+    `${styled('green', 'made')} ${report.layers} layers, ${report.tensors} tensors, ${formatBytes(report.bytes)} in ${report.files.length} ${report.files.length === 1 ? 'file' : 'files'}`,
   )
   print(report.folder)
 }

@@ -36,7 +36,9 @@ function show(result: Verification, logits: LogitsComparison): void {
     .map((t) => [t.name, t.dtype, `[${t.shape}]`, formatBytes(t.bytes), t.differingBytes, t.sha256Before.slice(0, 12)])
   print(table(['tensor', 'dtype', 'shape', 'size', 'differing bytes', 'sha256'], rows))
   if (shown.length > mostRows) print(`... and ${shown.length - mostRows} more`)
-  for (const problem of result.problems) say(`${styled('red', 'differs')} ${problem}`)
+  for (const problem of result.problems.slice(0, mostRows)) say(`${styled('red', 'differs')} ${problem}`)
+  if (result.problems.length > mostRows)
+    say(`... and ${result.problems.length - mostRows} more differences; all stand in the certificate`)
   const bytes = result.tensors.reduce((sum, t) => sum + t.bytes, 0)
   const words = result.ok ? styled('green', 'equal') : styled('red', 'not equal')
   const against = result.checkpoint ?? `${describeParallel(result.parallel)} and back`
