@@ -3,6 +3,7 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { expectSame } from './sameSteps.js'
 import { run, type Step, start, steps } from './startRanks.js'
 import { type Work, work } from './worker.js'
 
@@ -39,17 +40,6 @@ beforeAll(async () => {
     await run(tasks, Number(ranks))
   }
 }, 240_000)
-
-// Sums over ranks have another order: 1e-6 for ten steps, 1e-5 after; norms 1e-5 for five steps, then 1e-4.
-function expectSame(got: readonly Step[], expected: readonly Step[]): void {
-  expect(got.map(({ step }) => step)).toEqual(expected.map(({ step }) => step))
-  got.forEach(({ step, loss, gradNorm, lr }, i) => {
-    const peer = expected[i] as Step
-    expect(Math.abs(loss / peer.loss - 1), `loss of step ${step}`).toBeLessThan(step <= 10 ? 1e-6 : 1e-5)
-    expect(Math.abs(gradNorm / peer.gradNorm - 1), `norm of step ${step}`).toBeLessThan(step <= 5 ? 1e-5 : 1e-4)
-    expect(lr).toBe(peer.lr)
-  })
-}
 
 describe('ranks have the losses of one, dropout on', () => {
   it.each(names)('%s', (name) => {

@@ -7,6 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { openCheckpoint } from '../../lib/checkpoint/checkpointIndex.js'
 import type { ProviderInit } from '../../lib/models/provider.js'
 import { type PipelineTask, pipelineWork, type Uneven } from './pipelineRank.js'
+import { expectSame } from './sameSteps.js'
 import { type Step, startScript, steps } from './startRanks.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'viaduct-pipeline-'))
@@ -24,16 +25,6 @@ async function onRanks(task: PipelineTask, ranks: number): Promise<void> {
   const started = startScript('pipelineRank.ts', [JSON.stringify(task)], ranks)
   const code = await started.end
   if (code !== 0) throw new Error(`${ranks} ranks ended with ${code}:\n${started.lines.join('\n')}`)
-}
-
-/** Sums over ranks have another order: 1e-6 for ten steps, 1e-5 after; norms 1e-5 for five steps, then 1e-4. */
-function expectSame(got: readonly Step[], expected: readonly Step[]): void {
-  expect(got.map(({ step }) => step)).toEqual(expected.map(({ step }) => step))
-  got.forEach(({ step, loss, gradNorm }, i) => {
-    const peer = expected[i] as Step
-    expect(Math.abs(loss / peer.loss - 1), `loss of step ${step}`).toBeLessThan(step <= 10 ? 1e-6 : 1e-5)
-    expect(Math.abs(gradNorm / peer.gradNorm - 1), `norm of step ${step}`).toBeLessThan(step <= 5 ? 1e-5 : 1e-4)
-  })
 }
 
 const alone = new Map<boolean, Step[]>()

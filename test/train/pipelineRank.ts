@@ -1,6 +1,8 @@
-// A rank of a pipeline for tests: a small model with weights of its own on the fixture's data, as the JSON argument says. What it did is
-// written by rank 0.
+// A rank of a pipeline for tests: a small model with weights of its own on the fixture's data, as the JSON argument says; a list is done
+// one after the other. What it did is written by rank 0.
 import { writeFileSync } from 'node:fs'
+import type { RunConfig } from '../../lib/config/runConfig.js'
+import type { DdpSection } from '../../lib/config/sections.js'
 import type { TokenBatch } from '../../lib/models/batch.js'
 import type { ProviderInit } from '../../lib/models/provider.js'
 import { initDistributed } from '../../lib/parallel/world.js'
@@ -12,8 +14,15 @@ export interface PipelineTask {
   /** Fields of the model, its layout among them. */
   readonly model?: Partial<ProviderInit>
   readonly trainIters: number
+  /** Default 1. */
+  readonly microBatchSize?: number
+  readonly ddp?: Partial<DdpSection>
   readonly metrics?: string
   readonly save?: string
+  /** Steps between checkpoints; default: at the end only. */
+  readonly saveInterval?: number
+  /** Where the run starts from, and the step; default: the latest of `save`. */
+  readonly load?: readonly [folder: string, step: number]
   /** The forward step throws at this call of it, on the last stage. */
   readonly failAt?: number
   /** Instead of the loop: steps on micro-batches of unequal lengths, and an evaluation; written here. */
@@ -31,13 +40,18 @@ export interface Uneven {
   readonly live: readonly number[]
 }
 
-async function configOf({ model, trainIters, metrics, save }: PipelineTask) {
-  const config = await fixtureConfig({ trainIters, microBatchSize: 1 })
+/** The run of a task. */
+export async function configOf(task: PipelineTask): Promise<RunConfig> {
+  const { model, trainIters, microBatchSize = 1, ddp, metrics, save, saveInterval, load } = task
+  const config = await fixtureConfig({ trainIters, microBatchSize })
   config.model.weightsLoader = null
   Object.assign(config.model, { numLayers: 4, hiddenDropout: 0.1, ...model })
   config.checkpoint.save = save ?? null
-  config.checkpoint.load = save ?? null
+  config.checkpoint.saveInterval = saveInterval ?? null
+  config.checkpoint.load = load?.[0] ?? save ?? null
+  config.checkpoint.ckptStep = load?.[1] ?? null
   config.logger.metricsFile = metrics ?? null
+  Object.assign(config.ddp, ddp)
   return config
 }
 
@@ -91,6 +105,6 @@ async function unevenWork(task: PipelineTask): Promise<void> {
 
 const argument = process.argv[2]
 if (process.argv[1]?.endsWith('pipelineRank.ts') && argument !== undefined) {
-  await pipelineWork(JSON.parse(argument) as PipelineTask)
+  for (const task of [JSON.parse(argument) as PipelineTask | PipelineTask[]].flat()) await pipelineWork(task)
   await (await initDistributed()).dispose()
 }

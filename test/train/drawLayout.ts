@@ -1,0 +1,127 @@
+// Random layouts of the pipeline tests' model, by a seed. What does not fit (lib/config/resolve.ts) is drawn again.
+import { configProblems } from '../../lib/config/resolve.js'
+import type { DdpSection } from '../../lib/config/sections.js'
+import type { ProviderInit } from '../../lib/models/provider.js'
+import { configOf } from './pipelineRank.js'
+
+/** Numbers in [0, 1) that depend on the seed alone. */
+export type Random = () => number
+
+/** What the model is, whatever ranks it is on: layouts of one variant have the same losses. */
+export type Variant = Pick<ProviderInit, 'shareEmbeddingsAndOutputWeights' | 'hiddenDropout' | 'numQueryGroups'>
+
+export interface Layout {
+  readonly ranks: number
+  readonly model: Partial<ProviderInit>
+  readonly microBatchSize: number
+  readonly ddp: Partial<DdpSection>
+}
+
+/** Mulberry32. */
+export function randomOf(seed: number): Random {
+  let state = seed | 0
+  return () => {
+    state = (state + 0x6d2b79f5) | 0
+    let t = Math.imul(state ^ (state >>> 15), 1 | state)
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296
+  }
+}
+
+function pick<T>(random: Random, values: readonly T[]): T {
+  return values[Math.floor(random() * values.length)] as T
+}
+
+const coin = (random: Random) => random() < 0.5
+
+export const drawVariant = (random: Random): Variant => ({
+  shareEmbeddingsAndOutputWeights: coin(random),
+  hiddenDropout: pick(random, [0, 0.1]),
+  numQueryGroups: pick(random, [1, 2]),
+})
+
+const blocks = 4
+
+/** A layout string with so many slots, some of them empty. */
+function layoutString(random: Random, slots: number): string {
+  const counts = Array<number>(slots).fill(0)
+  for (let block = 0; block < blocks; block++) {
+    const slot = Math.floor(random() * slots)
+    counts[slot] = (counts[slot] as number) + 1
+  }
+  return `E${counts.map((count) => (count > 1 ? `t*${count}` : 't'.repeat(count))).join('|')}L`
+}
+
+/** How a pipeline's blocks are spread. */
+function drawStages(random: Random, pp: number): { chunks: number; model: Partial<ProviderInit> } {
+  const chunks = pick(random, [1, 1, 2, 3])
+  const even = chunks === 1 ? {} : { virtualPipelineModelParallelSize: chunks }
+  const ends = {
+    numLayersInFirstPipelineStage: chunks * pick(random, [1, 2]),
+    numLayersInLastPipelineStage: chunks * pick(random, [1, 3]),
+  }
+  const accounted = { accountForEmbeddingInPipelineSplit: true, accountForLossInPipelineSplit: true }
+  const string = { pipelineModelParallelLayout: layoutString(random, pp * chunks) }
+  return { chunks, model: pick(random, [even, { ...even, ...ends }, { ...even, ...accounted }, string]) }
+}
+
+function drawAny(random: Random): Layout {
+  const [tp, pp, dp] = [pick(random, [1, 2, 4]), pick(random, [1, 2, 3, 4]), pick(random, [1, 2, 4])]
+  const { chunks, model: stages } = pp === 1 ? { chunks: 1, model: {} } : drawStages(random, pp)
+  const schedule: Partial<ProviderInit> =
+    chunks > 1
+      ? { microbatchGroupSizePerVpStage: pick(random, [null, pp, pp + 1]) }
+      : { pipelineSchedule: pick(random, ['gpipe', '1f1b', 'zb-h1']) }
+  const sharded = coin(random)
+  return {
+    ranks: tp * pp * dp,
+    model: {
+      tensorModelParallelSize: tp,
+      sequenceParallel: tp > 1 && coin(random),
+      pipelineModelParallelSize: pp,
+      ...(pp > 1 ? { ...stages, ...schedule } : {}),
+      recomputeGranularity: random() < 0.3 ? 'full' : null,
+    },
+    microBatchSize: pick(random, [1, 2, 4]),
+    ddp: {
+      useDistributedOptimizer: sharded,
+      overlapParamGather: sharded && coin(random),
+      overlapGradReduce: coin(random),
+      bucketSize: pick(random, [null, 5000, 20_000]),
+    },
+  }
+}
+
+/** Whether training takes it. */
+async function fits(variant: Variant, { ranks, model, microBatchSize, ddp }: Layout): Promise<boolean> {
+  const config = await configOf({ trainIters: 20, model: { ...variant, ...model }, microBatchSize, ddp })
+  return configProblems(config, ranks).length === 0
+}
+
+/** A layout of at least two axes. */
+export async function drawMixed(random: Random, variant: Variant, mostRanks: number): Promise<Layout> {
+  for (;;) {
+    const layout = drawAny(random)
+    const { tensorModelParallelSize: tp = 1, pipelineModelParallelSize: pp = 1 } = layout.model
+    const axes = [tp, pp, layout.ranks / (tp * pp)].filter((size) => size > 1)
+    if (axes.length > 1 && layout.ranks <= mostRanks && (await fits(variant, layout))) return layout
+  }
+}
+
+/** Each axis alone, at 2 and at 4, by name. */
+export const alone: readonly (readonly [string, Layout])[] = [2, 4].flatMap((ranks) => {
+  const of = (name: string, model: Partial<ProviderInit>, ddp: Partial<DdpSection> = {}) =>
+    [`${name} ${ranks}`, { ranks, model, microBatchSize: 1, ddp }] as const
+  const stages = { pipelineModelParallelSize: ranks }
+  const whole = { useDistributedOptimizer: false, overlapParamGather: false, overlapGradReduce: false }
+  return [
+    of('tp', { tensorModelParallelSize: ranks }),
+    of('tp with sp', { tensorModelParallelSize: ranks, sequenceParallel: true }),
+    of('gpipe', { ...stages, pipelineSchedule: 'gpipe' }),
+    of('1f1b', stages),
+    of('zb-h1', { ...stages, pipelineSchedule: 'zb-h1' }),
+    of('interleaved', { ...stages, pipelineModelParallelLayout: ranks === 2 ? 'Et|t|t|tL' : 'Et|t||t||t||L' }),
+    of('dp', {}, whole),
+    of('dp, optimizer sharded,', {}, { bucketSize: 20_000 }),
+  ]
+})
