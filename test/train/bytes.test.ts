@@ -1,0 +1,118 @@
+// What one training step hands to each group's collectives, beside the textbook's count. As counted by native code: a gather counts the
+// part that a rank gives, a reduction the whole tensor; here both are summed over all ranks.
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import type { ProviderInit } from '../../lib/models/provider.js'
+import type { Payload } from './bytesRank.js'
+import type { PipelineTask } from './pipelineRank.js'
+import { startScript } from './startRanks.js'
+
+const folder = mkdtempSync(join(tmpdir(), 'viaduct-bytes-'))
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+const tp2 = { tensorModelParallelSize: 2 }
+const sp2 = { ...tp2, sequenceParallel: true }
+const pp2 = { pipelineModelParallelSize: 2 }
+const vpp2 = { ...pp2, virtualPipelineModelParallelSize: 2 }
+const tied = { shareEmbeddingsAndOutputWeights: true }
+const whole = { useDistributedOptimizer: false, overlapParamGather: false }
+
+type Row = readonly [name: string, model: Partial<ProviderInit>, ddp?: PipelineTask['ddp']]
+
+/** By number of ranks; what the sizes leave is data parallelism. */
+const table: Readonly<Record<number, readonly Row[]>> = {
+  2: [
+    ['tp 2', tp2],
+    ['tp 2 with sp', sp2],
+    ['dp 2, sharded', {}, { bucketSize: 20_000 }],
+    ['dp 2', {}, whole],
+    ['pp 2', pp2],
+    ['pp 2, vpp 2, tied', { ...vpp2, ...tied }],
+  ],
+  4: [
+    ['dp 4, sharded', {}],
+    ['tp 2 with sp, dp 2, sharded', sp2],
+    ['tp 2 with sp, pp 2, zb-h1, tied', { ...sp2, ...pp2, ...tied, pipelineSchedule: 'zb-h1' }],
+    ['tp 2, pp 2', { ...tp2, ...pp2 }],
+    ['pp 2, vpp 2, dp 2', vpp2],
+  ],
+}
+
+// The fixture's steps, and the model of pipelineRank.ts.
+const [sequences, T, H, layers, vocab] = [8, 32, 64, 4, 131]
+const paddedVocab = 256
+const [heads, kvHeads, headSize, ffn] = [4, 2, 16, 112]
+const float = 4
+
+/** Bytes by group and operation of one step with micro-batches of one sequence, summed over ranks. */
+function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask['ddp']) {
+  const { tensorModelParallelSize: tp = 1, pipelineModelParallelSize: pp = 1 } = model
+  const dp = ranks / (tp * pp)
+  const sp = model.sequenceParallel === true
+  const hidden = sequences * T * H * float
+  // Forward each block shares out two sums and backward two more; the embedding and the output layer have one each. With sequence
+  // parallelism a sum is a reduce-scatter, and its conjugate a gather; the inputs of linears are gathered again for their weights.
+  const sums = (4 * layers + 2) * hidden * tp
+  const gathers = (6 * layers + 3) * hidden
+  const lossStatistics = sequences * 3 * T * float * tp
+  const norms = (2 * layers + 1) * H * float * tp * dp
+  const block = H * headSize * (2 * heads + 2 * kvHeads) + H * 3 * ffn
+  const isTied = model.shareEmbeddingsAndOutputWeights === true
+  const gradients = (layers * block + (isTied && pp === 1 ? 1 : 2) * paddedVocab * H) * float * dp + norms
+  const slots = pp * (model.virtualPipelineModelParallelSize ?? 1)
+  const link = { pointToPoint: (slots - 1) * hidden * (sp ? 1 : tp) }
+  const embeddings = 2 * Math.ceil(vocab / tp) * tp * H * float * dp
+  const statusWord = 5 * 8
+  const emptyList = '[[]]'.length
+  const sharded = ddp?.useDistributedOptimizer !== false
+  return {
+    world: { allReduce: statusWord * ranks },
+    ...(tp > 1 && sp && { tp: { allGather: gathers + lossStatistics, reduceScatter: sums, allReduce: norms } }),
+    ...(tp > 1 && !sp && { tp: { allGather: lossStatistics, allReduce: sums } }),
+    ...(dp > 1 && {
+      dp_cp: sharded ? { reduceScatter: gradients, allGather: gradients / dp } : { allReduce: gradients },
+    }),
+    // Two stages are also first and last: tied embeddings are summed in the same group.
+    ...(pp > 1 && {
+      pp: { gatherBytes: emptyList * ranks, ...(isTied && { allReduce: embeddings }) },
+      pp_forward: link,
+      pp_backward: link,
+    }),
+  }
+}
+
+const counted = new Map<string, Payload>()
+beforeAll(async () => {
+  for (const [ranks, rows] of Object.entries(table)) {
+    const tasks: PipelineTask[] = rows.map(([, model, ddp]) => ({ trainIters: 3, model, ...(ddp ? { ddp } : {}) }))
+    const path = join(folder, `${ranks}.json`)
+    const started = startScript('bytesRank.ts', [JSON.stringify(tasks), path], Number(ranks))
+    const code = await started.end
+    if (code !== 0) throw new Error(`${ranks} ranks ended with ${code}:\n${started.lines.join('\n')}`)
+    const found = JSON.parse(readFileSync(path, 'utf8')) as Payload[]
+    for (const [i, [name]] of rows.entries()) counted.set(name, found[i] as Payload)
+  }
+}, 120_000)
+
+describe('a step hands to collectives what the textbook says, within 1%', () => {
+  const rows = Object.entries(table).flatMap(([ranks, of]) => of.map((row) => [row[0], Number(ranks), row] as const))
+  it.each(rows)('%s', (name, ranks, [, model, ddp]) => {
+    const payload = counted.get(name) as Payload
+    const flat = (groups: Readonly<Record<string, object>>) =>
+      new Map(
+        Object.entries(groups).flatMap(([group, ops]) =>
+          Object.entries(ops as Record<string, number>)
+            .filter(([, bytes]) => bytes > 0)
+            .map(([op, bytes]) => [`${group} ${op}`, bytes] as const),
+        ),
+      )
+    const [got, expected] = [flat(payload), flat(textbook(ranks, model, ddp))]
+    expect([...got.keys()].sort()).toEqual([...expected.keys()].sort())
+    for (const [what, bytes] of expected)
+      expect(Math.abs((got.get(what) as number) / bytes - 1), `${what}: ${got.get(what)} for ${bytes}`).toBeLessThan(
+        0.01,
+      )
+  })
+})
