@@ -10,7 +10,7 @@ import { type PipelineTask, pipelineWork } from './pipelineRank.js'
 import { expectSame } from './sameSteps.js'
 import { type Step, startScript, steps } from './startRanks.js'
 
-const wanted = Number(process.env['VIADUCT_TEST_LAYOUTS'] ?? 0)
+const wanted = Number(process.env['VIADUCT_TEST_LAYOUTS'] ?? (process.env['VIADUCT_TEST_FULL'] === '1' ? 16 : 0))
 const full = wanted > 0
 const seed = Number(process.env['VIADUCT_LAYOUTS_SEED'] ?? (full ? Math.floor(Math.random() * 1e9) : 5))
 if (full) process.stdout.write(`VIADUCT_LAYOUTS_SEED=${seed}\n`)
