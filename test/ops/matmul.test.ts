@@ -7,6 +7,7 @@ import { bfloat16Bits, bfloat16Value } from '../../lib/tensor/host.js'
 import { normals } from './normals.js'
 
 const F32 = 0
+const I64 = 4
 const BF16 = 1
 
 const device = native.openDevice('cpu')
@@ -188,7 +189,14 @@ test.each(engines)('products and attention have equal bits for 1, 2, 4 and 8 thr
       const query = native.view(q, [B, 1, G, R, D], [S * G * R * D, G * R * D, R * D, D, 1], (S - 1) * G * R * D)
       handles.push(query)
       native.attentionForward(stream, last, lastLse, query, k, v, 0, 0, 0.2, true, S - 1, 0, 0)
-      outputs.push(out, lse, dq, dk, dv, last, lastLse)
+      // Enough work for the team: a stream does smaller kernels of one query, as above, alone.
+      const K = 2000
+      const [longK, longV] = [heads('long k', [B, K, G, D]), heads('long v', [B, K, G, D])]
+      const [far, farLse] = [empty([B, 1, G, R, D], dtype), empty([B, G * R, 1])]
+      native.attentionForward(stream, far, farLse, query, longK, longV, 0, 0, 0.2, true, K - 1, 0, 0)
+      const [index, largest] = [empty([8], I64), empty([8])]
+      native.argmax(stream, index, largest, heads('logits', [8, 40_000]), 0, 40_000)
+      outputs.push(out, lse, dq, dk, dv, last, lastLse, far, farLse, index, largest)
     }
     all.push(
       Buffer.concat((await Promise.all(outputs.map((y) => native.download(stream, y)))).map((y) => new Uint8Array(y))),
