@@ -65,8 +65,8 @@ describe('signals', () => {
     expect(rest.losses).toEqual(whole.losses.slice(stopped))
   }, 120_000)
 
-  // A seeded few here; VIADUCT_TEST_KILLS=20 for the full list.
-  const kills = Number(process.env['VIADUCT_TEST_KILLS'] ?? 3)
+  // A seeded few here; 20 in `npm run test:full`, or as many as VIADUCT_TEST_KILLS says.
+  const kills = Number(process.env['VIADUCT_TEST_KILLS'] ?? (process.env['VIADUCT_TEST_FULL'] ? 20 : 3))
   it(
     `SIGKILL at ${kills} random instants: always a complete checkpoint, always the same losses`,
     async () => {
