@@ -9,17 +9,21 @@ export interface Timed {
   readonly foreign: number
 }
 
-/** One side in a race. `run` does the work once and says how long it took. */
+/** One side in a race. `run` does the work once and says how long it took; `clear` makes room before and after it. */
 export interface Runner {
   readonly side: Side
   run(): Promise<number>
+  clear?(): void
 }
 
 async function timed(runner: Runner): Promise<Timed> {
   const { pids } = runner.side
+  runner.clear?.()
   const before = cpuTimes(pids)
   const seconds = await runner.run()
-  return { seconds, foreign: foreignShare(before, cpuTimes(pids)) }
+  const foreign = foreignShare(before, cpuTimes(pids))
+  runner.clear?.()
+  return { seconds, foreign }
 }
 
 /**

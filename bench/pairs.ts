@@ -1,6 +1,6 @@
 // Alternated pairs and their statistics: a claim is a ratio measured in one run. Pairs that other work on the machine
 // disturbed are dropped.
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 
 /** One pair: seconds of the peer and of ours for the same work. */
@@ -59,22 +59,40 @@ export function ratioOf(pairs: readonly Pair[]): Ratio {
 
 interface CpuTimes {
   readonly busy: number
+  /** Of the processes that are measured, and of the kernel's own threads: those write back what a side wrote. */
   readonly own: number
   readonly at: number
 }
 
 const ticksPerSecond = 100
 
-/** User and system time, that of ended children too. */
-function processTicks(pid: number): number {
+/** Fields of /proc/PID/stat from the state on, which is the third. */
+function statFields(pid: number): string[] {
   try {
-    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    return readFileSync(`/proc/${pid}/stat`, 'utf8')
       .replace(/^.*\) /, '')
       .split(' ')
-    return [11, 12, 13, 14].reduce((sum, i) => sum + Number(fields[i]), 0)
   } catch {
-    return 0
+    return [] // ended
   }
+}
+
+const sumOf = (fields: readonly string[], of: readonly number[]) => of.reduce((n, i) => n + Number(fields[i] ?? 0), 0)
+
+/** User and system time of a process, and that of its ended children. */
+const processTicks = (pid: number) => sumOf(statFields(pid), [11, 12, 13, 14])
+
+const kernelParent = '2'
+
+/** User and system time of the kernel's threads. */
+function kernelTicks(): number {
+  let ticks = 0
+  for (const name of readdirSync('/proc')) {
+    if (!/^[0-9]+$/.test(name)) continue
+    const fields = statFields(Number(name))
+    if (fields[1] === kernelParent) ticks += sumOf(fields, [11, 12])
+  }
+  return ticks
 }
 
 /** CPU time of the machine and of the given processes so far. */
@@ -82,7 +100,8 @@ export function cpuTimes(pids: readonly number[]): CpuTimes {
   const cpu = (readFileSync('/proc/stat', 'utf8').split('\n')[0] as string).trim().split(/\s+/).slice(1).map(Number)
   const idle = (cpu[3] ?? 0) + (cpu[4] ?? 0)
   const busy = cpu.slice(0, 8).reduce((a, b) => a + b, 0) - idle
-  return { busy, own: pids.reduce((sum, pid) => sum + processTicks(pid), 0), at: performance.now() }
+  const own = pids.reduce((sum, pid) => sum + processTicks(pid), kernelTicks())
+  return { busy, own, at: performance.now() }
 }
 
 /** Share of the machine that others used between two readings. */

@@ -4,10 +4,8 @@ Reads one JSON command a line from stdin and answers with one JSON line. The har
 PyTorch comes, and tuned (kept malloc memory, huge pages, torch.compile).
 """
 
-import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 
@@ -15,26 +13,12 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import peer_files
+
 SIZES = {
     "a": dict(num_hidden_layers=4, hidden_size=256, num_attention_heads=4, num_key_value_heads=2, intermediate_size=688, vocab_size=8192),
     "b": dict(num_hidden_layers=8, hidden_size=512, num_attention_heads=8, num_key_value_heads=4, intermediate_size=1376, vocab_size=32000),
 }
-
-
-def weight_files(folder):
-    return sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
-
-
-def cut_dim(key):
-    """Which dim of a matrix tensor-parallel ranks share."""
-    return 1 if key.endswith(("o_proj.weight", "down_proj.weight")) else 0
-
-
-def flush_folder(folder):
-    """Waits until every file is on disk, as a tool that promises to survive a power cut does."""
-    for name in os.listdir(folder):
-        with open(os.path.join(folder, name), "rb") as f:
-            os.fsync(f.fileno())
 
 
 class Peer:
@@ -93,75 +77,6 @@ class Peer:
             )
         return {"seconds": time.perf_counter() - start, "tokens": out[0, ids.shape[1]:].tolist()}
 
-    def copy_folder(self, folder, target):
-        """cp, and every file on disk."""
-        start = time.perf_counter()
-        subprocess.run(["cp", "-r", folder, target], check=True)
-        flush_folder(target)
-        return {"seconds": time.perf_counter() - start}
-
-    def hash_folder(self, folder):
-        """One SHA-256 pass over the bytes of every weight file, on one core."""
-        start = time.perf_counter()
-        for name in weight_files(folder):
-            with open(os.path.join(folder, name), "rb", buffering=0) as f:
-                digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-                while n := f.readinto(buffer):
-                    digest.update(buffer[:n])
-        return {"seconds": time.perf_counter() - start}
-
-    def split_folder(self, folder, target, parts, flush):
-        """The same import in a script: every matrix cut for tensor parallelism, one safetensors file a rank."""
-        from safetensors import safe_open
-        from safetensors.torch import save_file
-        start = time.perf_counter()
-        os.makedirs(target, exist_ok=True)
-        ranks = [{} for _ in range(parts)]
-        for name in weight_files(folder):
-            with safe_open(os.path.join(folder, name), "pt") as f:
-                for key in f.keys():
-                    tensor = f.get_tensor(key)
-                    pieces = tensor.chunk(parts, cut_dim(key)) if tensor.ndim == 2 else [tensor] * parts
-                    for rank, piece in zip(ranks, pieces):
-                        rank[key] = piece.contiguous()
-        for i, rank in enumerate(ranks):
-            save_file(rank, os.path.join(target, f"rank{i}.safetensors"))
-        if flush:
-            flush_folder(target)
-        return {"seconds": time.perf_counter() - start}
-
-    def merge_folder(self, folder, target, source, flush):
-        """The way back in a script: the ranks' files become the files of `source` again."""
-        from safetensors import safe_open
-        from safetensors.torch import save_file
-        start = time.perf_counter()
-        os.makedirs(target, exist_ok=True)
-        ranks = [safe_open(os.path.join(folder, name), "pt") for name in weight_files(folder)]
-        for name in weight_files(source):
-            with safe_open(os.path.join(source, name), "pt") as f:
-                keys = list(f.keys())
-            tensors = {}
-            for key in keys:
-                pieces = [rank.get_tensor(key) for rank in ranks]
-                whole = len(pieces) == 1 or pieces[0].ndim != 2
-                tensors[key] = pieces[0] if whole else torch.cat(pieces, cut_dim(key))
-            save_file(tensors, os.path.join(target, name), metadata={"format": "pt"})
-        if flush:
-            flush_folder(target)
-        return {"seconds": time.perf_counter() - start}
-
-    def load_tensors(self, folder, dtype):
-        """Every tensor of the folder in memory of its own (safetensors alone hands out pages of the file, unread)."""
-        from safetensors import safe_open
-        wanted = getattr(torch, dtype)
-        start = time.perf_counter()
-        tensors = {}
-        for name in weight_files(folder):
-            with safe_open(os.path.join(folder, name), "pt") as f:
-                for key in f.keys():
-                    tensors[key] = f.get_tensor(key).to(wanted, copy=True)
-        return {"seconds": time.perf_counter() - start}
-
     def versions(self):
         return {"torch": torch.__version__, "transformers": transformers.__version__, "python": sys.version.split()[0]}
 
@@ -175,7 +90,7 @@ def main():
         command = json.loads(line)
         name = command.pop("command")
         try:
-            answer = getattr(peer, name)(**command)
+            answer = (getattr(peer, name, None) or getattr(peer_files, name))(**command)
         except Exception as error:  # the harness prints it and goes on
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)

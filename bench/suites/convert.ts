@@ -7,6 +7,7 @@ import { alternate, type Runner } from '../alternate.js'
 import { peerKinds } from '../peers.js'
 import type { Row } from '../results.js'
 import type { Side } from '../side.js'
+import { commandRows } from './commands.js'
 import { type BenchOptions, syntheticFolder } from './options.js'
 import { rowOf, withSides } from './rows.js'
 
@@ -36,7 +37,7 @@ interface Converted extends Record<string, unknown> {
 }
 
 /** Where the folders of a suite stand. */
-class Places {
+export class Places {
   constructor(
     readonly hf: string,
     private readonly work: string,
@@ -50,7 +51,7 @@ class Places {
 }
 
 /** Removes what an earlier run wrote, and waits until the disk has nothing left to do. */
-function clear(...folders: string[]): void {
+export function clear(...folders: string[]): void {
   for (const folder of folders) rmSync(folder, { recursive: true, force: true })
   spawnSync('sync')
 }
@@ -59,11 +60,10 @@ function clear(...folders: string[]): void {
 function copying(side: Side, places: Places, sha256: boolean): Runner {
   return {
     side,
+    clear: () => clear(places.copy()),
     async run() {
-      clear(places.copy())
       const copied = await side.call<Converted>('copy_folder', { folder: places.hf, target: places.copy() })
       const hashed = sha256 ? await side.call<Converted>('hash_folder', { folder: places.hf }) : null
-      clear(places.copy())
       return Math.max(copied.seconds, hashed?.seconds ?? 0)
     },
   }
@@ -73,13 +73,11 @@ function script(side: Side, places: Places, { way, tp }: Case, flush: boolean): 
   const args = { target: places.copy(), flush }
   return {
     side,
+    clear: () => clear(places.copy()),
     async run() {
-      clear(places.copy())
       const command = way === 'import' ? 'split_folder' : 'merge_folder'
       const from = way === 'import' ? { folder: places.hf, parts: tp } : { folder: places.split(tp), source: places.hf }
-      const { seconds } = await side.call<Converted>(command, { ...args, ...from })
-      clear(places.copy())
-      return seconds
+      return (await side.call<Converted>(command, { ...args, ...from })).seconds
     },
   }
 }
@@ -92,12 +90,11 @@ async function race(options: BenchOptions, of: Case, places: Places, ours: Side,
   const { way, tp, sha256 } = of
   const own: Runner = {
     side: ours,
+    clear: () => clear(places.output()),
     async run() {
-      clear(places.output())
       const folder = way === 'import' ? places.hf : places.checkpoint(tp)
       const answer = await ours.call<Converted>(`${way}_folder`, { folder, target: places.output(), tp, sha256 })
       if (answer.peak_mib !== undefined) peaks.push(answer.peak_mib)
-      clear(places.output())
       return answer.seconds
     },
   }
@@ -107,6 +104,7 @@ async function race(options: BenchOptions, of: Case, places: Places, ours: Side,
     const what = way === 'import' ? 'a script that splits with PyTorch and safetensors' : 'a script that joins so'
     peers.push([what, script(peer, places, of, false)], [`${what}, flushed`, script(peer, places, of, true)])
   }
+  own.clear?.()
   await own.run() // warm
   peaks.length = 0
   const runners = peers.map(([, runner]) => runner)
@@ -144,6 +142,7 @@ export async function convertSuite(options: BenchOptions): Promise<Row[]> {
       of.processes,
     )
   }
+  for (const way of ['import', 'export'] as const) rows.push(...(await commandRows(options, places, way)))
   clear(...[1, 2].flatMap((tp) => [places.checkpoint(tp), places.split(tp)]))
   return rows
 }

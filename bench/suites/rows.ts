@@ -20,6 +20,7 @@ export async function withSides<T>(
   const peers = kinds.map((kind) => ({ kind, side: startPeer(kind, options.python, options.threads) }))
   const ours = startOurs(options.threads, processes)
   try {
+    await Promise.all(peers.map(({ side }) => side.call('versions'))) // started: importing PyTorch takes both cores for seconds
     return await work({ ours, peers })
   } finally {
     for (const side of [ours, ...peers.map(({ side }) => side)]) side.end()
