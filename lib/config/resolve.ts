@@ -108,22 +108,7 @@ function dtypeOf(precision: RunConfig['mixedPrecision'], dtype: DType): DType {
   return precision === 'fp32' ? 'float32' : 'bfloat16'
 }
 
-function batchProblems(config: RunConfig, worldSize: number): string[] {
-  return [...sampleProblems(config, worldSize), ...sequenceProblems(config)]
-}
-
-/** Sequence parallelism gives each tensor-parallel rank an equal run of a micro-batch's tokens. */
-function sequenceProblems({ train, model }: RunConfig): string[] {
-  const { sequenceParallel, tensorModelParallelSize: tp, seqLength } = model
-  const tokens = train.microBatchSize * seqLength
-  if (!sequenceParallel || tokens % tp === 0) return []
-  return [
-    `train.microBatchSize=${train.microBatchSize} times model.seqLength=${seqLength} must be divisible by ` +
-      `model.tensorModelParallelSize=${tp} for sequence parallelism: change one, or set model.sequenceParallel=false (--no-sp)`,
-  ]
-}
-
-function sampleProblems({ train, model }: RunConfig, worldSize: number): string[] {
+function batchProblems({ train, model }: RunConfig, worldSize: number): string[] {
   const ranks = model.tensorModelParallelSize * model.pipelineModelParallelSize * model.contextParallelSize
   const dp = worldSize / ranks
   if (!Number.isInteger(dp) || dp < 1) return []

@@ -1,15 +1,17 @@
-// Token by token from a model, with a cache of keys and values. Every rank of the model's tensor-parallel group calls it with the
-// same arguments and yields the same tokens. Prompts of one batch are padded on the left; no padding is ever seen.
+// Token by token from a model, with a cache of keys and values on each pipeline stage for its own layers. Every rank calls it with the
+// same arguments and yields the same tokens: the last stage chooses them. Prompts of one batch are padded on the left; no padding is
+// ever seen.
 import { native } from '../addon/load.js'
 import { stopIfAborted, ViaductError } from '../base/errors.js'
-import { uploadBatch } from '../models/batch.js'
+import type { TokenBatch } from '../models/batch.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import type { GPTModel } from '../models/gpt.js'
 import type { KvCache } from '../models/kvCache.js'
-import { allGather } from '../parallel/collectives.js'
+import { forwardOnce } from '../models/pipelineRun.js'
+import { allGather, broadcast } from '../parallel/collectives.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { Scope, withScope } from '../tensor/scope.js'
-import type { Tensor } from '../tensor/tensor.js'
+import { Tensor } from '../tensor/tensor.js'
 import { uniformAt } from './philox.js'
 import { checkSampling, type SamplingOptions, sampleToken } from './sampling.js'
 
@@ -39,7 +41,6 @@ export async function* generateSteps(
   options: GenerateOptions,
 ): AsyncGenerator<GeneratedStep, void> {
   checkSampling(options)
-  const chunk = soleChunk(model)
   if (prompts.length === 0 || prompts.some((prompt) => prompt.length === 0)) {
     throw new ViaductError('ERR_USAGE', 'generate', 'expected prompts of at least one token each, got an empty one')
   }
@@ -51,18 +52,22 @@ export async function* generateSteps(
     ...prompt,
   ])
   const done = prompts.map(() => false)
-  const before = chunk.training
+  const before = model.training
   const scope = new Scope()
   const ctx = model.ctx({ scope })
   model.training = false
-  let cache: KvCache | null = null
+  const caches: KvCache[] = []
   try {
-    if (useCache) cache = chunk.createCache(ctx, prompts.length, longest + maxNewTokens)
+    if (useCache)
+      for (const chunk of model.chunks) caches.push(chunk.createCache(ctx, prompts.length, longest + maxNewTokens))
     for (let step = 0; step < maxNewTokens && done.includes(false); step++) {
       stopIfAborted(options.signal, 'generate')
       const next = await withScope(ctx, async (inner) => {
-        const logits = await lastLogits(inner, chunk, sequences, padding, cache)
-        return await chooseTokens(inner, chunk, logits, options, longest + step, padding)
+        const batch = newTokens(sequences, padding, caches[0]?.length ?? 0)
+        const logits = await forwardOnce(inner, model, batch, useCache ? caches : null)
+        const last = logits && lastPosition(inner, logits, batch)
+        const chosen = last && (await chooseTokens(inner, model, last, options, longest + step, padding))
+        return await fromLastStage(inner, chosen, prompts.length)
       })
       const given = next.map((token, b) => (done[b] ? null : token))
       sequences.forEach((sequence, b) => void sequence.push(next[b] as number))
@@ -72,7 +77,7 @@ export async function* generateSteps(
       yield given
     }
   } finally {
-    cache?.dispose()
+    for (const cache of caches) cache.dispose()
     scope.close()
     model.training = before
   }
@@ -93,61 +98,48 @@ export async function generate(
   return added
 }
 
-/** Why a pipeline is refused. */
-export const generatesOnOneStage = 'generation over pipeline stages is not built yet, use pipelineModelParallelSize=1'
-
-function soleChunk(model: DistributedModel): GPTModel {
-  const [chunk] = model.chunks
-  const stages = model.mesh.get('pp').size
-  if (chunk === undefined || model.chunks.length !== 1 || stages > 1) {
-    throw new ViaductError(
-      'ERR_UNSUPPORTED',
-      'generate',
-      `expected a model in one piece, got one over ${stages} pipeline stages: ${generatesOnOneStage}`,
-    )
+/** The tokens that no cache holds yet. */
+function newTokens(sequences: readonly number[][], padding: readonly number[], start: number): TokenBatch {
+  const batchSize = sequences.length
+  const seqLength = (sequences[0] as number[]).length - start
+  return {
+    batchSize,
+    seqLength,
+    tokens: Int32Array.from(sequences.flatMap((sequence) => sequence.slice(start))),
+    positionIds: Int32Array.from({ length: batchSize * seqLength }, (_, t) =>
+      Math.max(0, start + (t % seqLength) - (padding[Math.floor(t / seqLength)] as number)),
+    ),
+    start,
+    ...(padding.some((p) => p > 0) ? { firstKeys: Int32Array.from(padding) } : {}),
   }
-  return chunk
 }
 
-/** Logits [B, Vlocal] of the last position: of the new tokens alone where a cache holds the others. */
-async function lastLogits(
-  ctx: Ctx,
-  chunk: GPTModel,
-  sequences: readonly number[][],
-  padding: readonly number[],
-  cache: KvCache | null,
-): Promise<Tensor> {
-  const B = sequences.length
-  const start = cache?.length ?? 0
-  const S = (sequences[0] as number[]).length - start
-  const batch = uploadBatch(
-    ctx,
-    {
-      batchSize: B,
-      seqLength: S,
-      tokens: Int32Array.from(sequences.flatMap((sequence) => sequence.slice(start))),
-      positionIds: Int32Array.from({ length: B * S }, (_, t) =>
-        Math.max(0, start + (t % S) - (padding[Math.floor(t / S)] as number)),
-      ),
-      start,
-      ...(padding.some((p) => p > 0) ? { firstKeys: Int32Array.from(padding) } : {}),
-    },
-    chunk.config,
-  )
-  const logits = await chunk.forward(ctx, batch, cache ?? undefined)
+/** Logits [B, Vlocal] of each sequence's last position. */
+function lastPosition(ctx: Ctx, logits: Tensor, { batchSize: B, seqLength: S }: TokenBatch): Tensor {
   const V = logits.shape[1] as number
   return logits.view(ctx, [B, V], [S * V, 1], (S - 1) * V)
 }
 
+/** The tokens that the last stage chose, on every stage. */
+async function fromLastStage(ctx: Ctx, chosen: readonly number[] | null, count: number): Promise<readonly number[]> {
+  const pp = ctx.groups.get('pp')
+  if (pp.size === 1) return chosen as readonly number[]
+  const ids =
+    chosen === null ? ctx.empty([count], 'int32') : Tensor.fromHost(ctx, Int32Array.from(chosen), [count], 'int32')
+  const bytes = await broadcast(ctx, ids, pp.size - 1, pp).bytes()
+  return [...new Int32Array(bytes.buffer, bytes.byteOffset, count)]
+}
+
 async function chooseTokens(
   ctx: Ctx,
-  chunk: GPTModel,
+  model: DistributedModel,
   logits: Tensor,
   options: GenerateOptions,
   position: number,
   padding: readonly number[],
 ): Promise<number[]> {
   const B = logits.shape[0] as number
+  const chunk = model.chunks.at(-1) as GPTModel
   const V = chunk.config.vocabSize
   if ((options.temperature ?? 0) === 0) return await greedyTokens(ctx, chunk, logits)
   const rows = ctx.empty(logits.shape, logits.dtype)

@@ -20,7 +20,6 @@ import { Tensor } from '../tensor/tensor.js'
 export interface LogitsOptions {
   /** Gradients of the mean loss too. Default false. */
   readonly grads?: boolean
-  /** Sequence parallelism is left off where tp does not divide the tokens. */
   readonly parallel: ParallelConfig
   /** Computes in this dtype. Default: the checkpoint's; a float16 one is computed in float32, which holds it exactly. */
   readonly dtype?: DType
@@ -65,9 +64,7 @@ export async function computeLogits(
 ): Promise<LogitsReport> {
   const batch = readBatch(await readHostTensors(input), input)
   const { batchSize: B, seqLength: S } = batch
-  const { parallel } = options
-  const sequenceParallel = parallel.sequenceParallel && (B * S) % parallel.tensorModelParallelSize === 0
-  const { bridge, model } = await openModel(dir, { ...options, parallel: { ...parallel, sequenceParallel } })
+  const { bridge, model } = await openModel(dir, options)
   const first = model.mesh.get('world').rank === 0
   const results = new Map<string, HostTensor>()
   const ctx = model.ctx()

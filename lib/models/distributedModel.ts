@@ -54,7 +54,11 @@ export class DistributedModel {
     return Ctx.create({ device: this.device, groups: this.mesh, ...fields })
   }
 
-  /** Dropout on or off in every chunk. */
+  /** Whether dropout is on, in every chunk. */
+  get training(): boolean {
+    return this.chunks.some((chunk) => chunk.training)
+  }
+
   set training(on: boolean) {
     for (const chunk of this.chunks) chunk.training = on
   }

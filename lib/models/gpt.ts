@@ -12,6 +12,7 @@ import { recompute } from '../ops/recompute.js'
 import { allGather } from '../parallel/collectives.js'
 import { ColumnParallelLinear } from '../parallel/columnLinear.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
+import { ownRun, sharedRows } from '../parallel/sharedRows.js'
 import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
 import { VocabParallelEmbedding } from '../parallel/vocabParallelEmbedding.js'
 import type { BatchCoordinates, Ctx, Group, Groups } from '../tensor/ctx.js'
@@ -32,7 +33,7 @@ export interface GPTOptions {
   readonly paddedVocabSize?: number
   /** 'full': each layer runs again in the backward pass instead of saving its activations. Default null. */
   readonly recomputeGranularity?: 'full' | null
-  /** Where tp > 1, norms and dropout see an equal run of the tokens on each rank. Default false. */
+  /** Where tp > 1, norms and dropout see a run of the tokens on each rank. Default false. */
   readonly sequenceParallel?: boolean
   /** What this chunk of a pipeline stage holds; default: the whole model. */
   readonly part?: PipelinePart
@@ -149,11 +150,9 @@ export class GPTModel extends Module {
 
   /**
    * Logits [T, Vlocal] of this rank's columns, in paramsDtype; columns at or past vocabSize are padding. On a pipeline stage: of the
-   * last chunk, from `batch.hidden`. A pass with a cache runs without sequence parallelism, and so does one without a tape whose
-   * tokens tp does not divide.
+   * last chunk, from `batch.hidden`. A pass with a cache runs without sequence parallelism.
    * @param cache - holds the keys before this batch; this call's are appended.
    * @param observe - sees the hidden states between the parts; without one nothing is kept for it.
-   * @throws ERR_LAYOUT_INVALID under a tape with sequence parallelism when tp does not divide the batch's tokens.
    */
   async forward(ctx: Ctx, batch: DeviceBatch, cache?: KvCache, observe?: ForwardObserver): Promise<Tensor> {
     const { finalLayernorm } = this.decoder
@@ -177,11 +176,12 @@ export class GPTModel extends Module {
   /**
    * What a chunk of a pipeline gives to the next one: the hidden states [hiddenRows, H] behind its last layer. The residual stream is
    * added here, as the next norm would: the same bits, and half as much to send.
+   * @param cache - as of `forward`.
    */
-  async pass(ctx: Ctx, batch: DeviceBatch): Promise<Tensor> {
+  async pass(ctx: Ctx, batch: DeviceBatch, cache?: KvCache): Promise<Tensor> {
     return await withScope(ctx, async (scoped) => {
-      const inner = scoped.with({ batch: this.#coordinates(scoped, batch) })
-      const { x, residual } = await this.#body(inner, batch)
+      const inner = scoped.with({ batch: this.#coordinates(scoped, batch, cache) })
+      const { x, residual } = await this.#body(inner, batch, cache)
       return residual === null ? x : add(inner, { a: x, b: residual }).y
     })
   }
@@ -217,21 +217,9 @@ export class GPTModel extends Module {
     return hidden
   }
 
-  /**
-   * Rows of hidden states between the linears for a batch of so many tokens: all, or with sequence parallelism this rank's run.
-   * @throws ERR_LAYOUT_INVALID under a tape where tp does not divide them.
-   */
-  hiddenRows(ctx: Ctx, tokens: number, cache?: KvCache): number {
-    const { size } = this.#tp
-    const divides = tokens % size === 0
-    // Without a tape no gradient tells the two ways apart.
-    if (!this.#sequenceParallel || cache !== undefined || (!divides && ctx.tape === null)) return tokens
-    if (divides) return tokens / size
-    throw new ViaductError(
-      'ERR_LAYOUT_INVALID',
-      'gpt',
-      `expected a batch whose tokens tensorModelParallelSize=${size} divides for sequence parallelism, got ${tokens}: pad it, or set sequenceParallel to false`,
-    )
+  /** Rows of hidden states between the linears for a batch of so many tokens: all, or with sequence parallelism this rank's run. */
+  hiddenRows(tokens: number, cache?: KvCache): number {
+    return this.#sequenceParallel && cache === undefined ? sharedRows(tokens, this.#tp) : tokens
   }
 
   /** [hiddenRows, H]: embedded tokens where the model begins, else what the chunk before gave. */
@@ -280,11 +268,20 @@ export class GPTModel extends Module {
     return whole
   }
 
-  /** A cache for generation with this model; the caller disposes it. */
+  /** A cache for generation with this model, or of a chunk's own layers; the caller disposes it. */
   createCache(ctx: Ctx, batchSize: number, maxLength: number): KvCache {
-    const { numLayers, numQueryGroups, kvChannels, paramsDtype } = this.config
+    const { numQueryGroups, kvChannels: channels, paramsDtype: dtype } = this.config
+    const { first: firstLayer, end } = this.part
     const groups = Math.max(1, numQueryGroups / this.#tp.size)
-    return KvCache.create(ctx, { numLayers, batchSize, maxLength, groups, channels: kvChannels, dtype: paramsDtype })
+    return KvCache.create(ctx, {
+      firstLayer,
+      numLayers: end - firstLayer,
+      batchSize,
+      maxLength,
+      groups,
+      channels,
+      dtype,
+    })
   }
 
   override dispose(): void {
@@ -294,12 +291,9 @@ export class GPTModel extends Module {
 
   /** Coordinates of the rows that this rank has between the linears: of all tokens, or with sequence parallelism of its run. */
   #coordinates(ctx: Ctx, { sampleIds, positions }: DeviceBatch, cache?: KvCache): BatchCoordinates {
-    const tokens = positions.shape[0] as number
-    const count = this.hiddenRows(ctx, tokens, cache)
-    if (count === tokens) return { sampleIds, positions }
-    const { rank } = this.#tp
-    const mine = (t: Tensor) => t.slice(ctx, 0, rank * count, count)
-    return { sampleIds: mine(sampleIds), positions: mine(positions), sequenceParallel: true }
+    if (!this.#sequenceParallel || cache !== undefined) return { sampleIds, positions }
+    const [own, places] = [sampleIds, positions].map((t) => ownRun(ctx, t, this.#tp)) as [Tensor, Tensor]
+    return { sampleIds: own, positions: places, sharedTokens: positions.shape[0] as number }
   }
 
   #attentionContext(ctx: Ctx, batch: DeviceBatch): AttentionContext {

@@ -7,6 +7,8 @@ import type { Ctx } from '../tensor/ctx.js'
 import { Tensor } from '../tensor/tensor.js'
 
 export interface KvCacheShape {
+  /** Index of the first layer in the whole model: on a pipeline stage not 0. Default 0. */
+  readonly firstLayer?: number
   readonly numLayers: number
   readonly batchSize: number
   /** Most tokens a sequence may have. */
@@ -40,13 +42,15 @@ export class KvCache {
     return this.#length
   }
 
+  /** @param index - in the whole model. */
   layer(index: number): LayerCache {
-    const layer = this.#layers[index]
+    const { firstLayer = 0, numLayers } = this.shape
+    const layer = this.#layers[index - firstLayer]
     if (layer === undefined) {
       throw new ViaductError(
         'ERR_HANDLE',
         'kvCache',
-        `expected layer 0 to ${this.#layers.length - 1}, got ${index}: the cache may be disposed`,
+        `expected layer ${firstLayer} to ${firstLayer + numLayers - 1}, got ${index}: the cache may be disposed`,
       )
     }
     return { ...layer, length: this.#length }

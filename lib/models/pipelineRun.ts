@@ -1,5 +1,5 @@
 // Executes a pipeline schedule on this rank: one tape and one scope for each micro-batch in each chunk. Without a pipeline it is the plain
-// loop over micro-batches. Shapes need no messages: each stage has the tokens of every micro-batch.
+// loop over micro-batches. Shapes and the bounds of sequences need no messages: each stage has every micro-batch.
 import { assert } from '../base/errors.js'
 import { type BackwardOptions, Tape } from '../ops/tape.js'
 import type { PipelineLinks } from '../parallel/pipelineLinks.js'
@@ -8,8 +8,10 @@ import type { Ctx } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type DeviceBatch, type TokenBatch, uploadBatch } from './batch.js'
+import { checkSameBatches } from './batchAgreement.js'
 import type { DistributedModel } from './distributedModel.js'
 import type { GPTModel } from './gpt.js'
+import type { KvCache } from './kvCache.js'
 
 /** The end of a micro-batch's forward pass, where its backward pass begins. */
 export interface PassEnd {
@@ -43,8 +45,10 @@ interface OpenPass {
 }
 
 /**
- * Runs all micro-batches through the model, forward and, with `backward`, backward into the main gradients. Every rank calls it with
- * the same micro-batches as the other ranks of its pipeline; `last` runs on the last stage only.
+ * Runs all micro-batches through the model, forward and, with `backward`, backward into the main gradients. Each has lengths and a batch
+ * size of its own. Every rank calls it with the same micro-batches as the other ranks of its copy of the model; `last` runs on the last
+ * stage only.
+ * @throws ERR_DATA on every rank when they are not the same.
  */
 export async function runPipeline(
   ctx: Ctx,
@@ -53,6 +57,7 @@ export async function runPipeline(
   last: LastPass,
   options: PipelineRunOptions,
 ): Promise<void> {
+  await checkSameBatches(ctx, microBatches)
   if (microBatches.length === 0) return
   const sizes = model.config.scheduleSizes(microBatches.length)
   const stage = ctx.groups.get('pp').rank
@@ -67,6 +72,46 @@ export async function runPipeline(
   } finally {
     stageRun.dispose()
   }
+}
+
+/**
+ * Runs one batch through the model without a backward pass. Every rank of its copy of the model calls it with the same batch.
+ * @param caches - of this rank's chunks, in their order; null: no past tokens.
+ * @returns on the last stage logits [T, Vlocal], as GPTModel.forward; null on others.
+ */
+export async function forwardOnce(
+  ctx: Ctx,
+  model: DistributedModel,
+  host: TokenBatch,
+  caches: readonly KvCache[] | null,
+): Promise<Tensor | null> {
+  const batch = uploadBatch(ctx, host, model.config)
+  for (const [at, chunk] of model.chunks.entries()) {
+    const cache = caches?.[at]
+    const input = { ...batch, hidden: receiveHidden(ctx, model, chunk, host, cache) }
+    if (chunk.part.hasHead) return await chunk.forward(ctx, input, cache)
+    linksOf(model).send(ctx, 'forward', await chunk.pass(ctx, input, cache))
+  }
+  return null
+}
+
+function linksOf({ links }: DistributedModel): PipelineLinks {
+  assert(links !== null, 'a part of a model without the links to its neighbours')
+  return links
+}
+
+/** What the chunk before this one gave; null where the model begins. */
+function receiveHidden(
+  ctx: Ctx,
+  model: DistributedModel,
+  chunk: GPTModel,
+  { batchSize, seqLength }: TokenBatch,
+  cache?: KvCache,
+): Tensor | null {
+  if (chunk.part.hasEmbedding) return null
+  const { hiddenSize, paramsDtype } = chunk.config
+  const rows = chunk.hiddenRows(batchSize * seqLength, cache)
+  return linksOf(model).receive(ctx, 'forward', [rows, hiddenSize], paramsDtype)
 }
 
 class StageRun {
@@ -89,7 +134,7 @@ class StageRun {
     try {
       const inner = ctx.with({ scope, tape })
       const uploaded = uploadBatch(inner, host, model.config)
-      const input = chunk.part.hasEmbedding ? null : this.#receiveHidden(inner, chunk, host)
+      const input = receiveHidden(inner, model, chunk, host)
       if (input !== null) tape?.watch(input)
       const batch = { ...uploaded, hidden: input }
       if (chunk.part.hasHead) {
@@ -97,7 +142,7 @@ class StageRun {
         this.#keep(microBatch, at, scope, tape, { input, output, seed })
       } else {
         const output = await chunk.pass(inner, batch)
-        this.#links.send(inner, 'forward', output)
+        linksOf(model).send(inner, 'forward', output)
         // What the backward pass needs of it, the tape holds.
         output.dispose()
         this.#keep(microBatch, at, scope, tape, { input, output, seed: null })
@@ -116,7 +161,7 @@ class StageRun {
     const scope = new Scope()
     try {
       const ctx = this.ctx.with({ scope })
-      const seed = pass.seed ?? this.#links.receive(ctx, 'backward', output.shape, output.dtype)
+      const seed = pass.seed ?? linksOf(this.model).receive(ctx, 'backward', output.shape, output.dtype)
       const found = await tape.backward(ctx, [output], [seed], {
         ...this.#told(microBatch),
         weights: weights ? 'now' : 'defer',
@@ -124,7 +169,7 @@ class StageRun {
       if (input !== null) {
         const gradient = found.get(input)
         assert(gradient !== undefined, `no gradient has come to the input of chunk ${at}`)
-        this.#links.send(ctx, 'backward', gradient)
+        linksOf(this.model).send(ctx, 'backward', gradient)
       }
     } finally {
       scope.close()
@@ -154,18 +199,6 @@ class StageRun {
     const chunk = this.model.chunks[at]
     assert(chunk !== undefined, `a schedule with chunk ${at} for a model of ${this.model.chunks.length}`)
     return chunk
-  }
-
-  get #links(): PipelineLinks {
-    const { links } = this.model
-    assert(links !== null, 'a part of a model without the links to its neighbours')
-    return links
-  }
-
-  #receiveHidden(ctx: Ctx, chunk: GPTModel, { batchSize, seqLength }: TokenBatch): Tensor {
-    const { hiddenSize, paramsDtype } = chunk.config
-    const rows = chunk.hiddenRows(ctx, batchSize * seqLength)
-    return this.#links.receive(ctx, 'forward', [rows, hiddenSize], paramsDtype)
   }
 
   #keep(microBatch: number, at: number, scope: Scope, tape: Tape | null, rest: Omit<OpenPass, 'scope' | 'tape'>): void {

@@ -42,7 +42,8 @@ export class ColumnParallelLinear extends Module implements LinearLike {
   /** x [T, in], whole, or with sequence parallelism this rank's rows of it, to this rank's columns [T, out / tp]. */
   async forward(ctx: Ctx, x: Tensor): Promise<Tensor> {
     const { weight, bias } = this
-    if (ctx.batch?.sequenceParallel) return gatheredLinear(ctx, { x, weight, bias, group: this.#tp }).y
+    const tokens = ctx.batch?.sharedTokens
+    if (tokens !== undefined) return gatheredLinear(ctx, { x, weight, bias, tokens, group: this.#tp }).y
     return linear(ctx, { x: copyForwardReduceBackward(ctx, x, this.#tp), weight, bias }).y
   }
 }

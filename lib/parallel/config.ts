@@ -15,7 +15,7 @@ export interface ParallelConfig {
   expertModelParallelSize: number
   /** Ranks that share each expert's matrices. Default 1. */
   expertTensorParallelSize: number
-  /** Where tp > 1: norms and dropout on a run of the tokens on each rank; tp must divide a micro-batch's tokens. Default false. */
+  /** Where tp > 1: norms and dropout on a run of the tokens on each rank; zeros fill up what tp does not divide. Default false. */
   sequenceParallel: boolean
   /** What each stage holds, in Megatron's form `Et|tt|tL`; null: blocks are spread evenly. See pipelineStages.ts. */
   pipelineModelParallelLayout: string | null

@@ -4,11 +4,13 @@ import { defineOp } from '../ops/define.js'
 import { type LinearArgs, linear } from '../ops/linear.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { gatherRows, reduceScatter } from './collectives.js'
+import { gatherShared, reduceScatterShared } from './sharedRows.js'
 
 interface GatheredLinearArgs extends LinearArgs {
-  /** This rank's rows, [T / size, K]. */
+  /** This rank's run of the rows, [sharedRows(T), K]. */
   readonly x: Tensor
+  /** T, the rows of all ranks. */
+  readonly tokens: number
   readonly group: Group
 }
 
@@ -16,7 +18,7 @@ const { rule } = linear
 
 /** Calls f with the rows of all ranks, which are freed behind it. */
 function withRows(ctx: Ctx, args: GatheredLinearArgs, f: (whole: LinearArgs) => void): void {
-  const x = gatherRows(ctx, args.x, args.group)
+  const x = gatherShared(ctx, args.x, args.tokens, args.group)
   f({ ...args, x })
   x.dispose()
 }
@@ -26,8 +28,8 @@ export const gatheredLinear = defineOp<GatheredLinearArgs, { y: Tensor }>({
   name: 'gatheredLinear',
   shapes(args) {
     rule.shapes(args) // checks
-    const { x, weight, group } = args
-    return { y: { shape: [(x.shape[0] as number) * group.size, weight.data.shape[0] as number], dtype: x.dtype } }
+    const { x, weight, tokens } = args
+    return { y: { shape: [tokens, weight.data.shape[0] as number], dtype: x.dtype } }
   },
   forward: (ctx, args, out) => withRows(ctx, args, (whole) => rule.forward(ctx, whole, out)),
   inputs: ({ x }) => [x],
@@ -36,7 +38,7 @@ export const gatheredLinear = defineOp<GatheredLinearArgs, { y: Tensor }>({
   backwardInput(ctx, args, out, d, wanted) {
     const [whole = null] = rule.backwardInput?.(ctx, args, out, d, wanted) ?? []
     if (whole === null) return [null]
-    const dx = reduceScatter(ctx, whole, args.group)
+    const dx = reduceScatterShared(ctx, whole, args.group)
     whole.dispose()
     return [dx]
   },

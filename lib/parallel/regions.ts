@@ -6,7 +6,8 @@ import { defineOp } from '../ops/define.js'
 import { isExclusive } from '../ops/tape.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { allReduce, gatherRows, reduceScatterInto } from './collectives.js'
+import { allReduce } from './collectives.js'
+import { gatherShared, reduceScatterSharedInto, sharedRows } from './sharedRows.js'
 
 interface RegionArgs {
   readonly x: Tensor
@@ -48,11 +49,13 @@ export function copyForwardReduceBackward(ctx: Ctx, x: Tensor, group: Group): Te
 const reduceScatterOp = defineOp<RegionArgs, { y: Tensor }>({
   name: 'reduceScatterForwardGatherBackward',
   shapes: ({ x, group }) => ({
-    y: { shape: [(x.shape[0] as number) / group.size, ...x.shape.slice(1)], dtype: x.dtype },
+    y: { shape: [sharedRows(x.shape[0] as number, group), ...x.shape.slice(1)], dtype: x.dtype },
   }),
-  forward: (ctx, { x, group }, { y }) => reduceScatterInto(ctx, y, x, group),
+  forward: (ctx, { x, group }, { y }) => reduceScatterSharedInto(ctx, y, x, group),
   inputs: ({ x }) => [x],
-  backwardInput: (ctx, { group }, _, { y: dy }) => [dy === null ? null : gatherRows(ctx, dy, group)],
+  backwardInput: (ctx, { x, group }, _, { y: dy }) => [
+    dy === null ? null : gatherShared(ctx, dy, x.shape[0] as number, group),
+  ],
 })
 
 /**
@@ -61,7 +64,7 @@ const reduceScatterOp = defineOp<RegionArgs, { y: Tensor }>({
  */
 export function sumParts(ctx: Ctx, x: Tensor, tp: Group): Tensor {
   if (tp.size === 1) return x
-  if (!ctx.batch?.sequenceParallel) return reduceOp(ctx, { x, group: tp }).y
+  if (ctx.batch?.sharedTokens === undefined) return reduceOp(ctx, { x, group: tp }).y
   const { y } = reduceScatterOp(ctx, { x, group: tp })
   x.dispose()
   return y

@@ -50,8 +50,11 @@ export interface Rng {
 export interface BatchCoordinates {
   readonly sampleIds: Tensor
   readonly positions: Tensor
-  /** Between the linears each rank of tp has an equal run of the batch's tokens, in rank order. Default: all have all tokens. */
-  readonly sequenceParallel?: boolean
+  /**
+   * Sequence parallelism: the batch's tokens, of whose rows each rank of tp has a run between the linears (parallel/sharedRows.ts).
+   * Default: each rank has the rows of all tokens.
+   */
+  readonly sharedTokens?: number
 }
 
 /** The fields of a Ctx. */

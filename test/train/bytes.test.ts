@@ -65,18 +65,27 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
   const link = { pointToPoint: (slots - 1) * hidden * (sp ? 1 : tp) }
   const embeddings = 2 * Math.ceil(vocab / tp) * tp * H * float * dp
   const statusWord = 5 * 8
-  const emptyList = '[[]]'.length
+  const emptyList = '[[]]'.length * ranks
+  // Whether all ranks of a copy of the model have the same micro-batches: 8 characters.
+  const agreement = '[""]'.length * ranks + 8 * ranks
   const sharded = ddp?.useDistributedOptimizer !== false
   return {
     world: { allReduce: statusWord * ranks },
-    ...(tp > 1 && sp && { tp: { allGather: gathers + lossStatistics, reduceScatter: sums, allReduce: norms } }),
-    ...(tp > 1 && !sp && { tp: { allGather: lossStatistics, allReduce: sums } }),
+    ...(tp > 1 && {
+      tp: {
+        ...(sp
+          ? { allGather: gathers + lossStatistics, reduceScatter: sums, allReduce: norms }
+          : { allGather: lossStatistics, allReduce: sums }),
+        ...(pp === 1 && { gatherBytes: agreement }),
+      },
+    }),
+    ...(tp > 1 && pp > 1 && { tp_pp: { gatherBytes: agreement } }),
     ...(dp > 1 && {
       dp_cp: sharded ? { reduceScatter: gradients, allGather: gradients / dp } : { allReduce: gradients },
     }),
     // Two stages are also first and last: tied embeddings are summed in the same group.
     ...(pp > 1 && {
-      pp: { gatherBytes: emptyList * ranks, ...(isTied && { allReduce: embeddings }) },
+      pp: { gatherBytes: emptyList + (tp === 1 ? agreement : 0), ...(isTied && { allReduce: embeddings }) },
       pp_forward: link,
       pp_backward: link,
     }),

@@ -4,8 +4,12 @@ import { native } from '../../lib/addon/load.js'
 import { AutoBridge } from '../../lib/bridge/autoBridge.js'
 import { generate, generateSteps } from '../../lib/inference/generate.js'
 import type { DistributedModel } from '../../lib/models/distributedModel.js'
+import type { ProviderInit } from '../../lib/models/provider.js'
 import { trainingFixture } from './fixtureRun.js'
+import type { Generated } from './generateRank.js'
 import { startScript } from './startRanks.js'
+
+const full = process.env['VIADUCT_TEST_FULL'] === '1'
 
 let model: DistributedModel
 beforeAll(async () => {
@@ -59,20 +63,47 @@ describe('sampling', () => {
   })
 })
 
-describe('tensor parallelism', () => {
-  it('two ranks give the tokens of one, greedy and sampled', async () => {
-    const started = startScript('generateRank.ts', [], 2)
-    expect(await started.end, started.lines.join('\n')).toBe(0)
-    const line = started.lines.find((text) => text.includes('RESULT '))
-    const ranks = JSON.parse(line?.slice(line.indexOf('RESULT ') + 7) ?? '[]') as unknown[]
-    const greedy = await generate(model, prompts, { maxNewTokens: 40 })
-    const alone = {
-      greedy,
-      uncached: greedy,
-      sampled: await generate(model, prompts, { ...options, seed: 3 }),
-    }
-    expect(ranks).toEqual([alone, alone])
-  }, 60_000)
+describe('every rank gives the tokens of one, greedy and sampled, with and without a cache, and ends where it does', () => {
+  const tp2 = { tensorModelParallelSize: 2, sequenceParallel: true }
+  const pp2 = { pipelineModelParallelSize: 2 }
+  const quick: Readonly<Record<string, Partial<ProviderInit>>> = {
+    'tp 2, pp 2': { ...tp2, ...pp2 },
+    // A stage without a block, which has a cache of no layers.
+    'pp 4': { pipelineModelParallelSize: 4, pipelineModelParallelLayout: 'Et||t|L' },
+    'pp 2, vpp 2, dp 2': { ...pp2, pipelineModelParallelLayout: 'E|t|t|L' },
+  }
+  // Two key-value heads.
+  const more = { 'tp 4': { tensorModelParallelSize: 4, sequenceParallel: true }, 'tp 2, dp 2': tp2, 'pp 2, dp 2': pp2 }
+  const layouts: Readonly<Record<number, typeof quick>> = full
+    ? { 2: { 'tp 2': tp2, 'pp 2': pp2 }, 4: { ...quick, ...more } }
+    : { 4: quick }
+  it.each(Object.keys(layouts).map(Number))(
+    '%i ranks',
+    async (size) => {
+      const greedy = await generate(model, prompts, { maxNewTokens: 40 })
+      const eosIds = [(greedy[0] as number[])[4] as number]
+      const started = startScript(
+        'generateRank.ts',
+        [JSON.stringify({ layouts: layouts[size], prompts, eosIds })],
+        size,
+      )
+      expect(await started.end, started.lines.join('\n')).toBe(0)
+      const line = started.lines.find((text) => text.includes('RESULT '))
+      const results = JSON.parse(line?.slice(line.indexOf('RESULT ') + 7) ?? '{}') as Record<string, unknown[]>
+      const alone: Generated = {
+        greedy,
+        uncached: greedy,
+        sampled: await generate(model, prompts, { ...options, seed: 3 }),
+        ended: await generate(model, prompts, { maxNewTokens: 40, eosIds }),
+        left: 0,
+      }
+      expect(alone.ended).not.toEqual(greedy)
+      expect(Object.keys(results)).toEqual(Object.keys(layouts[size] as object))
+      for (const [name, ranks] of Object.entries(results))
+        expect([name, ranks]).toEqual([name, Array(size).fill(alone)])
+    },
+    60_000,
+  )
 })
 
 describe('bad input', () => {

@@ -6,10 +6,8 @@ import { ViaductError } from '../../base/errors.js'
 import { AutoBridge } from '../../bridge/autoBridge.js'
 import { isCheckpoint, resolveCheckpoint } from '../../checkpoint/checkpointIndex.js'
 import { Tokenizer } from '../../data/tokenizer.js'
-import { generatesOnOneStage } from '../../inference/generate.js'
 import { generateText } from '../../inference/generateText.js'
 import { openModel } from '../../inference/logits.js'
-import { refuseLayout } from '../../parallel/config.js'
 import type { DeviceKind } from '../../tensor/device.js'
 import { checkLayout, chosenLayout, type LayoutFlags } from '../layout.js'
 import { fetchModel } from '../modelSource.js'
@@ -37,7 +35,6 @@ async function tokenizerFolder(dir: string): Promise<string> {
 
 export async function generateCommand(path: string, flags: Flags): Promise<void> {
   const layout = chosenLayout(flags, launchedRanks())
-  if (layout.parallel.pipelineModelParallelSize > 1) refuseLayout([generatesOnOneStage])
   if (!(flags.temperature >= 0))
     throw new ViaductError('ERR_USAGE', 'generate', `expected --temperature of 0 or more, got ${flags.temperature}`)
   await onRanks(

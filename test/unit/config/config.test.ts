@@ -177,15 +177,6 @@ describe('resolve', () => {
       2,
       'contextParallelSize=2: context parallelism is not built yet',
     ],
-    [
-      'tokens that cannot be shared out',
-      (cfg) => {
-        Object.assign(cfg.model, { tensorModelParallelSize: 4, sequenceParallel: true, seqLength: 33 })
-        Object.assign(cfg.train, { microBatchSize: 2, globalBatchSize: 2 })
-      },
-      4,
-      'train.microBatchSize=2 times model.seqLength=33 must be divisible by model.tensorModelParallelSize=4 for sequence parallelism: change one, or set model.sequenceParallel=false (--no-sp)',
-    ],
     ['a wrong type', (cfg) => Object.assign(cfg.train, { trainIters: 'ten' }), 1, 'train.trainIters: expected'],
     ['an unknown word', (cfg) => Object.assign(cfg.scheduler, { lrDecayStyle: 'cosin' }), 1, 'scheduler.lrDecayStyle'],
     [
