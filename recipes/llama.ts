@@ -1,5 +1,6 @@
 // Llama recipes: functions that return a RunConfig. Names and numbers of the big ones are Megatron-Bridge's; the model's
-// fields stand here as data, so that no hub is asked. Change a recipe by assigning to what it returns.
+// fields stand here as data, so that no hub is asked. Change a recipe by assigning to what it returns: `cfg.model.recomputeGranularity`
+// and its neighbours, for one, trade time for memory; recipes keep all activations.
 import { type RunConfig, runConfig } from '../lib/config/runConfig.js'
 import { GPTModelProvider } from '../lib/models/provider.js'
 

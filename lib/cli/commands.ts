@@ -194,6 +194,20 @@ function addTraining(program: Command): void {
     .option('--tokenizer <dir>', 'folder with tokenizer.json (default: the --hf folder)')
     .option('--save <dir>', 'checkpoint folder; training resumes from it if it holds one')
     .option('--load <dir>', 'checkpoint to start from, unless --save holds one')
+    .addOption(
+      new Option(
+        '--recompute-granularity <what>',
+        'what runs again in the backward pass instead of being kept: whole layers, or the modules named',
+      ).choices(['full', 'selective']),
+    )
+    .addOption(
+      new Option(
+        '--recompute-method <how>',
+        'full: layers in groups, of which the input is kept, or the first ones of each chunk',
+      ).choices(['uniform', 'block']),
+    )
+    .option('--recompute-num-layers <n>', 'full: layers of a group (uniform) or of a chunk (block)', positiveInt)
+    .option('--recompute-modules <names>', 'selective: of core_attn,layernorm,mlp (default: core_attn)')
     .option('--nproc-per-node <n>', 'ranks to start here', positiveInt)
     .option(
       '--max-restarts <n>',

@@ -8,6 +8,7 @@ import { AutoBridge } from '../bridge/autoBridge.js'
 import { isCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { applyOverrides, applyYaml } from '../config/overrides.js'
 import { type RunConfig, runConfig } from '../config/runConfig.js'
+import type { RecomputeModule } from '../models/recomputeSettings.js'
 import { chosenLayout, type LayoutFlags, layoutArguments } from './layout.js'
 
 /** The flags of `viaduct train` that make the configuration. */
@@ -17,6 +18,10 @@ export interface TrainFlags extends LayoutFlags {
   tokenizer?: string
   save?: string
   load?: string
+  recomputeGranularity?: 'full' | 'selective'
+  recomputeMethod?: 'uniform' | 'block'
+  recomputeNumLayers?: number
+  recomputeModules?: string
 }
 
 const isYaml = (name: string) => /\.ya?ml$/i.test(name)
@@ -119,10 +124,20 @@ export async function trainConfig(
   return config
 }
 
+/** Flags that are not given leave what the recipe says. Which names and numbers fit is checked with the whole configuration. */
+function applyRecompute({ model }: RunConfig, flags: TrainFlags): void {
+  const { recomputeGranularity, recomputeMethod, recomputeNumLayers, recomputeModules } = flags
+  if (recomputeGranularity !== undefined) model.recomputeGranularity = recomputeGranularity
+  if (recomputeMethod !== undefined) model.recomputeMethod = recomputeMethod
+  if (recomputeNumLayers !== undefined) model.recomputeNumLayers = recomputeNumLayers
+  if (recomputeModules !== undefined) model.recomputeModules = recomputeModules.split(',') as RecomputeModule[]
+}
+
 async function applyFlags(config: RunConfig, flags: TrainFlags): Promise<void> {
   const { dp: _dp, sp: _sp, ...model } = flags
   if (layoutArguments(model).length > 0) Object.assign(config.model, chosenLayout(flags, null).parallel)
   else if (flags.sp === false) config.model.sequenceParallel = false
+  applyRecompute(config, flags)
   if (flags.data !== undefined) {
     config.dataset.kind = 'text'
     config.dataset.path = absolute(flags.data)

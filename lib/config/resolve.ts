@@ -3,7 +3,9 @@
 import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
 import { runnableProblems } from '../models/layoutShards.js'
+import { recomputeProblems } from '../models/recomputeSettings.js'
 import { parallelOf, runProblems } from '../parallel/config.js'
+import { mostLayers } from '../parallel/pipelineStages.js'
 import { freezeConfig, type RunConfig, sectionNames } from './runConfig.js'
 import { schemas } from './sections.js'
 
@@ -60,7 +62,11 @@ function modelAndLayoutProblems(config: RunConfig, worldSize: number): string[] 
   const layout =
     own.length > 0 ? runProblems(config.model, worldSize) : runnableProblems(config.model, config.model, worldSize)
   const isField = (problem: string) => Object.keys(parallelOf({})).some((key) => problem.startsWith(key))
-  return [...layout.map((problem) => (isField(problem) ? `model.${problem}` : problem)), ...own]
+  const { model } = config
+  const sizes = layout.length === 0 && Number.isInteger(model.numLayers) && model.numLayers > 0
+  const largest = sizes ? mostLayers(model, model.numLayers) : null
+  const recompute = recomputeProblems(model, largest).map((problem) => `model.${problem}`)
+  return [...layout.map((problem) => (isField(problem) ? `model.${problem}` : problem)), ...own, ...recompute]
 }
 
 function modelProblems({ model, mixedPrecision }: RunConfig): string[] {

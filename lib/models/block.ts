@@ -6,11 +6,13 @@ import { Module } from '../nn/module.js'
 import type { Init } from '../nn/parameter.js'
 import { activation, gatedActivation } from '../ops/activation.js'
 import { dropout } from '../ops/dropout.js'
+import { recompute, recomputeOutput } from '../ops/recompute.js'
 import { NormColumnParallelLinear } from '../parallel/columnLinear.js'
 import { RowParallelLinear } from '../parallel/rowLinear.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
+import type { RecomputeModule } from './recomputeSettings.js'
 import type { TransformerConfig } from './transformerConfig.js'
 
 /** What a block needs to know to be built. */
@@ -19,6 +21,8 @@ export interface BlockSpec {
   readonly tp: Group
   /** Index in the whole model. */
   readonly layer: number
+  /** Parts that run again in the backward pass instead of keeping their activations. */
+  readonly again: ReadonlySet<RecomputeModule>
   /** The shard of a parameter, by its name in the whole model; null where the model has none. */
   shard(name: string): ShardSpec | null
 }
@@ -58,10 +62,12 @@ export class SelfAttention extends Module {
   linearQkv: NormColumnParallelLinear
   linearProj: RowParallelLinear
   readonly core: CoreAttention
+  readonly #again: BlockSpec['again']
 
   constructor(spec: BlockSpec) {
     super()
     const { config, tp } = spec
+    this.#again = spec.again
     const { first, second } = linears(spec, `decoder.layers.${spec.layer}.self_attention`, 'linear_qkv', 'linear_proj')
     this.linearQkv = this.child('linear_qkv', first)
     this.linearProj = this.child('linear_proj', second)
@@ -74,8 +80,11 @@ export class SelfAttention extends Module {
   async forward(ctx: Ctx, { x, residual }: Hidden, at: AttentionContext, cache?: LayerCache): Promise<Hidden> {
     const normed = this.linearQkv.normalize(ctx, x, residual)
     const qkv = await this.linearQkv.forward(ctx, normed.y)
+    if (this.#again.has('layernorm')) recomputeOutput(ctx, normed.y)
     const mixed = this.core.forward(ctx, qkv, at, cache)
-    return { x: await this.linearProj.forward(ctx, mixed), residual: normed.residual }
+    const y = await this.linearProj.forward(ctx, mixed)
+    if (this.#again.has('core_attn')) recomputeOutput(ctx, mixed)
+    return { x: y, residual: normed.residual }
   }
 }
 
@@ -84,18 +93,31 @@ export class Mlp extends Module {
   linearFc1: NormColumnParallelLinear
   linearFc2: RowParallelLinear
   readonly #config: TransformerConfig
+  readonly #again: BlockSpec['again']
 
   constructor(spec: BlockSpec) {
     super()
     this.#config = spec.config
+    this.#again = spec.again
     const { first, second } = linears(spec, `decoder.layers.${spec.layer}.mlp`, 'linear_fc1', 'linear_fc2')
     this.linearFc1 = this.child('linear_fc1', first)
     this.linearFc2 = this.child('linear_fc2', second)
   }
 
-  async forward(ctx: Ctx, { x, residual }: Hidden): Promise<Hidden> {
+  async forward(ctx: Ctx, hidden: Hidden): Promise<Hidden> {
+    if (!this.#again.has('mlp')) return await this.#once(ctx, hidden)
+    const inputs = hidden.residual ? [hidden.x, hidden.residual] : [hidden.x]
+    const [x, residual] = await recompute(ctx, inputs, async (inner, [again, rest]) => {
+      const out = await this.#once(inner, { x: again as Tensor, residual: rest ?? null })
+      return [out.x, out.residual] as const
+    })
+    return { x, residual }
+  }
+
+  async #once(ctx: Ctx, { x, residual }: Hidden): Promise<Hidden> {
     const normed = this.linearFc1.normalize(ctx, x, residual)
     const inner = await this.linearFc1.forward(ctx, normed.y)
+    if (this.#again.has('layernorm') && !this.#again.has('mlp')) recomputeOutput(ctx, normed.y)
     const { gatedLinearUnit, activation: kind } = this.#config
     const acted = (gatedLinearUnit ? gatedActivation : activation)(ctx, { x: inner, kind }).y
     return { x: await this.linearFc2.forward(ctx, acted), residual: normed.residual }

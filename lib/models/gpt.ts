@@ -24,6 +24,13 @@ import { type Hidden, TransformerLayer } from './block.js'
 import { KvCache } from './kvCache.js'
 import { type RowCutter, shardOf } from './layoutShards.js'
 import { parameterTable } from './parameterTable.js'
+import {
+  defaultRecompute,
+  type LayerRun,
+  layerRuns,
+  type RecomputeSettings,
+  selectedModules,
+} from './recomputeSettings.js'
 import type { TransformerConfig } from './transformerConfig.js'
 
 /** What GPTModel takes besides the transformer's description. */
@@ -31,8 +38,8 @@ export interface GPTOptions {
   readonly groups: Groups
   /** Rows of the vocabulary in memory, over all ranks; default: the least multiple of tp. */
   readonly paddedVocabSize?: number
-  /** 'full': each layer runs again in the backward pass instead of saving its activations. Default null. */
-  readonly recomputeGranularity?: 'full' | null
+  /** Which activations are computed again in the backward pass; what is left out has its default: none. */
+  readonly recompute?: Partial<RecomputeSettings>
   /** Where tp > 1, norms and dropout see a run of the tokens on each rank. Default false. */
   readonly sequenceParallel?: boolean
   /** What this chunk of a pipeline stage holds; default: the whole model. */
@@ -80,7 +87,7 @@ export class GPTModel extends Module {
   training = true
   readonly #tp: Group
   readonly #rotary: RotaryEmbedding
-  readonly #recompute: boolean
+  readonly #runs: readonly LayerRun[]
   readonly #sequenceParallel: boolean
 
   /** Builds the model's structure; parameters have no memory yet. */
@@ -110,9 +117,11 @@ export class GPTModel extends Module {
     const tied = config.shareEmbeddingsAndOutputWeights
     const holdsWords = part.hasEmbedding || (part.hasHead && tied)
     const embedding = holdsWords ? new VocabParallelEmbedding(tp, needed(words), dtype, init) : null
+    const recompute = { ...defaultRecompute, ...options.recompute }
+    const again = selectedModules(recompute)
     const layers = new Map<number, TransformerLayer>()
     for (let layer = part.first; layer < part.end; layer++)
-      layers.set(layer, new TransformerLayer({ config, tp, layer, shard }))
+      layers.set(layer, new TransformerLayer({ config, tp, layer, shard, again }))
     this.part = part
     this.embedding = embedding && this.child('embedding', new LanguageModelEmbedding(embedding))
     if (part.hasHead) {
@@ -132,7 +141,7 @@ export class GPTModel extends Module {
       this.outputLayer = null
     }
     this.#tp = tp
-    this.#recompute = options.recomputeGranularity === 'full'
+    this.#runs = layerRuns(recompute, part)
     this.#sequenceParallel = sequenceParallel && tp.size > 1
     this.#rotary = new RotaryEmbedding({
       channels: Math.floor(config.kvChannels * config.rotaryPercent),
@@ -205,16 +214,53 @@ export class GPTModel extends Module {
     const at = this.#attentionContext(ctx, batch)
     let hidden: Hidden = { x: await this.#input(ctx, batch, drops ? this.config.hiddenDropout : 0), residual: null }
     if (this.part.hasEmbedding) await observe?.('embedding', hidden)
-    for (const [i, layer] of this.decoder.layers) {
-      ctx.stream.setPlace(`decoder.layers.${i}`)
-      const next = await this.#layer(ctx, layer, hidden, at, cache?.layer(i))
-      // Without a tape nobody needs what the layer read; with one, the tape holds what it saved.
-      for (const t of [hidden.x, hidden.residual]) if (t && t !== next.x && t !== next.residual) t.dispose()
-      hidden = next
-      await observe?.(`decoder.layers.${i}`, hidden)
+    for (const { layers, again } of this.#runs) {
+      hidden =
+        again && ctx.tape !== null && observe === undefined
+          ? await this.#runAgain(ctx, layers, hidden, at)
+          : await this.#run(ctx, layers, hidden, at, { cache, observe })
     }
     cache?.advance(batch.seqLength)
     return hidden
+  }
+
+  /**
+   * One layer after the other. Frees what each has read: without a tape nobody needs it; with one, the tape holds what it saved.
+   * @param options - `kept` is not freed.
+   */
+  async #run(
+    ctx: Ctx,
+    layers: readonly number[],
+    start: Hidden,
+    at: AttentionContext,
+    options: { cache?: KvCache | undefined; observe?: ForwardObserver | undefined; kept?: Tensor | undefined },
+  ): Promise<Hidden> {
+    const { cache, observe, kept } = options
+    let hidden = start
+    for (const i of layers) {
+      ctx.stream.setPlace(`decoder.layers.${i}`)
+      const layer = this.decoder.layers.get(i) as TransformerLayer
+      const next = await withScope(ctx, (inner) => layer.forward(inner, hidden, at, this.training, cache?.layer(i)))
+      for (const t of [hidden.x, hidden.residual])
+        if (t && t !== kept && t !== next.x && t !== next.residual) t.dispose()
+      hidden = next
+      await observe?.(`decoder.layers.${i}`, hidden)
+    }
+    return hidden
+  }
+
+  /** As #run, and again in the backward pass: of all these layers the tape keeps their input, x + residual, alone. */
+  async #runAgain(ctx: Ctx, layers: readonly number[], { x, residual }: Hidden, at: AttentionContext): Promise<Hidden> {
+    const input = residual === null ? x : add(ctx, { a: x, b: residual }).y
+    const { rotary, firstKey, keyEnd } = at
+    const reads = [rotary?.cos ?? null, rotary?.sin ?? null, rotary?.positions ?? null, firstKey, keyEnd]
+    const run = async (inner: Ctx, [again]: readonly Tensor[]) => {
+      const out = await this.#run(inner, layers, { x: again as Tensor, residual: null }, at, { kept: again })
+      return [out.x, out.residual] as const
+    }
+    const [y, rest] = await recompute(ctx, [input], run, reads)
+    for (const t of [x, residual, input]) t?.dispose()
+    return { x: y, residual: rest }
   }
 
   /** Rows of hidden states between the linears for a batch of so many tokens: all, or with sequence parallelism this rank's run. */
@@ -301,27 +347,4 @@ export class GPTModel extends Module {
     const tables = this.#rotary.tables(ctx, maxPosition)
     return { batchSize, rotary: { ...tables, positions, interleaved: this.config.rotaryInterleaved }, firstKey, keyEnd }
   }
-
-  async #layer(
-    ctx: Ctx,
-    layer: TransformerLayer,
-    hidden: Hidden,
-    at: AttentionContext,
-    cache?: KvCacheLayer,
-  ): Promise<Hidden> {
-    if (!this.#recompute || ctx.tape === null) {
-      return await withScope(ctx, (inner) => layer.forward(inner, hidden, at, this.training, cache))
-    }
-    const inputs = hidden.residual ? [hidden.x, hidden.residual] : [hidden.x]
-    const f = async (inner: Ctx, [again, rest]: readonly Tensor[]) => {
-      const out = await layer.forward(inner, { x: again as Tensor, residual: rest ?? null }, at, this.training)
-      return [out.x, out.residual] as const
-    }
-    const { rotary, firstKey, keyEnd } = at
-    const reads = [rotary?.cos ?? null, rotary?.sin ?? null, rotary?.positions ?? null, firstKey, keyEnd]
-    const [x, residual] = await recompute(ctx, inputs, f, reads)
-    return { x, residual }
-  }
 }
-
-type KvCacheLayer = ReturnType<KvCache['layer']>

@@ -6,7 +6,7 @@ import { sealed } from '../base/sealed.js'
 import { defaultParallel, type ParallelConfig, refuseLayout, runProblems } from '../parallel/config.js'
 import { Mesh } from '../parallel/mesh.js'
 import { PipelineLinks } from '../parallel/pipelineLinks.js'
-import { pipelineStages } from '../parallel/pipelineStages.js'
+import { mostLayers, pipelineStages } from '../parallel/pipelineStages.js'
 import { defaultSchedule, type ScheduleKind, type ScheduleSizes, scheduleProblems } from '../parallel/schedules.js'
 import { initDistributed } from '../parallel/world.js'
 import { Device, type DeviceKind } from '../tensor/device.js'
@@ -15,6 +15,7 @@ import { DistributedModel } from './distributedModel.js'
 import { GPTModel } from './gpt.js'
 import { allocateParameter, initializeParameter } from './initialize.js'
 import { rowCutter, runnableProblems } from './layoutShards.js'
+import { defaultRecompute, type RecomputeSettings, recomputeProblems } from './recomputeSettings.js'
 import {
   type ActivationName,
   plainDecoder,
@@ -26,13 +27,11 @@ import {
 } from './transformerConfig.js'
 
 /** Settings of a provider besides the transformer and the parallel sizes. */
-export interface ProviderSettings {
+export interface ProviderSettings extends RecomputeSettings {
   /** The vocabulary is padded in memory to a multiple of this times tp. */
   makeVocabSizeDivisibleBy: number
   /** Tokens of a training sample. */
   seqLength: number
-  /** 'full': layers run again in the backward pass instead of saving their activations. */
-  recomputeGranularity: 'full' | null
   /** In which order a pipeline stage works; null: `1f1b`, `interleaved` where stages have several chunks. */
   pipelineSchedule: ScheduleKind | null
   /** interleaved: micro-batches that pass a chunk before the next one begins; null: as many as there are stages. */
@@ -125,7 +124,10 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
 
   makeVocabSizeDivisibleBy = 128
   seqLength: number
-  recomputeGranularity: 'full' | null = null
+  recomputeGranularity = defaultRecompute.recomputeGranularity
+  recomputeMethod = defaultRecompute.recomputeMethod
+  recomputeNumLayers = defaultRecompute.recomputeNumLayers
+  recomputeModules = defaultRecompute.recomputeModules && [...defaultRecompute.recomputeModules]
   pipelineSchedule: ScheduleKind | null = null
   microbatchGroupSizePerVpStage: number | null = null
 
@@ -181,10 +183,10 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
     const own = modelProblems(this)
     if (own.length === 0) {
       refuseLayout(runnableProblems(this, this))
-      own.push(...scheduleProblems(this.scheduleSizes(1)))
+      own.push(...scheduleProblems(this.scheduleSizes(1)), ...recomputeProblems(this, mostLayers(this, this.numLayers)))
       if (own.length > 0) throw new ViaductError('ERR_CONFIG', 'model', own.join('; '), { problems: own })
     } else {
-      const problems = [...own, ...runProblems(this)]
+      const problems = [...own, ...runProblems(this), ...recomputeProblems(this, null)]
       throw new ViaductError('ERR_CONFIG', 'model', problems.join('; '), { problems })
     }
     state.final = true
@@ -219,7 +221,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
     const mesh = options.mesh ?? (await Mesh.create(this, await initDistributed()))
     await mesh.kvReplicas(this.numQueryGroups)
     const config = { ...transformerFields(this), paramsDtype: options.dtype ?? this.paramsDtype }
-    const { paddedVocabSize, recomputeGranularity, sequenceParallel } = this
+    const { paddedVocabSize, sequenceParallel } = this
     const { rank, size } = mesh.world
     const cut = rowCutter(config, this, size, rank, { paddedVocab: paddedVocabSize })
     const stages = pipelineStages(this, this.numLayers)
@@ -228,7 +230,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
       return new GPTModel(config, {
         groups: mesh,
         paddedVocabSize,
-        recomputeGranularity,
+        recompute: this,
         sequenceParallel,
         part,
         cut,
@@ -301,8 +303,5 @@ function modelProblems(model: GPTModelProvider): string[] {
   }
   if (!['float32', 'bfloat16', 'float16'].includes(paramsDtype))
     problems.push(`paramsDtype must be float32, bfloat16 or float16, got ${paramsDtype}`)
-  if (model.recomputeGranularity !== null && model.recomputeGranularity !== 'full') {
-    problems.push(`recomputeGranularity must be 'full' or null, got ${JSON.stringify(model.recomputeGranularity)}`)
-  }
   return problems
 }

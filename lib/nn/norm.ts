@@ -42,7 +42,7 @@ export class NormCore {
     const { eps } = this.config
     if (this.config.kind === 'RMSNorm') {
       const out = rmsNorm(ctx, { x, residual, weight, eps })
-      return { y: out.y, residual: out.sum ?? x }
+      return { y: out.y, residual: out.sum }
     }
     const h = residual ? add(ctx, { a: x, b: residual }).y : x
     return { y: layerNorm(ctx, { x: h, weight, bias, eps }).y, residual: h }

@@ -93,6 +93,27 @@ function checkPacked(op: string, qkv: Tensor, shape: AttentionShape): void {
   checkShape(fits && qkv.isContiguous, op, `contiguous qkv [${batchSize}·S, ${row}]`, qkv)
 }
 
+/** Attention over the queries and keys of `qkv` as they are. */
+function attend(ctx: Ctx, args: AttentionArgs, y: Tensor, lse: Tensor): void {
+  const { qkv, firstKey, keyEnd, scale, causal, window, softcap } = args
+  const { q, k, v } = unpack(ctx, qkv, args)
+  native.attentionForward(
+    ctx.stream.id,
+    heads(ctx, y, args).handle,
+    lse.handle,
+    q.handle,
+    k.handle,
+    v.handle,
+    firstKey?.handle ?? 0,
+    keyEnd?.handle ?? 0,
+    scale,
+    causal ?? true,
+    0,
+    window ?? 0,
+    softcap ?? 0,
+  )
+}
+
 /** y[T, G·R·D] = softmax(rotated q · rotated kᵀ · scale) · v. The gradient of qkv is one packed tensor. */
 export const attention = defineOp<AttentionArgs, { y: Tensor; lse: Tensor }>({
   name: 'attention',
@@ -106,24 +127,8 @@ export const attention = defineOp<AttentionArgs, { y: Tensor; lse: Tensor }>({
     }
   },
   forward(ctx, args, { y, lse }) {
-    const { qkv, rotary, firstKey, keyEnd, scale, causal, window, softcap } = args
-    if (rotary) rotate(ctx, qkv, args, rotary, false)
-    const { q, k, v } = unpack(ctx, qkv, args)
-    native.attentionForward(
-      ctx.stream.id,
-      heads(ctx, y, args).handle,
-      lse.handle,
-      q.handle,
-      k.handle,
-      v.handle,
-      firstKey?.handle ?? 0,
-      keyEnd?.handle ?? 0,
-      scale,
-      causal ?? true,
-      0,
-      window ?? 0,
-      softcap ?? 0,
-    )
+    if (args.rotary) rotate(ctx, args.qkv, args, args.rotary, false)
+    attend(ctx, args, y, lse)
   },
   inputs: ({ qkv }) => [qkv],
   saves: ({ qkv, rotary, firstKey, keyEnd }, { y, lse }) => [
@@ -136,6 +141,9 @@ export const attention = defineOp<AttentionArgs, { y: Tensor; lse: Tensor }>({
     rotary?.sin,
     rotary?.positions,
   ],
+  remade: ({ y, lse }) => [y, lse],
+  // Queries and keys have been rotated for good.
+  remake: (ctx, args, _, [y, lse]) => attend(ctx, args, y as Tensor, lse as Tensor),
   backwardInput(ctx, args, { y, lse }, { y: dy }) {
     if (dy === null) return [null]
     const { qkv, rotary, firstKey, keyEnd, scale, causal, window, softcap } = args

@@ -39,6 +39,10 @@ export interface OpRule<A extends object, O extends Outputs> {
     d: OutputGradients<O>,
     wanted: readonly boolean[],
   ): readonly (Tensor | null)[]
+  /** Outputs whose memory may be given up until the backward pass: `remake` makes them again. */
+  remade?(out: O): readonly Tensor[]
+  /** As `forward`, into tensors like `remade`, from the arguments and outputs that the backward rules read besides. */
+  remake?(ctx: Ctx, args: A, out: O, into: readonly Tensor[]): void
   /** Adds to main gradients of the weights that require one. */
   backwardWeight?(ctx: Ctx, args: A, out: O, d: OutputGradients<O>): void
 }
@@ -113,6 +117,14 @@ class OpRecord<A extends object, O extends Outputs> implements TapeRecord {
     return this.rule.backwardInput
       ? this.rule.backwardInput(ctx, this.args, this.out, this.#named(dOutputs), wanted)
       : none
+  }
+
+  get remade(): readonly Tensor[] {
+    return this.rule.remade?.(this.out) ?? none
+  }
+
+  remake(ctx: Ctx, into: readonly Tensor[]): void {
+    this.rule.remake?.(ctx, this.args, this.out, into)
   }
 
   backwardWeight(ctx: Ctx, dOutputs: readonly (Tensor | null)[]): void {

@@ -18,8 +18,8 @@ export interface RmsNormArgs {
   readonly zeroCentered?: boolean
 }
 
-/** h = x + residual; y = h / sqrt(mean(h²) + eps) · weight. `sum` is h where a residual was given, else null. */
-export const rmsNorm = defineOp<RmsNormArgs, { y: Tensor; rstd: Tensor; sum: Tensor | null }>({
+/** h = x + residual; y = h / sqrt(mean(h²) + eps) · weight. `sum` is h; without a residual it is x's memory. */
+export const rmsNorm = defineOp<RmsNormArgs, { y: Tensor; rstd: Tensor; sum: Tensor }>({
   name: 'rmsNorm',
   shapes({ x, residual, weight }) {
     const { shape, dtype } = x
@@ -33,7 +33,7 @@ export const rmsNorm = defineOp<RmsNormArgs, { y: Tensor; rstd: Tensor; sum: Ten
     return {
       y: { shape, dtype },
       rstd: { shape: [shape[0] as number], dtype: 'float32' },
-      sum: residual ? { shape, dtype } : null,
+      sum: residual ? { shape, dtype } : { inPlace: x },
     }
   },
   forward(ctx, { x, residual, weight, eps, zeroCentered }, { y, rstd, sum }) {
@@ -41,7 +41,7 @@ export const rmsNorm = defineOp<RmsNormArgs, { y: Tensor; rstd: Tensor; sum: Ten
       ctx.stream.id,
       y.handle,
       rstd.handle,
-      sum?.handle ?? 0,
+      residual ? sum.handle : 0,
       x.handle,
       residual?.handle ?? 0,
       weight.data.handle,
@@ -51,8 +51,24 @@ export const rmsNorm = defineOp<RmsNormArgs, { y: Tensor; rstd: Tensor; sum: Ten
   },
   inputs: ({ x, residual }) => [x, residual],
   weights: ({ weight }) => [weight],
-  saves: ({ x, weight }, { rstd, sum }) => [sum ?? x, rstd, weight.data],
-  backwardInput(ctx, { x, weight, zeroCentered }, { rstd, sum }, { y: dy, sum: dSum }) {
+  saves: ({ x, residual, weight }, { rstd, sum }) => [residual ? sum : x, rstd, weight.data],
+  remade: ({ y }) => [y],
+  remake(ctx, { x, residual, weight, eps, zeroCentered }, { rstd, sum }, [y]) {
+    const again = ctx.empty(rstd.shape, rstd.dtype)
+    native.rmsNormForward(
+      ctx.stream.id,
+      (y as Tensor).handle,
+      again.handle,
+      0,
+      (residual ? sum : x).handle,
+      0,
+      weight.data.handle,
+      eps,
+      zeroCentered ?? false,
+    )
+    again.dispose()
+  },
+  backwardInput(ctx, { x, residual, weight, zeroCentered }, { rstd, sum }, { y: dy, sum: dSum }) {
     if (dy === null) return [dSum, dSum]
     // The gradient that passes by the norm is added in the same pass, in its memory when nobody else reads it.
     const dh = dSum !== null && isExclusive(dSum) ? dSum : ctx.empty(dy.shape, dy.dtype)
@@ -60,7 +76,7 @@ export const rmsNorm = defineOp<RmsNormArgs, { y: Tensor; rstd: Tensor; sum: Ten
       ctx.stream.id,
       dh.handle,
       dy.handle,
-      (sum ?? x).handle,
+      (residual ? sum : x).handle,
       weight.data.handle,
       rstd.handle,
       dSum?.handle ?? 0,
@@ -68,13 +84,13 @@ export const rmsNorm = defineOp<RmsNormArgs, { y: Tensor; rstd: Tensor; sum: Ten
     )
     return [dh, dh]
   },
-  backwardWeight(ctx, { x, weight }, { rstd, sum }, { y: dy }) {
+  backwardWeight(ctx, { x, residual, weight }, { rstd, sum }, { y: dy }) {
     if (dy === null) return
     native.rmsNormBackwardWeight(
       ctx.stream.id,
       mainGradOf(ctx, weight).handle,
       dy.handle,
-      (sum ?? x).handle,
+      (residual ? sum : x).handle,
       rstd.handle,
     )
   },
@@ -122,6 +138,22 @@ export const layerNorm = defineOp<LayerNormArgs, { y: Tensor; mean: Tensor; rstd
   inputs: ({ x }) => [x],
   weights: ({ weight, bias }) => [weight, bias],
   saves: ({ x, weight }, { mean, rstd }) => [x, mean, rstd, weight.data],
+  remade: ({ y }) => [y],
+  remake(ctx, { x, weight, bias, eps, zeroCentered }, { rstd }, [y]) {
+    const statistics = [ctx.empty(rstd.shape, rstd.dtype), ctx.empty(rstd.shape, rstd.dtype)] as const
+    native.layerNormForward(
+      ctx.stream.id,
+      (y as Tensor).handle,
+      statistics[0].handle,
+      statistics[1].handle,
+      x.handle,
+      weight.data.handle,
+      bias?.data.handle ?? 0,
+      eps,
+      zeroCentered ?? false,
+    )
+    for (const t of statistics) t.dispose()
+  },
   backwardInput(ctx, { x, weight, zeroCentered }, { mean, rstd }, { y: dy }) {
     if (dy === null) return [null]
     const dx = ctx.empty(dy.shape, dy.dtype)

@@ -1,10 +1,19 @@
-// Recompute: a stretch of the forward pass that saves its inputs only and runs again in the backward pass, under a tape of
-// its own. Randomness is by place, so the second run draws the same numbers without any stored state.
+// Recompute: a stretch of the forward pass that saves its inputs only and runs again in the backward pass, under a tape of its own, or
+// one output that its op makes again. Randomness is by place, so the second run draws the same numbers without any stored state.
 
 import type { Ctx } from '../tensor/ctx.js'
 import { withScope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import { Tape } from './tape.js'
+
+/**
+ * Frees an output of an op that can make it again (rmsNorm, layerNorm, attention) once its readers have run. Under a tape it is made
+ * again, from what the op saved, when the backward pass comes to the first of them; nobody may write into it in between.
+ */
+export function recomputeOutput(ctx: Ctx, output: Tensor): void {
+  ;(ctx.tape as Tape | null)?.giveUp(output)
+  output.dispose()
+}
 
 /**
  * Runs f without saving its activations; runs it again in the backward pass.

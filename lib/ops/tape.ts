@@ -34,6 +34,10 @@ export interface TapeRecord {
   ): readonly (Tensor | null)[] | Promise<readonly (Tensor | null)[]>
   /** Adds to the main gradients of the weights. Called once, after backwardInput, at once or later. */
   backwardWeight?(ctx: Ctx, dOutputs: readonly (Tensor | null)[], options: BackwardOptions): void | Promise<void>
+  /** Outputs that `remake` makes again from the other saved tensors. */
+  readonly remade?: readonly Tensor[]
+  /** Enqueues the work that writes the same values into other tensors of the same shapes, in the order of `remade`. */
+  remake?(ctx: Ctx, into: readonly Tensor[]): void
   /** Frees what the record itself holds, when it is dropped. */
   dispose?(): void
 }
@@ -43,6 +47,9 @@ interface Entry {
   readonly wanted: readonly boolean[]
   readonly versions: readonly number[]
 }
+
+/** Gives an evicted tensor its memory and bytes again, enqueued in `ctx`. */
+type Restore = (ctx: Ctx) => void
 
 interface Deferred {
   readonly entry: Entry
@@ -69,6 +76,8 @@ export class Tape {
   /** Tensors that a gradient may reach. */
   readonly #active = new Set<Tensor>()
   readonly #watched = new Set<Tensor>()
+  /** Saved tensors without memory, and how they get it back. */
+  readonly #absent = new Map<Tensor, Restore>()
   #disposed = false
 
   /** Number of records that still hold something. */
@@ -105,10 +114,51 @@ export class Tape {
     const versions: number[] = []
     for (const t of record.saved) {
       t.retain()
-      versions.push(native.version(t.handle))
+      versions.push(t.version)
     }
     for (const t of record.outputs) if (t !== null) this.#active.add(t)
     this.#entries.push({ record, wanted, versions })
+  }
+
+  /**
+   * Gives up the memory of an output whose readers have run, and of what else its record makes with it: they are made again when the
+   * backward pass comes to the first record that saved one of them. Views of the output that records saved are given up as well.
+   * @param output - of a record that has `remake`; nothing happens when no gradient needs that record.
+   */
+  giveUp(output: Tensor): void {
+    const at = this.#entries.findLastIndex(({ record }) => record.outputs.includes(output))
+    const maker = this.#entries[at]
+    if (maker === undefined) return
+    const { remade = [] } = maker.record
+    assert(remade.includes(output), `${maker.record.name} cannot make its output again`)
+    const readers = this.#entries.slice(at)
+    const saved = [...new Set(readers.flatMap(({ record }) => record.saved))].filter((t) => !t.isEvicted)
+    const holders = remade.map((made) => saved.filter((t) => addressOf(t) === addressOf(made)))
+    const evicted = holders.flat()
+    const restore = (ctx: Ctx) => {
+      for (const t of evicted) this.#absent.delete(t)
+      this.#bring(ctx, maker.record.saved)
+      checkVersions(maker)
+      const again = remade.map((t) => ctx.empty(t.shape, t.dtype))
+      maker.record.remake?.(ctx, again)
+      again.forEach((source, i) => {
+        for (const t of holders[i] as Tensor[]) t.refill(source.view(ctx, t.shape, t.strides))
+        source.dispose()
+      })
+    }
+    for (const t of evicted) {
+      t.evict()
+      this.#absent.set(t, restore)
+    }
+  }
+
+  /** Memory and bytes for those of the tensors that were given up. */
+  #bring(ctx: Ctx, tensors: readonly Tensor[]): void {
+    for (const t of tensors) {
+      const restore = t.isEvicted ? this.#absent.get(t) : undefined
+      this.#absent.delete(t)
+      restore?.(ctx)
+    }
   }
 
   /**
@@ -142,6 +192,7 @@ export class Tape {
         }
         let deferred = false
         try {
+          this.#bring(inner, record.saved)
           checkVersions(entry)
           const result = record.backwardInput(inner, dOuts, entry.wanted, options)
           const dIns = result instanceof Promise ? await result : result
@@ -152,7 +203,7 @@ export class Tape {
           if (record.backwardWeight !== undefined && wantsWeights(record)) {
             if (schedule === 'defer') {
               // backwardInput may have written over what only it needed, so versions are taken anew.
-              const versions = record.saved.map((t) => native.version(t.handle))
+              const versions = record.saved.map((t) => t.version)
               this.#deferred.push({ entry: { ...entry, versions }, dOutputs: dOuts })
               deferred = true
             } else {
@@ -176,6 +227,7 @@ export class Tape {
     } finally {
       scope.close()
       for (const d of gradients.values()) d.release()
+      this.#absent.clear()
       this.#active.clear()
       this.#watched.clear()
     }
@@ -212,6 +264,7 @@ export class Tape {
     for (const { entry, dOutputs } of this.#deferred) drop(entry, dOutputs)
     this.#entries = []
     this.#deferred = []
+    this.#absent.clear()
     this.#active.clear()
     this.#watched.clear()
   }
@@ -240,6 +293,8 @@ function tell(record: TapeRecord, { onWeight }: BackwardOptions): void {
   for (const weight of record.weights) if (weight.requiresGrad) onWeight(weight)
 }
 
+const addressOf = (t: Tensor) => native.tensorInfo(t.handle).address
+
 function drop(entry: Entry, dOutputs: readonly (Tensor | null)[]): void {
   for (const t of entry.record.saved) t.release()
   for (const d of dOutputs) d?.release()
@@ -249,7 +304,7 @@ function drop(entry: Entry, dOutputs: readonly (Tensor | null)[]): void {
 function checkVersions(entry: Entry): void {
   const { record, versions } = entry
   for (let i = 0; i < versions.length; i++) {
-    const now = native.version((record.saved[i] as Tensor).handle)
+    const now = (record.saved[i] as Tensor).version
     if (now !== versions[i]) {
       throw new ViaductError(
         'ERR_VERSION',

@@ -183,6 +183,12 @@ export function pipelineProblems(parallel: ParallelConfig, numLayers: number): s
   return slotsOf(parallel, numLayers).problems
 }
 
+/** Blocks of the largest chunk; null where they do not fit. The sizes must be checked. */
+export function mostLayers(parallel: ParallelConfig, numLayers: number): number | null {
+  const { slots, problems } = slotsOf(parallel, numLayers)
+  return problems.length > 0 ? null : Math.max(...slots)
+}
+
 /** @throws ERR_LAYOUT_INVALID with all of pipelineProblems. */
 export function pipelineStages(parallel: ParallelConfig, numLayers: number): PipelineStages {
   const { slots, problems } = slotsOf(parallel, numLayers)

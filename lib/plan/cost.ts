@@ -82,7 +82,7 @@ export function stageMemory(resolved: ResolvedConfig, stage: number): MemoryUse 
   const rows = model.sequenceParallel ? T / tp : T
   // Saved for the backward pass: both norms' inputs and outputs, q, k, v, attention's output, fc1's output and the activation.
   const layer = (rows * 4 * H + T * (2 * (query / tp) + 2 * kvLocal + (fc1 + F) / tp)) * bytes
-  const once = model.recomputeGranularity === 'full' ? L * rows * 2 * H * bytes : L * layer
+  const once = model.recomputeGranularity === 'full' ? L * rows * H * bytes : L * layer
   // As many passes at once as the schedule holds, each through one of the chunks.
   const passes = mostActivations(model.scheduleSizes(resolved.numMicroBatches), stage) / chunks
   const kept = passes * once + (model.recomputeGranularity === 'full' ? layer : 0)

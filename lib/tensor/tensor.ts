@@ -4,7 +4,7 @@ import type { Dims } from '../addon/functions.js'
 import { native } from '../addon/load.js'
 import { type DType, dtypeBytes, dtypes } from '../base/dtype.js'
 import { envFlag } from '../base/env.js'
-import { ViaductError } from '../base/errors.js'
+import { assert, ViaductError } from '../base/errors.js'
 import {
   contiguousStrides,
   formatShape,
@@ -13,6 +13,7 @@ import {
   resolveDim,
   resolveShape,
   type Shape,
+  sameShape,
 } from '../base/shape.js'
 import type { Ctx } from './ctx.js'
 import { decodeFloat32, encodeHost, type HostData } from './host.js'
@@ -60,6 +61,10 @@ export class Tensor {
   #handle: number
   #references = 1
   #owned = true
+  /** Without memory until `refill`. */
+  #evicted = false
+  /** Writes that the storage's own count does not know: those into memory that was given up. */
+  #earlierWrites = 0
 
   /** The scope that owns the first reference; null once kept, disposed or moved to no scope. Set by Scope. */
   scope: Scope | null = null
@@ -140,7 +145,7 @@ export class Tensor {
 
   /** How often the storage was written; views share it. */
   get version(): number {
-    return native.version(this.handle)
+    return this.#earlierWrites + (this.#evicted ? 0 : native.version(this.handle))
   }
 
   /** References that are held: 1 is the first owner's alone. 0 after the tensor was freed. */
@@ -150,21 +155,61 @@ export class Tensor {
 
   /** True once the last reference was dropped. */
   get isFreed(): boolean {
-    return this.#handle === 0
+    return this.#references === 0
+  }
+
+  /** True while the tensor has no memory: between `evict` and `refill`. */
+  get isEvicted(): boolean {
+    return this.#evicted
+  }
+
+  /** Gives up the memory, or this tensor's share of it, whoever holds references; they wait for `refill`. */
+  evict(): void {
+    const handle = this.handle
+    this.#earlierWrites = this.version
+    this.#evicted = true
+    this.#handle = 0
+    native.free(handle)
+  }
+
+  /**
+   * Takes over the memory of `source`, which has the bytes that this tensor had and is freed; whoever holds this one sees no change.
+   * @throws ERR_ASSERT unless the tensor was evicted and both are alike.
+   */
+  refill(source: Tensor): void {
+    const alike =
+      source.dtype === this.dtype && sameShape(source.shape, this.shape) && sameShape(source.strides, this.strides)
+    assert(this.#evicted && alike, `${this.toString()} cannot get memory of ${source.toString()}`)
+    this.#evicted = false
+    if (this.#references === 0) return source.dispose()
+    this.#handle = source.#takeHandle()
+    this.#earlierWrites -= native.version(this.#handle)
   }
 
   /** Adds a reference: the tensor lives until as many `release()` calls. Returns itself. */
   retain(): this {
-    if (this.#handle === 0) this.#useAfterFree()
+    if (this.#references === 0) this.#useAfterFree()
     this.#references++
     return this
   }
 
   /** Drops a reference that `retain()` added; the last one frees the tensor. */
   release(): void {
-    if (this.#handle === 0) this.#useAfterFree()
+    if (this.#references === 0) this.#useAfterFree()
     if (--this.#references > 0) return
-    native.free(this.#handle)
+    if (!this.#evicted) native.free(this.#handle)
+    this.#forget()
+  }
+
+  /** The handle, which somebody else frees; the tensor is freed for all others. */
+  #takeHandle(): number {
+    const handle = this.handle
+    this.#references = 0
+    this.#forget()
+    return handle
+  }
+
+  #forget(): void {
     this.#handle = 0
     this.#owned = false
     this.scope = null
@@ -177,7 +222,7 @@ export class Tensor {
 
   /** Takes the tensor out of its scope: the caller owns it and disposes it. Returns itself. */
   keep(): this {
-    if (this.#handle === 0) this.#useAfterFree()
+    if (this.#references === 0) this.#useAfterFree()
     this.scope = null
     return this
   }
@@ -291,6 +336,12 @@ export class Tensor {
   }
 
   #useAfterFree(): never {
+    if (this.#evicted)
+      throw new ViaductError(
+        'ERR_HANDLE',
+        'tensor',
+        `expected a tensor with memory, got ${this.toString()} whose memory was given up until the backward pass`,
+      )
     const trace = traces.get(this)
     throw new ViaductError(
       'ERR_HANDLE',

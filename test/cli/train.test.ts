@@ -152,6 +152,39 @@ describe('train', () => {
     expect(stderr).not.toContain('mixedPrecision')
   })
 
+  test('recompute by flags and by overrides, all problems together', async () => {
+    const dry = (...args: string[]) => ['train', ...tiny, 'model.num_layers=3', '--dry-run', ...args]
+    const modelOf = async (...args: string[]) =>
+      (await viaductJson<{ config: { model: unknown } }>(folder, dry(...args))).config.model
+    const block = ['--recompute-granularity', 'full', '--recompute-method', 'block', '--recompute-num-layers', '2']
+    expect(await modelOf(...block)).toMatchObject({
+      recomputeGranularity: 'full',
+      recomputeMethod: 'block',
+      recomputeNumLayers: 2,
+    })
+    expect(await modelOf('--recompute-granularity', 'selective', '--recompute-modules', 'layernorm,mlp')).toMatchObject(
+      {
+        recomputeGranularity: 'selective',
+        recomputeModules: ['layernorm', 'mlp'],
+      },
+    )
+    const pasted = ['model.recompute_granularity=selective', 'model.recompute_modules=[core_attn]']
+    expect(await modelOf(...pasted)).toMatchObject({
+      recomputeGranularity: 'selective',
+      recomputeModules: ['core_attn'],
+    })
+    const wrong = ['--recompute-method', 'uniform', '--recompute-num-layers', '9', '--recompute-modules', 'moe_act,mlp']
+    const { code, stderr } = await viaduct(folder, ...dry(...wrong))
+    expect(code).toBe(2)
+    for (const problem of [
+      'model.recomputeMethod="uniform" needs recomputeGranularity=\'full\'',
+      "model.recomputeNumLayers=9 needs recomputeGranularity='full'",
+      'model.recomputeNumLayers must be at most 3',
+      'model.recomputeModules has "moe_act", which belongs to mixture-of-experts layers, not built yet',
+    ])
+      expect(stderr).toContain(problem)
+  })
+
   test('finishes the step, saves, and exits with 143 on SIGTERM', async () => {
     for (const tp of ['1', '2']) {
       const { child, ended } = startViaduct(

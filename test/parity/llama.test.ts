@@ -26,7 +26,7 @@ async function compute(fixture: Fixture, changes: Changes = {}): Promise<Result>
   const ctx = Ctx.create({ device: 'cpu' })
   const model = new GPTModel(config, {
     groups: soloGroups,
-    recomputeGranularity: changes.recompute ? 'full' : null,
+    recompute: { recomputeGranularity: changes.recompute ? 'full' : null },
     ...(changes.padded ? { paddedVocabSize: changes.padded } : {}),
   })
   for (const [name, parameter] of model.namedParameters()) {

@@ -42,6 +42,15 @@ export const drawVariant = (random: Random): Variant => ({
 
 const blocks = 4
 
+const recomputeForms: readonly Partial<ProviderInit>[] = [
+  { recomputeGranularity: 'full', recomputeMethod: 'uniform', recomputeNumLayers: 1 },
+  { recomputeGranularity: 'full', recomputeMethod: 'uniform', recomputeNumLayers: 2 },
+  { recomputeGranularity: 'full', recomputeMethod: 'block', recomputeNumLayers: 1 },
+  { recomputeGranularity: 'selective' },
+  { recomputeGranularity: 'selective', recomputeModules: ['core_attn', 'layernorm'] },
+  { recomputeGranularity: 'selective', recomputeModules: ['layernorm', 'mlp'] },
+]
+
 /** A layout string with so many slots, some of them empty. */
 function layoutString(random: Random, slots: number): string {
   const counts = Array<number>(slots).fill(0)
@@ -80,7 +89,7 @@ function drawAny(random: Random): Layout {
       sequenceParallel: tp > 1 && coin(random),
       pipelineModelParallelSize: pp,
       ...(pp > 1 ? { ...stages, ...schedule } : {}),
-      recomputeGranularity: random() < 0.3 ? 'full' : null,
+      ...(random() < 0.5 ? pick(random, recomputeForms) : {}),
     },
     microBatchSize: pick(random, [1, 2, 4]),
     ddp: {

@@ -185,7 +185,7 @@ describe('GPTModel', () => {
     const dropped = build({ hiddenDropout: 0.3 })
     const again = new GPTModel(
       { ...base, hiddenDropout: 0.3 },
-      { groups: soloGroups, paddedVocabSize: 128, recomputeGranularity: 'full' },
+      { groups: soloGroups, paddedVocabSize: 128, recompute: { recomputeGranularity: 'full' } },
     )
     for (const [, p] of again.namedParameters()) {
       allocateParameter(root, p)
@@ -242,8 +242,8 @@ describe('GPTModel', () => {
     expect(inPlace).toEqual({
       gatedActivationBackward: [true, true],
       crossEntropyBackward: [true],
-      // Every norm but the first of the model, which has no gradient passing by.
-      rmsNormBackwardInput: [true, true, true],
+      // Both norms of each layer: no gradient passes by the final one.
+      rmsNormBackwardInput: [true, true, true, true],
     })
   })
 
