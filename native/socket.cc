@@ -156,6 +156,8 @@ void Socket::receive(void* data, size_t bytes, Deadline deadline) const {
   }
 }
 
+bool Socket::readable(Deadline deadline) const { return waitFor(fd_, POLLIN, deadline); }
+
 namespace {
 
 sockaddr_storage nameOf(int fd) {

@@ -32,6 +32,8 @@ class Socket {
 
   void send(const void* data, size_t bytes, Deadline deadline) const;
   void receive(void* data, size_t bytes, Deadline deadline) const;
+  /// Whether there is something to read, or the end, before the deadline.
+  bool readable(Deadline deadline) const;
 
   /// The port and the address of this side.
   int port() const;

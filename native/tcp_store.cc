@@ -9,7 +9,68 @@
 namespace viaduct {
 
 using Clock = std::chrono::steady_clock;
-using Bytes = std::vector<uint8_t>;
+using store::Bytes;
+
+namespace store {
+
+void append32(Bytes& out, uint32_t v) {
+  for (int i = 0; i < 4; ++i) out.push_back(static_cast<uint8_t>(v >> (8 * i)));
+}
+
+void append64(Bytes& out, uint64_t v) {
+  for (int i = 0; i < 8; ++i) out.push_back(static_cast<uint8_t>(v >> (8 * i)));
+}
+
+uint32_t read32(const uint8_t* p) {
+  return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
+         static_cast<uint32_t>(p[3]) << 24;
+}
+
+uint64_t read64(const uint8_t* p) { return read32(p) | static_cast<uint64_t>(read32(p + 4)) << 32; }
+
+Socket openConnection(const std::string& host, int port, const std::string& jobId, Deadline deadline) {
+  Socket socket = Socket::connect(host, port, deadline);
+  Bytes hello(kHello, kHello + sizeof kHello - 1);
+  append32(hello, static_cast<uint32_t>(jobId.size()));
+  hello.insert(hello.end(), jobId.begin(), jobId.end());
+  uint8_t welcome = 1;
+  const auto patience = std::min(deadline, Clock::now() + kHelloTime) + std::chrono::seconds(1);
+  const std::string place = host + ":" + std::to_string(port);
+  try {
+    socket.send(hello.data(), hello.size(), patience);
+    socket.receive(&welcome, 1, patience);
+  } catch (const Error& e) {
+    throw Error(e.code, "store",
+                "expected Viaduct's store at " + place + ", but " + e.what() +
+                    ": another program listens there, choose another port");
+  }
+  VIADUCT_CHECK(welcome == 0, "ERR_COMM", "store",
+                "expected the store of job " + jobId + " at " + place + ", got another job's: choose another port");
+  return socket;
+}
+
+Bytes request(uint8_t op, const std::string& key, const Bytes& rest) {
+  VIADUCT_CHECK(key.size() <= kMostKey, "ERR_COMM", "store", "expected a key of at most 4096 bytes");
+  Bytes frame;
+  append32(frame, static_cast<uint32_t>(5 + key.size() + rest.size()));
+  frame.push_back(op);
+  append32(frame, static_cast<uint32_t>(key.size()));
+  frame.insert(frame.end(), key.begin(), key.end());
+  frame.insert(frame.end(), rest.begin(), rest.end());
+  return frame;
+}
+
+std::pair<uint8_t, Bytes> receiveAnswer(const Socket& socket, Deadline deadline) {
+  uint8_t head[4];
+  socket.receive(head, 4, deadline);
+  const uint32_t n = read32(head);
+  VIADUCT_CHECK(n >= 1 && n <= kMostFrame, "ERR_COMM", "store", "the server's answer is broken");
+  Bytes body(n);
+  socket.receive(body.data(), n, deadline);
+  return {body[0], Bytes(body.begin() + 1, body.end())};
+}
+
+}  // namespace store
 
 ConnectionPool::Lease::Lease(ConnectionPool& pool) : pool(pool) {
   {
@@ -84,9 +145,7 @@ class TcpStore final : public ClosableStore, private ConnectionPool {
   int64_t add(const std::string& key, int64_t amount) override {
     const auto answer = request(kAdd, key, word(static_cast<uint64_t>(amount)), kAnswerTime);
     if (answer.first != kOk || answer.second.size() != 8) refused(key);
-    uint64_t value = 0;
-    for (int i = 7; i >= 0; --i) value = value << 8 | answer.second[static_cast<size_t>(i)];
-    return static_cast<int64_t>(value);
+    return static_cast<int64_t>(read64(answer.second.data()));
   }
 
   bool check(const std::string& key) override { return request(kCheck, key, {}, kAnswerTime).first == kOk; }
@@ -97,59 +156,25 @@ class TcpStore final : public ClosableStore, private ConnectionPool {
  private:
   static Bytes word(uint64_t v) {
     Bytes out;
-    for (int i = 0; i < 8; ++i) out.push_back(static_cast<uint8_t>(v >> (8 * i)));
+    append64(out, v);
     return out;
-  }
-  static void append(Bytes& out, uint32_t v) {
-    for (int i = 0; i < 4; ++i) out.push_back(static_cast<uint8_t>(v >> (8 * i)));
   }
   [[noreturn]] static void refused(const std::string& key) {
     throw Error("ERR_COMM", "store", "the server refused " + key + ": it is full, or the key holds no counter");
   }
 
   Socket open() override {
-    const auto deadline = Clock::now() + std::chrono::milliseconds(connectMs_);
-    Socket socket = Socket::connect(host_, port_, deadline);
-    Bytes hello(kHello, kHello + sizeof kHello - 1);
-    append(hello, static_cast<uint32_t>(jobId_.size()));
-    hello.insert(hello.end(), jobId_.begin(), jobId_.end());
-    uint8_t welcome = 1;
-    const auto patience = std::min(deadline, Clock::now() + kHelloTime) + std::chrono::seconds(1);
-    const std::string place = host_ + ":" + std::to_string(port_);
-    try {
-      socket.send(hello.data(), hello.size(), patience);
-      socket.receive(&welcome, 1, patience);
-    } catch (const Error& e) {
-      throw Error(e.code, "store",
-                  "expected Viaduct's store at " + place + ", but " + e.what() +
-                      ": another program listens there, choose another port");
-    }
-    VIADUCT_CHECK(welcome == 0, "ERR_COMM", "store",
-                  "expected the store of job " + jobId_ + " at " + place + ", got another job's: choose another port");
-    return socket;
+    return openConnection(host_, port_, jobId_, Clock::now() + std::chrono::milliseconds(connectMs_));
   }
 
   std::pair<uint8_t, Bytes> request(uint8_t op, const std::string& key, const Bytes& rest,
                                     std::chrono::milliseconds most) {
-    VIADUCT_CHECK(key.size() <= kMostKey, "ERR_COMM", "store", "expected a key of at most 4096 bytes");
-    Bytes frame;
-    append(frame, static_cast<uint32_t>(5 + key.size() + rest.size()));
-    frame.push_back(op);
-    append(frame, static_cast<uint32_t>(key.size()));
-    frame.insert(frame.end(), key.begin(), key.end());
-    frame.insert(frame.end(), rest.begin(), rest.end());
+    const Bytes frame = store::request(op, key, rest);
     try {
       return with([&](const Socket& socket) {
         const auto deadline = Clock::now() + most;
         socket.send(frame.data(), frame.size(), deadline);
-        uint8_t head[4];
-        socket.receive(head, 4, deadline);
-        const uint32_t n = static_cast<uint32_t>(head[0]) | static_cast<uint32_t>(head[1]) << 8 |
-                           static_cast<uint32_t>(head[2]) << 16 | static_cast<uint32_t>(head[3]) << 24;
-        VIADUCT_CHECK(n >= 1 && n <= kMostFrame, "ERR_COMM", "store", "the server's answer is broken");
-        Bytes body(n);
-        socket.receive(body.data(), n, deadline);
-        return std::pair<uint8_t, Bytes>(body[0], Bytes(body.begin() + 1, body.end()));
+        return receiveAnswer(socket, deadline);
       });
     } catch (const Error& e) {
       if (e.where != "socket") throw;

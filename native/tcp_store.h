@@ -1,6 +1,8 @@
 // The rendezvous store over TCP: a server on one thread, and clients. Wire format, all integers little-endian:
 //   hello  "VIADUCT1" u32 n, n bytes of job id          -> u8 0 welcome, 1 another job
 //   frame  u32 length, u8 op, u32 key length, key, rest -> u32 length, u8 status, rest
+// A beat's key is a member's name; its rest is u32 ms, and the answer's lists members that were silent for so long, or are gone:
+// u32 ms, u8 gone, u32 n, n bytes of name each.
 // Whatever comes from a peer is bounded before it is kept; a peer that breaks the format is dropped, the others stay.
 #pragma once
 
@@ -8,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm.h"
@@ -26,8 +29,27 @@ constexpr size_t kMostStored = size_t{256} << 20;
 constexpr size_t kMostPeers = 16384;
 constexpr auto kHelloTime = std::chrono::seconds(10);
 
-enum Op : uint8_t { kSet = 1, kGet = 2, kAdd = 3, kCheck = 4 };
+constexpr size_t kMostMember = 256;
+constexpr size_t kMostSilent = 64;  // named in one answer
+/// How often the server looks whom it has heard.
+constexpr auto kLook = std::chrono::milliseconds(250);
+
+enum Op : uint8_t { kSet = 1, kGet = 2, kAdd = 3, kCheck = 4, kBeat = 5, kLeave = 6 };
 enum Status : uint8_t { kOk = 0, kMissing = 1, kRefused = 2 };
+
+using Bytes = std::vector<uint8_t>;
+
+void append32(Bytes& out, uint32_t v);
+void append64(Bytes& out, uint64_t v);
+uint32_t read32(const uint8_t* p);
+uint64_t read64(const uint8_t* p);
+
+/// A connection that the server has welcomed. Throws ERR_TIMEOUT, ERR_COMM.
+Socket openConnection(const std::string& host, int port, const std::string& jobId, Deadline deadline);
+/// A frame.
+Bytes request(uint8_t op, const std::string& key, const Bytes& rest);
+/// Status and rest of the next answer.
+std::pair<uint8_t, Bytes> receiveAnswer(const Socket& socket, Deadline deadline);
 
 }  // namespace store
 

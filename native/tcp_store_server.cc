@@ -20,32 +20,28 @@ namespace viaduct {
 
 using namespace store;
 using Clock = std::chrono::steady_clock;
-using Bytes = std::vector<uint8_t>;
 
 namespace {
-
-uint32_t readU32(const uint8_t* p) {
-  return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
-         static_cast<uint32_t>(p[3]) << 24;
-}
-uint64_t readU64(const uint8_t* p) { return readU32(p) | static_cast<uint64_t>(readU32(p + 4)) << 32; }
-void appendU32(Bytes& out, uint32_t v) {
-  for (int i = 0; i < 4; ++i) out.push_back(static_cast<uint8_t>(v >> (8 * i)));
-}
-void appendU64(Bytes& out, uint64_t v) {
-  for (int i = 0; i < 8; ++i) out.push_back(static_cast<uint8_t>(v >> (8 * i)));
-}
 
 struct Peer {
   Socket socket;
   bool welcome = false;
   bool waiting = false;  // a get that was not answered yet: no further frame is read
   std::string key;       // of that get
+  std::string member;    // whose beats come this way
   Clock::time_point until;
   Clock::time_point came;
   Bytes in, out;
   size_t sent = 0;
 };
+
+/// Silence is counted in looks: time in which this process had no turn makes nobody silent.
+struct Member {
+  std::chrono::milliseconds silent{0};
+  size_t connections = 0;
+};
+
+constexpr auto kForget = std::chrono::hours(1);  // members that are gone
 
 }  // namespace
 
@@ -56,6 +52,8 @@ struct TcpStoreServer::Impl {
   std::deque<Peer> peers;
   std::map<std::string, Bytes> values;
   size_t stored = 0;
+  std::map<std::string, Member> members;
+  Clock::time_point looked;
   std::thread thread;
 
   void loop();
@@ -68,6 +66,10 @@ struct TcpStoreServer::Impl {
   void answer(Peer& peer, uint8_t status, const Bytes& rest);
   bool store(const std::string& key, Bytes value);
   void wakeWaiters(const std::string& key);
+  bool beat(Peer& peer, const std::string& member, uint32_t leastMs);
+  /// The peer is no member any more.
+  void release(Peer& peer);
+  void look();
 };
 
 TcpStoreServer::TcpStoreServer(const std::string& host, int port, std::string jobId) : impl_(std::make_unique<Impl>()) {
@@ -99,7 +101,7 @@ void TcpStoreServer::Impl::loop() {
     fds.push_back({wake[0], POLLIN, 0});
     const bool full = peers.size() >= kMostPeers;
     fds.push_back({listener.fd(), static_cast<short>(full ? 0 : POLLIN), 0});
-    auto next = Clock::now() + std::chrono::hours(1);
+    auto next = members.empty() ? Clock::now() + std::chrono::hours(1) : looked + kLook;
     for (Peer& peer : peers) {
       // While a get waits only the end of the connection matters; while an answer is unread nothing more is taken.
       const bool reading = !peer.waiting && peer.out.size() - peer.sent < kMostFrame;
@@ -132,8 +134,12 @@ void TcpStoreServer::Impl::loop() {
         keep = false;  // no memory for it: this peer goes, the store stays
       }
       if (!peer.welcome && now >= peer.came + kHelloTime) keep = false;
-      if (!keep) peer.socket.close();
+      if (!keep) {
+        release(peer);
+        peer.socket.close();
+      }
     }
+    if (!members.empty()) look();
     try {
       if (fds[1].revents != 0) accept();
     } catch (const std::exception&) {
@@ -201,7 +207,7 @@ bool TcpStoreServer::Impl::handle(Peer& peer) {
     const size_t known = std::min(peer.in.size(), sizeof kHello - 1);
     if (std::memcmp(peer.in.data(), kHello, known) != 0) return false;
     if (peer.in.size() < kHead) return true;
-    const uint32_t n = readU32(peer.in.data() + sizeof kHello - 1);
+    const uint32_t n = read32(peer.in.data() + sizeof kHello - 1);
     if (n > kMostJob) return false;
     if (peer.in.size() < kHead + n) return true;
     const std::string theirs(peer.in.begin() + kHead, peer.in.begin() + static_cast<ptrdiff_t>(kHead + n));
@@ -215,7 +221,7 @@ bool TcpStoreServer::Impl::handle(Peer& peer) {
     at = kHead + n;
   }
   while (!peer.waiting && peer.in.size() - at >= 4) {
-    const uint32_t n = readU32(peer.in.data() + at);
+    const uint32_t n = read32(peer.in.data() + at);
     if (n > kMostFrame || n < 5) return false;
     if (peer.in.size() - at - 4 < n) break;
     if (!frame(peer, peer.in.data() + at + 4, n)) return false;
@@ -227,7 +233,7 @@ bool TcpStoreServer::Impl::handle(Peer& peer) {
 
 bool TcpStoreServer::Impl::frame(Peer& peer, const uint8_t* body, size_t bytes) {
   const uint8_t op = body[0];
-  const size_t keyBytes = readU32(body + 1);
+  const size_t keyBytes = read32(body + 1);
   if (keyBytes > kMostKey || keyBytes > bytes - 5) return false;
   const std::string key(reinterpret_cast<const char*>(body + 5), keyBytes);
   const uint8_t* rest = body + 5 + keyBytes;
@@ -247,7 +253,7 @@ bool TcpStoreServer::Impl::frame(Peer& peer, const uint8_t* body, size_t bytes) 
         answer(peer, kOk, found->second);
         return true;
       }
-      const uint64_t ms = std::min<uint64_t>(readU64(rest), uint64_t{1000} * 3600 * 24 * 30);
+      const uint64_t ms = std::min<uint64_t>(read64(rest), uint64_t{1000} * 3600 * 24 * 30);
       peer.waiting = true;
       peer.key = key;
       peer.until = Clock::now() + std::chrono::milliseconds(ms);
@@ -255,16 +261,16 @@ bool TcpStoreServer::Impl::frame(Peer& peer, const uint8_t* body, size_t bytes) 
     }
     case kAdd: {
       if (restBytes != 8) return false;
-      uint64_t value = readU64(rest);
+      uint64_t value = read64(rest);
       if (found != values.end()) {
         if (found->second.size() != 8) {
           answer(peer, kRefused, {});
           return true;
         }
-        value += readU64(found->second.data());
+        value += read64(found->second.data());
       }
       Bytes bytesOfValue;
-      appendU64(bytesOfValue, value);
+      append64(bytesOfValue, value);
       const bool ok = store(key, bytesOfValue);
       answer(peer, ok ? kOk : kRefused, ok ? bytesOfValue : Bytes());
       if (ok) wakeWaiters(key);
@@ -273,13 +279,22 @@ bool TcpStoreServer::Impl::frame(Peer& peer, const uint8_t* body, size_t bytes) 
     case kCheck:
       answer(peer, found != values.end() ? kOk : kMissing, {});
       return true;
+    case kBeat:
+      if (restBytes != 4 || key.empty() || key.size() > kMostMember) return false;
+      return beat(peer, key, read32(rest));
+    case kLeave:
+      if (restBytes != 0 || key.empty()) return false;
+      release(peer);
+      members.erase(key);
+      answer(peer, kOk, {});
+      return true;
     default:
       return false;
   }
 }
 
 void TcpStoreServer::Impl::answer(Peer& peer, uint8_t status, const Bytes& rest) {
-  appendU32(peer.out, static_cast<uint32_t>(1 + rest.size()));
+  append32(peer.out, static_cast<uint32_t>(1 + rest.size()));
   peer.out.push_back(status);
   peer.out.insert(peer.out.end(), rest.begin(), rest.end());
 }
@@ -300,6 +315,51 @@ void TcpStoreServer::Impl::wakeWaiters(const std::string& key) {
     peer.waiting = false;
     answer(peer, kOk, values[key]);
     if (!write(peer)) peer.socket.interrupt();
+  }
+}
+
+bool TcpStoreServer::Impl::beat(Peer& peer, const std::string& member, uint32_t leastMs) {
+  if (peer.member != member) {
+    release(peer);
+    if (members.size() >= kMostPeers && members.count(member) == 0) {
+      answer(peer, kRefused, {});
+      return true;
+    }
+    if (members.empty()) looked = Clock::now();
+    ++members[member].connections;
+    peer.member = member;
+  }
+  members[member].silent = std::chrono::milliseconds(0);
+  Bytes silent;
+  size_t named = 0;
+  for (const auto& [name, other] : members) {
+    if (other.connections > 0 && other.silent.count() < leastMs) continue;
+    if (++named > kMostSilent) break;
+    append32(silent, static_cast<uint32_t>(other.silent.count()));
+    silent.push_back(other.connections == 0);
+    append32(silent, static_cast<uint32_t>(name.size()));
+    silent.insert(silent.end(), name.begin(), name.end());
+  }
+  answer(peer, kOk, silent);
+  return true;
+}
+
+void TcpStoreServer::Impl::release(Peer& peer) {
+  const auto found = members.find(peer.member);
+  if (found != members.end() && found->second.connections > 0) --found->second.connections;
+  peer.member.clear();
+}
+
+/// Called when all that has come was read.
+void TcpStoreServer::Impl::look() {
+  const auto now = Clock::now();
+  if (now < looked + kLook) return;
+  const auto passed = std::chrono::duration_cast<std::chrono::milliseconds>(now - looked);
+  looked = now;
+  for (auto it = members.begin(); it != members.end();) {
+    it->second.silent += std::min<std::chrono::milliseconds>(passed, 2 * kLook);
+    const bool forgotten = it->second.connections == 0 && it->second.silent > kForget;
+    it = forgotten ? members.erase(it) : std::next(it);
   }
 }
 

@@ -93,6 +93,14 @@ export interface StoreServerInfo {
   readonly port: number
 }
 
+/** What a member of a store knows of the others. */
+export interface PresenceState {
+  /** Since the server's last answer. */
+  readonly unansweredMs: number
+  /** `gone`: its connection is closed, and it did not take its leave. */
+  readonly silent: readonly { readonly member: string; readonly ms: number; readonly gone: boolean }[]
+}
+
 /** A communicator: its place among the ranks, and what it did so far. */
 export interface CommInfo {
   readonly name: string
@@ -363,6 +371,9 @@ export interface Addon {
   storeCheck(store: integer, key: string): Promise<boolean>
   storeAddress(store: integer): Promise<string>
   storeClose(store: integer): void
+  startPresence(host: string, port: integer, jobId: string, member: string, periodMs: integer, leastMs: integer): number
+  presence(presence: integer): PresenceState
+  stopPresence(presence: integer, politely: boolean): Promise<void>
   startHeartbeat(file: string, periodMs: integer): void
   connectGloo(
     store: integer,

@@ -12,8 +12,9 @@ const suspiciousMs = 4 * heartbeatMs
 /** Ranks that lost another one fail by themselves, and say what they waited for: for so long they may. */
 const consequencePatienceMs = 1000
 
-/** After a failure there is nothing left to save together. */
+/** After a failure there is nothing left to save together; where a host is lost, ranks may wait for it without end. */
 const failureGraceMs = 3000
+const lostHostGraceMs = 2000
 
 export interface AttemptTimes {
   /** For ranks to end after a signal before they are killed. */
@@ -75,9 +76,16 @@ export class Attempt {
     this.#killer ??= setTimeout(() => this.kill(), graceMs)
   }
 
-  /** Ends what is left after a failure, here or on another node: silent ranks at once, ranks that lost others by themselves. */
-  async fail(): Promise<void> {
+  /**
+   * Ends what is left after a failure, here or on another node: silent ranks at once, ranks that lost others by themselves.
+   * @param hostLost - nothing shows them that they lost others.
+   */
+  async fail(hostLost: boolean): Promise<void> {
     this.#killSilent(suspiciousMs)
+    if (hostLost) {
+      this.stop('SIGTERM', Math.min(lostHostGraceMs, this.#times.graceMs))
+      return
+    }
     if (this.#ends.every((end) => !failed(end) || end.silence !== null || isConsequence(end.error))) {
       await Promise.race([this.ended, new Promise((go) => setTimeout(go, consequencePatienceMs))])
       this.#killSilent(suspiciousMs)
@@ -116,14 +124,23 @@ export interface FailureReport {
   readonly consequence: boolean
 }
 
-/** Tells about a failed attempt; `node` where there are several. */
-export function failureReport(ends: readonly RankEnd[], node: number | null): FailureReport {
+/**
+ * Tells about a failed attempt.
+ * @param node - this one, where there are several.
+ * @param lostNode - what is known of a node whose launcher is lost: the cause, unless a rank here failed by itself.
+ */
+export function failureReport(
+  ends: readonly RankEnd[],
+  node: number | null,
+  lostNode: string | null = null,
+): FailureReport {
   const first = firstCause(ends)
   if (first === undefined) return { lines: [], exitCode: 0, summary: '', consequence: true }
-  const { end } = first
+  const byLostNode = first.drawn && lostNode !== null
+  const end = byLostNode ? undefined : first.end
   const where = node === null || end === undefined ? '' : ` on node ${node}`
   const who = end === undefined ? '' : ` (local rank ${end.localRank}, process ${end.pid})`
-  const what = `rank ${first.rank}${who} failed first${where}: ${first.what}`
+  const what = byLostNode ? lostNode : `rank ${first.rank}${who} failed first${where}: ${first.what}`
   const lines = [`viaduct run: ${what}`]
   const error = end?.error ?? null
   if (error !== null) lines.push(...error.message.split('\n').map((line) => `  ${line}`))

@@ -4,11 +4,12 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { availableParallelism, constants, tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { childEnvironment, envText } from '../base/env.js'
+import { ViaductError } from '../base/errors.js'
 import { Attempt, failureReport } from './attempt.js'
 import { type RankCommand, rankCommand } from './command.js'
 import { type AttemptEnd, Nodes } from './nodes.js'
 import { type LaunchOptions, type LaunchPlan, planLaunch } from './options.js'
-import type { RankSetup } from './rankProcess.js'
+import type { RankEnd, RankSetup } from './rankProcess.js'
 import { Watchdog } from './watchdog.js'
 
 export type { LaunchOptions } from './options.js'
@@ -16,6 +17,8 @@ export type { LaunchOptions } from './options.js'
 const ending: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP']
 
 const consequenceDelayMs = 500
+
+const signalCode = (signal: NodeJS.Signals) => 128 + constants.signals[signal]
 
 const say = (lines: readonly string[]) => {
   for (const line of lines) process.stderr.write(`${line}\n`)
@@ -35,12 +38,16 @@ export async function launch(options: LaunchOptions): Promise<number> {
   const watchdog = new Watchdog()
   const signals = new Signals()
   try {
-    const nodes = await Nodes.join(plan)
+    const nodes = await Nodes.join(plan, signals.stop)
     try {
       return await new Launch(plan, command, nodes, watchdog, signals, scratch).run()
     } finally {
       await nodes.leave()
     }
+  } catch (error) {
+    if (signals.asked !== null && error instanceof ViaductError && error.code === 'ERR_ABORTED')
+      return signalCode(signals.asked)
+    throw error
   } finally {
     signals.close()
     watchdog.close()
@@ -58,11 +65,15 @@ class Signals {
   readonly came = new Promise<void>((wake) => {
     this.#wake = wake
   })
+  readonly #stop = new AbortController()
+  /** Aborted then. */
+  readonly stop = this.#stop.signal
 
   readonly #end = (signal: NodeJS.Signals) => {
     const again = this.asked !== null
     this.asked ??= signal
     this.#wake()
+    this.#stop.abort()
     if (again && signal === 'SIGINT') this.#attempt?.kill()
     else this.#attempt?.stop(signal)
   }
@@ -95,60 +106,85 @@ class Launch {
   ) {}
 
   async run(): Promise<number> {
-    for (let attempt = 0; ; attempt++) {
-      const end = await this.#once(attempt)
-      if (this.signals.asked !== null) return 128 + constants.signals[this.signals.asked]
+    const { nodes, signals } = this
+    for (;;) {
+      const end = await this.#once()
+      if (signals.asked !== null) return signalCode(signals.asked)
       if (end.kind === 'done') return 0
-      if (end.kind === 'signal' || attempt >= this.plan.maxRestarts) return end.exitCode
-      say([`viaduct run: starting all ranks again, restart ${attempt + 1} of ${this.plan.maxRestarts}`])
-      await this.nodes.stopped(attempt, this.plan.graceMs + this.plan.joinMs)
+      if (end.kind === 'signal' || nodes.attempt >= nodes.maxRestarts) return end.exitCode
+      const missing = end.lost.filter((node) => node !== nodes.rank).map((node) => nodes.describe(node))
+      const wait = missing.length === 0 ? '' : `, waiting up to ${this.plan.joinMs / 1000} s for ${missing.join(', ')}`
+      say([`viaduct run: starting all ranks again, restart ${nodes.attempt + 1} of ${nodes.maxRestarts}${wait}`])
+      await nodes.again(signals.stop)
     }
   }
 
-  async #once(number: number): Promise<AttemptEnd> {
+  async #once(): Promise<AttemptEnd> {
     const { nodes, signals } = this
-    const attempt = new Attempt(this.#setups(number), this.watchdog, this.plan)
+    const attempt = new Attempt(this.#setups(nodes.attempt), this.watchdog, this.plan)
     signals.attach(attempt)
-    const lost = (error: unknown): AttemptEnd => {
-      const summary = `the launcher of node 0 is gone: ${(error as Error).message}`
-      return { kind: 'failed', node: nodes.rank, exitCode: 1, summary }
-    }
-    const everywhere = nodes.end(number).catch(lost)
+    const everywhere = nodes.watch()
+    const asked = signals.came.then(() => this.#signalEnd())
     try {
       const here = attempt.verdict.then((well) => ({ well }))
-      const first = await Promise.race([here, everywhere])
-      const wellHere = 'well' in first && first.well
-      if (!wellHere) await attempt.fail()
+      const first = await Promise.race([here, everywhere.end])
+      const elsewhere = 'well' in first ? null : first
+      const failedHere = 'well' in first && !first.well
+      const hostLost = elsewhere !== null && elsewhere.lost.length > 0
+      if (elsewhere !== null) this.#sayNews(elsewhere)
+      if (hostLost) void this.#tell(elsewhere)
+      if (elsewhere !== null || failedHere) await attempt.fail(hostLost)
       const ends = await attempt.ended
-      if (signals.asked !== null) {
-        const summary = `node ${nodes.rank} was asked to end by ${signals.asked}`
-        const exitCode = 128 + constants.signals[signals.asked]
-        await nodes.tell(number, { kind: 'signal', node: nodes.rank, exitCode, summary }).catch(() => {})
-      } else if (wellHere) {
-        await nodes.done(number)
-      } else {
-        const { lines, exitCode, summary, consequence } = failureReport(ends, nodes.count === 1 ? null : nodes.rank)
-        // What ended because another node said so is no news.
-        if ('well' in first) {
-          say(lines)
-          // The node with the cause is to be the first to tell.
-          if (consequence && nodes.count > 1) await new Promise((go) => setTimeout(go, consequenceDelayMs))
-          await nodes.tell(number, { kind: 'failed', node: nodes.rank, exitCode, summary }).catch(() => {})
-        }
-      }
-      const asked = signals.came.then(
-        (): AttemptEnd => ({ kind: 'signal', node: nodes.rank, exitCode: 1, summary: '' }),
-      )
-      const end = await Promise.race([everywhere, asked])
-      if (end.kind !== 'done' && !('well' in first && !first.well) && end.summary !== '') {
-        say([`viaduct run: node ${end.node} ended the run: ${end.summary}`])
-        attempt.stop('SIGTERM')
-        await attempt.ended
-      }
+      // Null: all is well here, or another node knows already.
+      const own = signals.asked !== null ? this.#signalEnd() : failedHere ? await this.#report(ends) : null
+      const told = elsewhere !== null || (await Promise.race([this.#tell(own), everywhere.end.then(() => true)]))
+      const end = told || own === null ? await Promise.race([everywhere.end, asked]) : own
+      const newlyLost = end.lost.length > 0 && (own?.lost.length ?? 0) === 0
+      if (elsewhere === null && (!failedHere || newlyLost)) this.#sayNews(end)
+      nodes.lost = end.lost
       return end
     } finally {
+      everywhere.stop()
       signals.attach(null)
     }
+  }
+
+  #signalEnd(): AttemptEnd {
+    const { nodes, signals } = this
+    const signal = signals.asked ?? 'SIGTERM'
+    const summary = `node ${nodes.rank} was asked to end by ${signal}`
+    return { kind: 'signal', node: nodes.rank, exitCode: signalCode(signal), summary, lost: [] }
+  }
+
+  /** Says what failed here; gives what to tell the others. */
+  async #report(ends: readonly RankEnd[]): Promise<AttemptEnd> {
+    const { nodes } = this
+    const suspect = nodes.suspect()
+    const where = nodes.count === 1 ? null : nodes.rank
+    const { lines, exitCode, summary, consequence } = failureReport(ends, where, suspect?.summary ?? null)
+    say(lines)
+    if (consequence && suspect !== null) return suspect
+    // The node with the cause is to be the first to tell.
+    if (consequence && nodes.count > 1) await new Promise((go) => setTimeout(go, consequenceDelayMs))
+    return { kind: 'failed', node: nodes.rank, exitCode, summary, lost: [] }
+  }
+
+  /** @returns whether the others know: false where nobody is there to be told. */
+  async #tell(end: AttemptEnd | null): Promise<boolean> {
+    if (end?.lost.includes(0)) return false
+    try {
+      await (end === null ? this.nodes.done() : this.nodes.tell(end))
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  /** Says how another node, or this one's look at the others, ended the attempt. */
+  #sayNews(end: AttemptEnd): void {
+    if (end.kind === 'done' || end.summary === '') return
+    const lost = end.lost.includes(this.nodes.rank) ? 'the others ended the run without this node: ' : ''
+    say([`viaduct run: ${end.lost.length > 0 ? lost : `node ${end.node} ended the run: `}${end.summary}`])
   }
 
   #setups(attempt: number): RankSetup[] {
@@ -189,7 +225,7 @@ class Launch {
           MASTER_ADDR: plan.masterAddr,
           MASTER_PORT: String(nodes.port),
           TORCHELASTIC_RESTART_COUNT: String(attempt),
-          TORCHELASTIC_MAX_RESTARTS: String(plan.maxRestarts),
+          TORCHELASTIC_MAX_RESTARTS: String(nodes.maxRestarts),
           TORCHELASTIC_RUN_ID: plan.jobId,
           TORCHELASTIC_USE_AGENT_STORE: 'True',
           TORCHELASTIC_ERROR_FILE: errorFile,

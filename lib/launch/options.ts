@@ -45,14 +45,16 @@ export interface LaunchOptions {
   readonly localRanksFilter?: string
   /** Time for ranks to end after a signal before they are killed, in s; at most 3 after a rank's failure. Default 30. */
   readonly shutdownTimeout?: number | string
-  /** Time without a heartbeat after which a rank has failed, in s; 0: never. Default 60. */
+  /** Time without a heartbeat after which a rank has failed, or another node is lost, in s; 0: never. Default 60. */
   readonly heartbeatTimeout?: number | string
   /** Put `[rank0] ` before each line. Default true. */
   readonly prefix?: boolean
   /** Further variables for the ranks. */
   readonly env?: Readonly<Record<string, string>>
-  /** Time for all nodes to come, in s. Default 600. */
+  /** Time for all nodes to come, and to come back before a restart, in s. Default 600. */
   readonly joinTimeout?: number | string
+  /** torchrun's way to say it: `join_timeout=SECONDS`. */
+  readonly rdzvConf?: string
 }
 
 /** Options with everything decided but what the other nodes say. */
@@ -158,6 +160,17 @@ function endpointOf(text: string): readonly [string, number] {
   return [(match[1] ?? match[2]) as string, match[3] === undefined ? defaultPort : portOf('--rdzv-endpoint', match[3])]
 }
 
+/** The one setting of torchrun's --rdzv-conf that means something here. */
+function joinTimeoutOf(conf: string): string | undefined {
+  let found: string | undefined
+  for (const part of conf.split(',').filter((text) => text.trim() !== '')) {
+    const [name = '', value = ''] = part.split('=', 2).map((text) => text.trim())
+    if (name !== 'join_timeout') throw usage(`expected --rdzv-conf join_timeout=SECONDS, got ${JSON.stringify(part)}`)
+    found = value
+  }
+  return found
+}
+
 /**
  * Decides everything that this node can decide.
  * @throws ERR_USAGE for values that do not fit.
@@ -214,7 +227,7 @@ export function planLaunch(options: LaunchOptions): LaunchPlan {
     shown: everywhere.map((_, local) => filter === undefined || filter.includes(local)),
     graceMs: seconds('--shutdown-timeout', options.shutdownTimeout ?? 30),
     silenceMs: seconds('--heartbeat-timeout', options.heartbeatTimeout ?? 60),
-    joinMs: seconds('--join-timeout', options.joinTimeout ?? 600),
+    joinMs: seconds('--rdzv-conf join_timeout', joinTimeoutOf(options.rdzvConf ?? '') ?? options.joinTimeout ?? 600),
     prefix: options.prefix !== false,
     env: options.env ?? {},
   }

@@ -7,6 +7,7 @@
 
 #include "../cpu/gloo_comm.h"
 #include "../heartbeat.h"
+#include "../presence.h"
 #include "../tcp_store.h"
 #include "bind.h"
 
@@ -22,6 +23,7 @@ struct Tables {
   std::map<int64_t, CommPtr> comms;
   std::map<int64_t, std::shared_ptr<ClosableStore>> stores;
   std::map<int64_t, std::shared_ptr<TcpStoreServer>> servers;
+  std::map<int64_t, std::shared_ptr<Presence>> presences;
 
   template <typename T>
   int64_t add(std::map<int64_t, T>& table, T object) {
@@ -149,6 +151,31 @@ void storeClose(Env& env, int64_t id) {
   if (const auto store = tables->take(tables->stores, id)) store->close();
 }
 
+/// The presence's number; see native/presence.h.
+int64_t startPresence(Env& env, const std::string& host, int port, const std::string& jobId, const std::string& member,
+                      int64_t periodMs, int64_t leastMs) {
+  const auto tables = tablesOf(env);
+  return tables->add(tables->presences, std::make_shared<Presence>(host, port, jobId, member, periodMs, leastMs));
+}
+
+/// { unansweredMs, silent: [{ member, ms, gone }] }
+Value presence(Env& env, int64_t id) {
+  const auto tables = tablesOf(env);
+  const auto state = tables->find(tables->presences, id, "presence")->state();
+  std::vector<Value> silent;
+  for (const Silence& one : state.silent)
+    silent.emplace_back(Value::Record{{"member", one.member}, {"ms", one.ms}, {"gone", one.gone}});
+  return Value::Record{{"unansweredMs", state.unansweredMs}, {"silent", std::move(silent)}};
+}
+
+/// `politely`: takes its leave, so that nobody misses it.
+Promise stopPresence(Env& env, int64_t id, bool politely) {
+  const auto tables = tablesOf(env);
+  return async(env, [gone = tables->take(tables->presences, id), politely] {
+    if (gone != nullptr && politely) gone->leave();
+  });
+}
+
 void heartbeat(Env& env, const std::string& file, int64_t periodMs) { startHeartbeat(file, periodMs); }
 
 // ---- communicators
@@ -245,18 +272,33 @@ void barrier(Env& env, int64_t comm, Stream& s) { commOf(env, comm)->barrier(s);
 
 std::vector<Row> commRows() {
   return {
-      row("storeServer", &storeServer),   row("storeServerClose", &storeServerClose),
-      row("storeClient", &storeClient),   row("storeSet", &storeSet),
-      row("storeGet", &storeGet),         row("storeAdd", &storeAdd),
-      row("storeCheck", &storeCheck),     row("storeAddress", &storeAddress),
-      row("storeClose", &storeClose),     row("startHeartbeat", &heartbeat),
-      row("connectGloo", &connectGloo),   row("splitComm", &splitComm),
-      row("gatherBytes", &gatherBytes),   row("commInfo", &commInfo),
-      row("abortComm", &abortComm),       row("setCommTimeout", &setCommTimeout),
-      row("closeComm", &closeComm),       row("allReduce", &allReduce),
-      row("allGather", &allGather),       row("reduceScatter", &reduceScatter),
-      row("broadcast", &broadcast),       row("allToAll", &allToAll),
-      row("pointToPoint", &pointToPoint), row("barrier", &barrier),
+      row("storeServer", &storeServer),
+      row("storeServerClose", &storeServerClose),
+      row("storeClient", &storeClient),
+      row("storeSet", &storeSet),
+      row("storeGet", &storeGet),
+      row("storeAdd", &storeAdd),
+      row("storeCheck", &storeCheck),
+      row("storeAddress", &storeAddress),
+      row("storeClose", &storeClose),
+      row("startPresence", &startPresence),
+      row("presence", &presence),
+      row("stopPresence", &stopPresence),
+      row("startHeartbeat", &heartbeat),
+      row("connectGloo", &connectGloo),
+      row("splitComm", &splitComm),
+      row("gatherBytes", &gatherBytes),
+      row("commInfo", &commInfo),
+      row("abortComm", &abortComm),
+      row("setCommTimeout", &setCommTimeout),
+      row("closeComm", &closeComm),
+      row("allReduce", &allReduce),
+      row("allGather", &allGather),
+      row("reduceScatter", &reduceScatter),
+      row("broadcast", &broadcast),
+      row("allToAll", &allToAll),
+      row("pointToPoint", &pointToPoint),
+      row("barrier", &barrier),
   };
 }
 

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { beforeAll, expect, test } from 'vitest'
 import { plainEnvironment, viaductFile } from '../cli/commandLine.js'
 import { temporaryFolder } from '../hostile/temporary.js'
-import { type Launched, processesWith, startCommand } from './launched.js'
+import { type Launched, leftWith, processesWith, startCommand } from './launched.js'
 
 const home = temporaryFolder()
 const kills = Number(process.env['VIADUCT_TEST_KILLS'] ?? (process.env['VIADUCT_TEST_FULL'] ? 20 : 3))
@@ -135,7 +135,7 @@ test(
       const { code, err } = await launched.ended
       const ms = performance.now() - begin
       const what = `viaduct ${launcher}, ${signal} of rank ${victim} after ${instant.toFixed(0)} ms: exit code ${code} after ${ms.toFixed(0)} ms\n${err}`
-      expect(processesWith(markOf(name)), what).toEqual([])
+      expect(await leftWith(markOf(name)), what).toEqual([])
       const memory = readdirSync('/dev/shm').filter((file) => hit?.includes(Number(file.split('-')[1])))
       expect(memory, what).toEqual([])
       // What was done is right, and done in order, whatever came after.

@@ -3,7 +3,7 @@
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import type { LaunchOptions } from '../../lib/launch/launcher.js'
-import { processesWith, start } from './launched.js'
+import { leftWith, start } from './launched.js'
 
 const script = join(import.meta.dirname, 'lostRank.ts')
 
@@ -30,7 +30,7 @@ async function lose(
   const begin = Date.now()
   const { code, err } = await launched.ended
   const ms = Date.now() - begin
-  return { code, err, ms, left: processesWith(`TORCHELASTIC_RUN_ID=${rdzvId}`) }
+  return { code, err, ms, left: await leftWith(`TORCHELASTIC_RUN_ID=${rdzvId}`) }
 }
 
 // Beyond the timeout: 1 s for the others to fail by themselves, 3 s until what is left is killed, and noticing.

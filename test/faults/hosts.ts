@@ -28,6 +28,11 @@ export function sentBytes(host: 0 | 1, cable: 0 | 1): number {
   return Number(ip('netns', 'exec', names[host], 'cat', file))
 }
 
+/** Takes a cable out of a host, or puts it in again. */
+export function plug(host: 0 | 1, cable: 0 | 1, state: 'up' | 'down'): void {
+  ip('-n', names[host], 'link', 'set', cables[cable], state)
+}
+
 /** Makes the hosts. @returns why this machine does not let us, or null. */
 export function makeHosts(): string | null {
   try {

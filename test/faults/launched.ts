@@ -104,3 +104,13 @@ export function processesWith(variable: string): number[] {
     })
     .map(Number)
 }
+
+/** Those that are left when their launcher has ended; the shell that watched it may be a moment behind. */
+export async function leftWith(variable: string): Promise<number[]> {
+  const end = Date.now() + 1000
+  for (;;) {
+    const left = processesWith(variable)
+    if (left.length === 0 || Date.now() > end) return left
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+}

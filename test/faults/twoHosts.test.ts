@@ -1,14 +1,16 @@
 // Two launchers on two hosts, which reach each other by network alone: the same losses as on one host, to the last bit, over the
-// way that is asked for; a rank that is lost on one of them is named on both, and both start again.
+// way that is asked for; a rank that is lost on one of them, or a host that is frozen or cut off, is named on both, and both start
+// again.
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { plainEnvironment, viaductFile } from '../cli/commandLine.js'
 import { temporaryFolder } from '../hostile/temporary.js'
-import { addressOf, makeHosts, onHost, removeHosts, sentBytes } from './hosts.js'
-import { type Launched, processesWith, startCommand } from './launched.js'
+import { addressOf, makeHosts, onHost, plug, removeHosts, sentBytes } from './hosts.js'
+import { type Launched, leftWith, processesWith, startCommand } from './launched.js'
 
 const home = temporaryFolder()
+const full = process.env['VIADUCT_TEST_FULL'] !== undefined
 const refusal = makeHosts()
 afterAll(removeHosts)
 
@@ -73,9 +75,16 @@ function onTwoHosts(
     const where = ['--nnodes', '2', '--node-rank', String(host), '--master-addr', addressOf(0, 0), '--rdzv-id', name]
     const run = ['run', '--nproc-per-node', String(ranks), ...where, ...(options.flags ?? [])]
     const [program = '', ...args] = onHost(host, [process.execPath, viaductFile, ...run, ...work(name, more)])
-    return startCommand(program, args, environment(options.env))
+    return startCommand(program, args, environment({ ...options.env, HOST_UNDER_TEST: `${name}/${host}` }))
   })
 }
+
+/** Launcher, ranks and all else of a host. */
+function signalHost(job: string, host: 0 | 1, signal: NodeJS.Signals): void {
+  for (const pid of processesWith(`HOST_UNDER_TEST=${job}/${host}`)) process.kill(pid, signal)
+}
+
+let undisturbed: Promise<Step[]> | undefined
 
 describe.skipIf(refusal !== null)(`two hosts${refusal === null ? '' : ` (no namespaces here: ${refusal})`}`, () => {
   let alone: Step[] = []
@@ -128,11 +137,74 @@ describe.skipIf(refusal !== null)(`two hosts${refusal === null ? '' : ` (no name
       expect(b.err).toMatch(new RegExp(`rank 1 \\(local rank 0, process ${victim}\\) failed first on node 1: ${cause}`))
       expect(a.err).toMatch(/rank 1 .*failed first|node 1 ended the run: rank 1 /)
       expect(performance.now() - begin).toBeLessThan(40_000)
-      const whole = await onOneHost(`${name}-whole`, 2, ['train.train_iters=40'])
-      const made = stepsOf(name)
-      for (const step of made) expect(step).toEqual(whole[step.step - 1])
-      expect(new Set(made.map(({ step }) => step)).size).toBe(40)
-      expect(processesWith(`TORCHELASTIC_RUN_ID=${name}`)).toEqual([])
+      await expectWhole(name)
+      expect(await leftWith(`TORCHELASTIC_RUN_ID=${name}`)).toEqual([])
+    },
+    120_000,
+  )
+
+  /** Every step has the loss that it has when nobody disturbs the run. */
+  async function expectWhole(name: string): Promise<void> {
+    undisturbed ??= onOneHost('undisturbed', 2, ['train.train_iters=40'])
+    const whole = await undisturbed
+    const made = stepsOf(name)
+    for (const step of made) expect(step).toEqual(whole[step.step - 1])
+    expect(new Set(made.map(({ step }) => step)).size).toBe(40)
+  }
+
+  test.skipIf(!full).each(['frozen', 'cut off for good'] as const)(
+    'a second host that is %s ends the job on both',
+    async (how) => {
+      const name = `lost-${how.replaceAll(' ', '-')}`
+      const more = ['train.train_iters=2000', 'dist.distributed_timeout_minutes=10']
+      const [second, first] = onTwoHosts(name, 1, more, { flags: ['--heartbeat-timeout', '4'] }) as [Launched, Launched]
+      await first.until(/^\[rank0\] +4 /m)
+      if (how === 'frozen') signalHost(name, 1, 'SIGSTOP')
+      else plug(1, 0, 'down')
+      const begin = performance.now()
+      const a = await first.ended
+      expect(performance.now() - begin).toBeLessThan(4000 + 5000)
+      expect(a.code, a.err).toBe(4)
+      expect(a.err).toMatch(
+        /viaduct run: node 1 \(\S+ at 10\.213\.0\.2, rank 1\) failed first: its launcher gave no sign of life for/,
+      )
+      if (how === 'frozen') signalHost(name, 1, 'SIGCONT')
+      const b = await second.ended
+      plug(1, 0, 'up')
+      expect(performance.now() - begin).toBeLessThan(how === 'frozen' ? 14_000 : 9000)
+      expect(b.code, b.err).toBe(4)
+      expect(b.err).toMatch(
+        how === 'frozen'
+          ? /the others ended the run without this node: node 1 /
+          : /node 0 \(\S+ at 10\.213\.0\.1, rank 0\) failed first: its launcher has not answered for/,
+      )
+      expect(await leftWith(`TORCHELASTIC_RUN_ID=${name}`)).toEqual([])
+    },
+    60_000,
+  )
+
+  test.each(full ? (['SIGSTOP', 'cable'] as const) : (['cable'] as const))(
+    'a second host that is lost for a while (%s): both start again when it is back and end as if nothing had been',
+    async (how) => {
+      const name = `back-${how}`
+      const more = ['--save', join(home, name), 'checkpoint.save_interval=2', 'train.train_iters=40']
+      const flags = ['--max-restarts', '1', '--heartbeat-timeout', '4']
+      const [second, first] = onTwoHosts(name, 1, more, { flags }) as [Launched, Launched]
+      await first.until(/^\[rank0\] saved .*iter_0000004/m)
+      if (how === 'cable') plug(1, 0, 'down')
+      else signalHost(name, 1, 'SIGSTOP')
+      await first.until(/node 1 \(\S+ at 10\.213\.0\.2, rank 1\) failed first: [\s\S]* waiting up to 600 s for node 1 /)
+      if (how === 'cable') {
+        // Cut off it ends its rank by itself.
+        await second.until(
+          /node 0 \(\S+ at 10\.213\.0\.1, rank 0\) failed first: [\s\S]* waiting up to 600 s for node 0 /,
+        )
+        plug(1, 0, 'up')
+      } else signalHost(name, 1, 'SIGCONT')
+      const [b, a] = await Promise.all([second.ended, first.ended])
+      expect([a.code, b.code], `${a.err}${b.err}`).toEqual([0, 0])
+      await expectWhole(name)
+      expect(await leftWith(`TORCHELASTIC_RUN_ID=${name}`)).toEqual([])
     },
     120_000,
   )

@@ -67,6 +67,10 @@ describe('a peer is dropped for', () => {
     ['an unknown operation', Buffer.concat([hello, frame(9, 'key')])],
     ['a get without a time', Buffer.concat([hello, frame(2, 'key', Buffer.alloc(3))])],
     ['a sum of half a number', Buffer.concat([hello, frame(3, 'key', Buffer.alloc(4))])],
+    ['a beat without a time', Buffer.concat([hello, frame(5, 'member')])],
+    ['a beat of nobody', Buffer.concat([hello, frame(5, '', Buffer.alloc(4))])],
+    ['a beat with a name without bound', Buffer.concat([hello, frame(5, 'm'.repeat(300), Buffer.alloc(4))])],
+    ['a farewell that says more', Buffer.concat([hello, frame(6, 'member', Buffer.alloc(4))])],
   ])('%s', async (_name, bytes) => {
     expect((await talk(bytes)).closed).toBe(true)
     await stillServes()

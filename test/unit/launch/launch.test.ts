@@ -70,6 +70,11 @@ describe('flags', () => {
     })
     expect(plan({ nnodes: 2, rdzvEndpoint: 'host' }).masterPort).toBe(29500)
   })
+  it("take the time for nodes to come from torchrun's settings", () => {
+    expect(plan().joinMs).toBe(600_000)
+    expect(plan({ rdzvConf: ' join_timeout=90' }).joinMs).toBe(90_000)
+    expect(plan({ rdzvConf: 'join_timeout=1.5,' }).joinMs).toBe(1500)
+  })
   it('say which streams go where', () => {
     expect(plan({ nprocPerNode: 3, redirects: '0:1,2:3', tee: '2' })).toMatchObject({
       redirects: [1, 0, 3],
@@ -87,6 +92,12 @@ describe('flags', () => {
     ['nodes without a rank', { nnodes: 2, masterAddr: 'h' }, /--node-rank/],
     ['a node rank that is too high', { nnodes: 2, nodeRank: 2, masterAddr: 'h' }, /0 to 1, got 2/],
     ['another backend', { rdzvBackend: 'etcd' }, /c10d or static/],
+    [
+      'another setting of the rendezvous',
+      { rdzvConf: 'join_timeout=5,read_timeout=9' },
+      /join_timeout=SECONDS, got "read/,
+    ],
+    ['a time that is none', { rdzvConf: 'join_timeout=soon' }, /join_timeout to be seconds, got "soon"/],
     ['a strange redirect', { redirects: '4' }, /--redirects/],
     ['GPUs where there are none', { nprocPerNode: 'gpu' }, /found none/],
   ])('refuse %s', (_name, options, message) => {
