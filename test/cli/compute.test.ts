@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { type HostTensor, readSafetensorsFile } from '../fixtures/safetensorsFile.js'
 import { temporaryFolder } from '../hostile/temporary.js'
+import { bf16Expected, expectBf16Error } from '../parity/bf16Error.js'
 import { agreement } from '../parity/resultFile.js'
 import { copyFixture, viaduct, viaductJson, writeInputs } from './commandLine.js'
 import { writeWords } from './wordsFolder.js'
@@ -60,6 +61,16 @@ describe('logits', () => {
     const got = readSafetensorsFile(inside(`${own}.safetensors`))
     expect(agreement(got, expected).red).toEqual([])
     expect(report.loss).toBeCloseTo(got.get('loss')?.data[0] as number, 6)
+  })
+
+  test('in bfloat16, at tp 2 with sequence parallelism, pp 2, are as near to float32 as those of Transformers', async () => {
+    copyFixture('plain', inside('half'))
+    const ids = bf16Expected.get('input_ids') as HostTensor
+    writeInputs(inside('half.in.safetensors'), new Map([['input_ids', ids]]))
+    const files = ['--input', 'half.in.safetensors', '--output', 'half.out.safetensors']
+    await viaductJson(folder, ['logits', 'half', ...files, '--dtype', 'bfloat16', '--tp', '2', '--pp', '2'])
+    const { data, shape } = readSafetensorsFile(inside('half.out.safetensors')).get('logits') as HostTensor
+    expectBf16Error(data, shape.at(-1) as number)
   })
 
   test('of a checkpoint are those of its folder', async () => {

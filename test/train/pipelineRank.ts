@@ -13,6 +13,8 @@ import { fixtureBatches, fixtureConfig, fixtureData } from './fixtureRun.js'
 export interface PipelineTask {
   /** Fields of the model, its layout among them. */
   readonly model?: Partial<ProviderInit>
+  /** Default: fp32. */
+  readonly mixedPrecision?: RunConfig['mixedPrecision']
   readonly trainIters: number
   /** Default 1. */
   readonly microBatchSize?: number
@@ -42,8 +44,19 @@ export interface Uneven {
 
 /** The run of a task. */
 export async function configOf(task: PipelineTask): Promise<RunConfig> {
-  const { model, trainIters, microBatchSize = 1, ddp, metrics, save, saveInterval, load } = task
+  const {
+    model,
+    mixedPrecision = 'fp32',
+    trainIters,
+    microBatchSize = 1,
+    ddp,
+    metrics,
+    save,
+    saveInterval,
+    load,
+  } = task
   const config = await fixtureConfig({ trainIters, microBatchSize })
+  config.mixedPrecision = mixedPrecision
   config.model.weightsLoader = null
   Object.assign(config.model, { numLayers: 4, hiddenDropout: 0.1, ...model })
   config.checkpoint.save = save ?? null

@@ -66,32 +66,76 @@ const layouts: Record<string, Layout> = full
     ])
   : quick
 
+/** In bfloat16, the form as it is on one rank. Stages change no sum; tp rounds its parts of sums to bfloat16. */
+const half: Record<string, Layout & Pick<SequenceTask, 'mixedPrecision'>> = {
+  'pp 4, zb-h1': {
+    ranks: 4,
+    form: 'packed',
+    model: { ...stages(4), pipelineSchedule: 'zb-h1' },
+    mixedPrecision: 'bf16_mixed',
+  },
+  'pp 2, tp 2 with sp': {
+    ranks: 4,
+    form: 'packed',
+    model: { ...stages(2), ...sp(2), paramsDtype: 'bfloat16' },
+    mixedPrecision: null,
+  },
+  ...(full && {
+    'pp 2': { ranks: 2, form: 'packed', model: stages(2), mixedPrecision: 'bf16_mixed' },
+    'pp 2, vpp 2, recompute': {
+      ranks: 2,
+      form: 'packed',
+      model: { ...chunks, recomputeGranularity: 'full', paramsDtype: 'bfloat16' },
+      mixedPrecision: null,
+    },
+    'tp 2': { ranks: 2, form: 'packed', model: tp(2), mixedPrecision: 'bf16_mixed' },
+    'tp 2 with sp': { ranks: 2, form: 'packed', model: sp(2), mixedPrecision: 'bf16_mixed' },
+    'tp 4 with sp': { ranks: 4, form: 'packed', model: sp(4), mixedPrecision: 'bf16_mixed' },
+    'tp 2 with sp, pp 2, dp 2': {
+      ranks: 8,
+      form: 'packed',
+      model: { ...stages(2), ...sp(2) },
+      mixedPrecision: 'bf16_mixed',
+    },
+  }),
+}
+const hasTp = ({ model }: Layout) => (model.tensorModelParallelSize ?? 1) > 1
+
 const trainIters = full ? 10 : 6
 const isTied = (model: Partial<ProviderInit>) => model.shareEmbeddingsAndOutputWeights === true
-const taskOf = (name: string, { form, model }: Layout, more: Partial<SequenceTask> = {}): SequenceTask => ({
-  form,
-  model,
-  trainIters,
-  gradients: place(`gradients-${isTied(model)}`),
-  written: place(name),
-  ...more,
-})
+const gradients = (of: string) => place(`gradients of ${of}`)
+const oneRank = (model: Partial<ProviderInit>) => `one rank${isTied(model) ? ', tied' : ''}`
 const read = (name: string) => JSON.parse(readFileSync(place(name), 'utf8')) as WrittenSteps
+
+/** What is written under `name`, its gradients compared with those of `reference`. */
+function taskOf(name: string, layout: Layout, reference: string, more: Partial<SequenceTask> = {}): SequenceTask {
+  const { form, model } = layout
+  return { form, model, trainIters, gradients: gradients(reference), written: place(name), ...more }
+}
 
 const disagree = ['count', 'length', 'tokens', 'packed'] as const
 
 beforeAll(async () => {
-  for (const model of [{}, tied]) {
-    const alone: Layout = { ranks: 1, form: 'alone', model }
-    await sequenceWork(taskOf(`one rank ${isTied(model)}`, alone))
-  }
-  for (const ranks of new Set(Object.values(layouts).map((layout) => layout.ranks))) {
-    const tasks = Object.entries(layouts)
-      .filter(([, layout]) => layout.ranks === ranks)
-      .map(([name, layout]) => taskOf(name, layout, name === 'pp 4' ? { disagree } : {}))
-    const started = startScript('sequencesRank.ts', [JSON.stringify(tasks)], ranks)
+  const alone = (name: string, layout: Omit<Layout, 'ranks'>, reference: string, more: Partial<SequenceTask> = {}) =>
+    sequenceWork(taskOf(name, { ...layout, ranks: 1 }, reference, { writes: gradients(name), ...more }))
+  for (const model of [{}, tied]) await alone(oneRank(model), { form: 'alone', model }, oneRank(model))
+  await alone('packed', { form: 'packed', model: {} }, oneRank({}))
+  await alone('packed, bf16', { form: 'packed', model: {} }, 'packed', { mixedPrecision: 'bf16_mixed' })
+  const tasks = [
+    ...Object.entries(layouts).map(([name, layout]) => {
+      const more = name === 'pp 4' ? { disagree } : {}
+      return [layout.ranks, taskOf(name, layout, oneRank(layout.model), more)] as const
+    }),
+    ...Object.entries(half).map(([name, { mixedPrecision = null, ...layout }]) => {
+      const reference = hasTp(layout) ? 'packed' : 'packed, bf16'
+      return [layout.ranks, taskOf(`${name}, bf16`, layout, reference, { mixedPrecision })] as const
+    }),
+  ]
+  for (const size of new Set(tasks.map(([ranks]) => ranks))) {
+    const ofSize = tasks.flatMap(([ranks, task]) => (ranks === size ? [task] : []))
+    const started = startScript('sequencesRank.ts', [JSON.stringify(ofSize)], size)
     const code = await started.end
-    if (code !== 0) throw new Error(`${ranks} ranks ended with ${code}:\n${started.lines.join('\n')}`)
+    if (code !== 0) throw new Error(`${size} ranks ended with ${code}:\n${started.lines.join('\n')}`)
   }
 }, 900_000)
 
@@ -117,22 +161,57 @@ function expectSame(got: WrittenSteps, wanted: WrittenSteps): void {
 
 describe('the losses and gradients of the same sequences alone', () => {
   it('on one rank are those of this test: of several lengths, some labels ignored', () => {
-    const one = read('one rank false')
+    const one = read('one rank')
     expect(new Set(one.tokens).size).toBeGreaterThan(1)
     expect(Object.values(one.gradients).every(({ norm, difference }) => norm > 0 && difference === 0)).toBe(true)
   })
 
-  it.each(['packed', 'left', 'right'] as const)('%s, on one rank', async (form) => {
-    await sequenceWork(taskOf(form, { ranks: 1, form, model: {} }, { gradients: place('own gradients') }))
-    expectSame(read(form), read('one rank false'))
+  it('packed, on one rank', () => expectSame(read('packed'), read('one rank')))
+
+  it.each(['left', 'right'] as const)('padded on the %s, on one rank', async (form) => {
+    await sequenceWork(taskOf(form, { ranks: 1, form, model: {} }, 'one rank'))
+    expectSame(read(form), read('one rank'))
   })
 
   it.each(Object.entries(layouts))('%s: %j', (name, { model }) => {
-    expectSame(read(name), read(`one rank ${isTied(model)}`))
+    expectSame(read(name), read(oneRank(model)))
   })
 
   it.each(Object.keys(layouts))('%s: as many tensors after each step', (name) => {
     expect(new Set(read(name).live.slice(2)).size).toBe(1)
+  })
+})
+
+/** What losses differ by, over theirs. */
+const distances = (a: WrittenSteps, b: WrittenSteps) =>
+  a.losses.map((loss, i) => Math.abs(loss / (b.losses[i] as number) - 1))
+const error = ({ gradients: of }: WrittenSteps) => Math.hypot(...Object.values(of).map(({ difference }) => difference))
+
+describe('bfloat16', () => {
+  it('on one rank is not float32 under another name', () => {
+    expect(Math.min(...distances(read('packed, bf16'), read('packed')))).toBeGreaterThan(0)
+    expect(error(read('packed, bf16'))).toBeGreaterThan(0)
+  })
+
+  const entries = Object.entries(half)
+  it.each(entries.filter(([, layout]) => !hasTp(layout)))('%s: the bits of one rank', (name) => {
+    const [got, one] = [read(`${name}, bf16`), read('packed, bf16')]
+    expect(got.losses).toEqual(one.losses)
+    expect(got.validation).toBe(one.validation)
+    expect(error(got)).toBe(0)
+    // A sum of squares over the stages in float64.
+    for (const [i, norm] of got.gradNorms.entries())
+      expect(Math.abs(norm / (one.gradNorms[i] as number) - 1)).toBeLessThan(1e-14)
+  })
+
+  // The design's bound for two honest bfloat16 computations: the mean error against float32 is at most 1.25 times the other's. Gradients
+  // have enough elements for a mean; losses are a few numbers, which stay in the range of one rank's own rounding.
+  it.each(entries.filter(([, layout]) => hasTp(layout)))('%s: as near to float32 as one rank', (name) => {
+    const [got, one, exact] = [read(`${name}, bf16`), read('packed, bf16'), read('packed')]
+    expect(got.tokens).toEqual(one.tokens)
+    expect(error(got) / error(one)).toBeLessThan(1.25)
+    const noise = Math.max(...distances(one, exact))
+    for (const distance of distances(got, exact)) expect(distance).toBeLessThan(2 * noise)
   })
 })
 

@@ -24,8 +24,9 @@ export interface SequenceTask {
   readonly model: Partial<ProviderInit>
   readonly mixedPrecision?: RunConfig['mixedPrecision']
   readonly trainIters: number
-  /** Where the gradients of one rank are, or, with one rank, go. */
+  /** Where those gradients are that this run's are compared with; one rank may write its own before. */
   readonly gradients: string
+  readonly writes?: string
   /** The last rank's batches first differ from the others' in each of these ways. */
   readonly disagree?: readonly Disagreement[]
   readonly written: string
@@ -34,7 +35,7 @@ export interface SequenceTask {
 export type Disagreement = 'count' | 'length' | 'tokens' | 'packed'
 
 export interface WrittenSteps {
-  /** By parameter: norm of the gradient, and of what it differs by from one rank's, over all copies. */
+  /** By parameter: norm of the gradient that was compared with, and of what this run's differs by. */
   readonly gradients: Readonly<Record<string, { readonly norm: number; readonly difference: number }>>
   readonly losses: readonly number[]
   readonly gradNorms: readonly number[]
@@ -86,14 +87,12 @@ function* elements({ shard }: Parameter): Generator<[local: number, logical: num
   }
 }
 
-/** Compares with the gradients of one rank, which are written where this is one. */
+/** What each parameter's gradient differs by from that of the file, over all ranks. */
 async function compareGradients(
   state: TrainState,
   found: ReadonlyMap<Parameter, Float32Array>,
   path: string,
 ): Promise<WrittenSteps['gradients']> {
-  if (state.world.size === 1)
-    writeFileSync(path, JSON.stringify(Object.fromEntries([...found].map(([{ name }, values]) => [name, [...values]]))))
   const expected = JSON.parse(readFileSync(path, 'utf8')) as Record<string, number[]>
   const squares = [...found].map(([parameter, values]) => {
     const wanted = expected[parameter.name] as number[]
@@ -101,16 +100,16 @@ async function compareGradients(
     let difference = 0
     for (const [local, logical] of elements(parameter))
       difference += ((values[local] as number) - (wanted[logical] as number)) ** 2
-    return { name: parameter.name, norm, difference }
+    return { name: parameter.name, norm, difference, copy: state.mesh.get('dp').rank }
   })
-  const sums: Record<string, { norm: number; difference: number }> = {}
-  for (const { name, norm, difference } of (await allGatherObject(squares, state.world.group)).flat())
-    sums[name] = { norm, difference: (sums[name]?.difference ?? 0) + difference }
+  const all = (await allGatherObject(squares, state.world.group)).flat()
   return Object.fromEntries(
-    Object.entries(sums).map(([name, { norm, difference }]) => [
-      name,
-      { norm: Math.sqrt(norm), difference: Math.sqrt(difference) },
-    ]),
+    all.map(({ name, norm }) => {
+      const sums: number[] = []
+      for (const one of all.filter((other) => other.name === name))
+        sums[one.copy] = (sums[one.copy] ?? 0) + one.difference
+      return [name, { norm: Math.sqrt(norm), difference: Math.sqrt(Math.max(...sums)) }]
+    }),
   )
 }
 
@@ -127,8 +126,7 @@ const changed: Readonly<Record<Disagreement, (batches: TokenBatch[]) => TokenBat
 /** Runs it in this process, as one of the launcher's ranks or alone. */
 export async function sequenceWork(task: SequenceTask): Promise<void> {
   const { form, model, trainIters, mixedPrecision = 'fp32', disagree = [] } = task
-  const config = await configOf({ trainIters, model })
-  config.mixedPrecision = mixedPrecision
+  const config = await configOf({ trainIters, model, mixedPrecision })
   const state = await setup(config, { data: fixtureData, log: () => {} })
   const { rank, size } = state.mesh.get('dp')
   const batchesOf = (step: number) => sequenceBatches(form, step, rank, size)
@@ -143,7 +141,10 @@ export async function sequenceWork(task: SequenceTask): Promise<void> {
       )
       refusals.push(await allGatherObject(said, state.world.group))
     }
-    const gradients = await compareGradients(state, await gradientsOf(state, batchesOf(0)), task.gradients)
+    const own = await gradientsOf(state, batchesOf(0))
+    const plain = Object.fromEntries([...own].map(([{ name }, values]) => [name, [...values]]))
+    if (task.writes !== undefined) writeFileSync(task.writes, JSON.stringify(plain))
+    const gradients = await compareGradients(state, own, task.gradients)
     const reports: (Awaited<ReturnType<typeof trainStep>> & { live: number })[] = []
     for (let step = 0; step < trainIters; step++) {
       const report = await trainStep(state, batchesOf(step), forwardStep)
