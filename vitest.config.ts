@@ -18,6 +18,10 @@ export default defineConfig({
     restoreMocks: true,
     reporters: ['default'],
     // No test reaches a real hub, and none finds what this machine's user has fetched.
-    env: { HF_HUB_OFFLINE: '1', HF_HOME: join(tmpdir(), 'viaduct-no-hub'), HF_HUB_CACHE: '', HF_TOKEN: '' },
+    env: {
+      ...{ HF_HUB_OFFLINE: '1', HF_HOME: join(tmpdir(), 'viaduct-no-hub'), HF_HUB_CACHE: '', HF_TOKEN: '' },
+      // Tests that want a GPU, emulated or real, say so: the others compute on the CPU on every machine.
+      VIADUCT_CUDA_PLUGIN: 'none',
+    },
   },
 })

@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, readdirSync, realpathSync, rmSync, symlinkSync, 
 import { createRequire } from 'node:module'
 import { dirname, join, relative } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { writeInterface } from './interface.mjs'
 import { compiler, DEPS, libraryFolders, provideLibraries, ROOT, readFound } from './libraries.mjs'
 import { run, SetupError, which } from './shell.mjs'
 import { filesBelow, hashOf, readStamps, withLock, writeStamp } from './stamp.mjs'
@@ -12,7 +13,7 @@ export const ADDON = join(ROOT, 'build/Release/viaduct.node')
 
 /** Every C++ file of the addon; the CUDA plug-in has its own build. */
 export function sources() {
-  const folders = ['native', 'native/cpu', 'native/io', 'native/binding']
+  const folders = ['native', 'native/checks', 'native/cpu', 'native/io', 'native/binding']
   return folders.flatMap((folder) => {
     const absolute = join(ROOT, folder)
     if (!existsSync(absolute)) return []
@@ -34,7 +35,10 @@ export const gyp = {
     found()
       .filter((l) => l.from)
       .map((l) => l.define),
-  includes: () => (found().some((l) => l.from === '.deps') ? ['native', '.', '.deps/usr/include'] : ['native', '.']),
+  includes() {
+    writeInterface()
+    return found().some((l) => l.from === '.deps') ? ['native', '.', '.deps/usr/include'] : ['native', '.']
+  },
   libraries() {
     // gyp takes one level of quotes off, make one `$`, the shell the other quotes. An installed package has its libraries
     // in lib/ beside the addon. DT_RPATH, not RUNPATH: it also holds for what libgloo and libdnnl need in turn.
@@ -92,7 +96,7 @@ export function nodeHeaders() {
 export function addonHash() {
   const files = filesBelow('native', (path) => !path.startsWith('native/cuda/'))
   return hashOf(
-    [...files, 'binding.gyp', 'deploy/addon.mjs', '.viaduct/libraries.json'],
+    [...files, 'binding.gyp', 'deploy/addon.mjs', 'deploy/interface.mjs', '.viaduct/libraries.json'],
     process.platform,
     process.arch,
     compiler(),
@@ -104,6 +108,7 @@ export function buildAddon({ log } = {}) {
   const list = sources()
   const entry = 'native/binding/module.cc'
   if (!list.includes(entry)) return `nothing to build yet: there is no ${entry}`
+  writeInterface()
   const ccache = which('ccache')
   const env = { ...process.env }
   if (ccache && !compiler().includes('ccache')) {

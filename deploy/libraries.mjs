@@ -200,6 +200,7 @@ export function bringPackages(packages, deps = DEPS) {
     joinLibraryFolders(tree)
     const listing = files.map((name) => decodeURIComponent(name))
     writeFileSync(join(tree, 'packages.json'), `${JSON.stringify(listing, null, 2)}\n`)
+    if (existsSync(join(deps, 'cuda'))) renameSync(join(deps, 'cuda'), join(tree, 'cuda')) // deploy/cuda.mjs brought it
     rmSync(deps, { recursive: true, force: true })
     renameSync(tree, deps)
     return listing

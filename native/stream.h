@@ -47,6 +47,8 @@ class Event {
   virtual bool done() const = 0;
   /// Blocks the calling thread until done.
   virtual void wait() = 0;
+  /// The failure of the event's stream, or null: what its commands should have made was not made.
+  virtual std::exception_ptr failure() const { return nullptr; }
 };
 
 class Stream {

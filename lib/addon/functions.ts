@@ -56,6 +56,23 @@ export interface DeviceInfo {
   readonly threads: number
 }
 
+/** What a device plug-in finds on this machine. */
+export interface PluginDevices {
+  /** Devices that this process may use. */
+  readonly devices: number
+  /** Why there are none, in the driver's words; else empty. */
+  readonly why: string
+}
+
+/** One of the vendor's libraries that a plug-in opens. */
+export interface LibraryFact {
+  readonly name: string
+  /** Empty when it cannot be used. */
+  readonly version: string
+  /** Why it cannot be used. */
+  readonly why: string
+}
+
 /** Time that a stream spent in commands of one name. */
 export interface OpTime {
   readonly op: string
@@ -132,6 +149,9 @@ export interface Addon {
 
   // devices, memory and tensors (native/binding/memory.cc)
   openDevice(kind: string): number
+  openPlugin(path: string, ordinal: integer, folders: string[], seed: integer): number
+  pluginDevices(path: string): PluginDevices
+  pluginLibraries(path: string, folders: string[]): readonly LibraryFact[]
   deviceInfo(device: Device): DeviceInfo
   memoryStats(device: Device): MemoryStats
   resetPeak(device: Device): void

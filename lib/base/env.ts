@@ -14,6 +14,16 @@ const rows = {
     unset: 'off',
   },
   VIADUCT_NUM_THREADS: { meaning: 'threads of the CPU kernels of one rank', unset: 'cores / local ranks' },
+  VIADUCT_CUDA_PLUGIN: {
+    meaning: 'file of the CUDA plug-in; none: there is none. Tests name one that emulates a GPU',
+    unset: 'what npm run build:cuda built, else what came with the package',
+  },
+  VIADUCT_CUDA_LIBRARIES: {
+    meaning: 'folders of cuBLASLt, cuDNN and NCCL, separated by colons, searched first',
+    unset: "CUDA_HOME's, .deps/cuda, those of the loader",
+  },
+  VIADUCT_EMULATION_SEED: { meaning: 'order of threads where a plug-in emulates a GPU (tests)', unset: '1' },
+  CUDA_HOME: { meaning: 'folder of the CUDA toolkit, whose libraries are used', unset: 'none' },
   VIADUCT_MEMORY_LIMIT: { meaning: 'most bytes of tensors on a device', unset: 'no limit' },
   OMP_NUM_THREADS: { meaning: 'threads of the CPU kernels, where VIADUCT_NUM_THREADS is not set', unset: 'see there' },
   HF_TOKEN: { meaning: 'token for the hub; sent to the endpoint alone', unset: 'the file of HF_TOKEN_PATH' },

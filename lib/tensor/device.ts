@@ -4,7 +4,7 @@ import type { DeviceInfo, MemoryStats } from '../addon/functions.js'
 import { native } from '../addon/load.js'
 import { type DType, dtypes } from '../base/dtype.js'
 import { envInt } from '../base/env.js'
-import { ViaductError } from '../base/errors.js'
+import { cudaState, openCuda } from './cuda.js'
 import { Stream } from './stream.js'
 
 /** What a program asks for; `auto` takes the best that this build and machine have. */
@@ -12,41 +12,46 @@ export type DeviceKind = 'auto' | 'cpu' | 'cuda'
 
 const opened = new Map<string, Device>()
 
+let found: 'cpu' | 'cuda' | undefined
+
+/** What `auto` means on this machine; looked for once. */
+function best(): 'cpu' | 'cuda' {
+  found ??= cudaState().devices > 0 ? 'cuda' : 'cpu'
+  return found
+}
+
 export class Device {
   readonly #communication = new Map<string, Stream>()
 
   private constructor(
     /** The native index. */
     readonly index: number,
-    /** The backend's name, e.g. `cpu`. */
-    readonly kind: 'cpu',
+    /** The backend's name. */
+    readonly kind: 'cpu' | 'cuda',
     /** Where ops of the model are enqueued. */
     readonly stream: Stream,
   ) {}
 
   /**
-   * Opens a device, once a thread: later calls give the same object. The first sets the threads of the kernels
-   * (`VIADUCT_NUM_THREADS`, else `OMP_NUM_THREADS`, else cores / local ranks) and the limit `VIADUCT_MEMORY_LIMIT`.
-   * @throws ERR_UNSUPPORTED when this build has no such device.
+   * Opens a device, once a thread: later calls give the same object. `auto` is the GPU of this rank where CUDA finds one, else
+   * the CPU. The first call sets the threads of the CPU's kernels (`VIADUCT_NUM_THREADS`, else `OMP_NUM_THREADS`, else cores /
+   * local ranks) and the limit `VIADUCT_MEMORY_LIMIT`.
+   * @throws ERR_UNSUPPORTED when this machine or build has no such device; the message says what to do.
    */
   static open(kind: DeviceKind = 'auto'): Device {
-    if (kind === 'cuda') {
-      throw new ViaductError(
-        'ERR_UNSUPPORTED',
-        'device',
-        'expected a build with CUDA, got one for the CPU only: take --device cpu or auto',
-      )
-    }
-    const existing = opened.get('cpu')
+    const wanted = kind === 'auto' ? best() : kind
+    const existing = opened.get(wanted)
     if (existing !== undefined) return existing
-    const index = native.openDevice('cpu')
-    const device = new Device(index, 'cpu', Stream.create(index, 'compute'))
-    const localRanks = Math.max(1, envInt('LOCAL_WORLD_SIZE') ?? 1)
-    const share = Math.floor(availableParallelism() / localRanks)
-    device.threads = Math.max(1, envInt('VIADUCT_NUM_THREADS') ?? envInt('OMP_NUM_THREADS') ?? share)
+    const index = wanted === 'cuda' ? openCuda() : native.openDevice('cpu')
+    const device = new Device(index, wanted, Stream.create(index, 'compute'))
+    if (wanted === 'cpu') {
+      const localRanks = Math.max(1, envInt('LOCAL_WORLD_SIZE') ?? 1)
+      const share = Math.floor(availableParallelism() / localRanks)
+      device.threads = Math.max(1, envInt('VIADUCT_NUM_THREADS') ?? envInt('OMP_NUM_THREADS') ?? share)
+    }
     const limit = envInt('VIADUCT_MEMORY_LIMIT')
     if (limit !== undefined) device.setMemoryLimit(limit)
-    opened.set('cpu', device)
+    opened.set(wanted, device)
     return device
   }
 

@@ -125,15 +125,13 @@ void Env::close() {
   napi_release_threadsafe_function(tsfn_, napi_tsfn_abort);
 }
 
-int64_t Env::openDevice(const std::string& kind) {
-  VIADUCT_CHECK(kind == "cpu", "ERR_UNSUPPORTED", "openDevice",
-                "expected cpu, got " + kind + ": this build has no other device");
+int64_t Env::openDevice(const std::string& name, const std::function<std::unique_ptr<Backend>()>& make) {
   Process& p = process();
   std::lock_guard<std::mutex> lock(p.mutex);
-  auto found = std::find(p.kinds.begin(), p.kinds.end(), kind);
+  auto found = std::find(p.kinds.begin(), p.kinds.end(), name);
   if (found == p.kinds.end()) {
-    p.devices.push_back(createCpuBackend().release());
-    p.kinds.push_back(kind);
+    p.devices.push_back(make().release());
+    p.kinds.push_back(name);
     found = p.kinds.end() - 1;
   }
   const int64_t index = found - p.kinds.begin();

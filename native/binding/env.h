@@ -82,8 +82,8 @@ class Env {
 
   SlotTable slots;
 
-  /// Opens (once a process) the backend of this kind; returns its index.
-  int64_t openDevice(const std::string& kind);
+  /// Opens (once a process) the backend of this name, which `make` makes; returns its index.
+  int64_t openDevice(const std::string& name, const std::function<std::unique_ptr<Backend>()>& make);
   Backend& device(int64_t index);
   int64_t createStream(int64_t device);
   void destroyStream(int64_t id);

@@ -1,11 +1,40 @@
 // Rows for devices, memory and tensors: what the slot table and the backend can do besides ops.
+#include "../plugin.h"
 #include "bind.h"
 
 namespace viaduct::binding {
 
 namespace {
 
-int64_t openDevice(Env& env, const std::string& kind) { return env.openDevice(kind); }
+int64_t openDevice(Env& env, const std::string& kind) {
+  VIADUCT_CHECK(kind == "cpu", "ERR_UNSUPPORTED", "openDevice",
+                "expected cpu, got " + kind + ": a device of a plug-in is opened by openPlugin");
+  return env.openDevice(kind, createCpuBackend);
+}
+
+/// A device of the plug-in at `path`; `seed` is for one that emulates.
+int64_t openPlugin(Env& env, const std::string& path, int ordinal, std::vector<std::string> folders, int64_t seed) {
+  Plugin& plugin = loadPlugin(path);
+  return env.openDevice(path + ":" + std::to_string(ordinal), [&] {
+    return plugin.open({ordinal, std::move(folders), static_cast<uint64_t>(seed)});
+  });
+}
+
+/// How many devices the plug-in at `path` finds on this machine, and why not more than none.
+Value pluginDevices(const std::string& path) {
+  std::string why;
+  const int devices = loadPlugin(path).deviceCount(&why);
+  return Value::Record{{"devices", devices}, {"why", why}};
+}
+
+/// The vendor's libraries that it would use; opens them.
+Value pluginLibraries(const std::string& path, std::vector<std::string> folders) {
+  std::vector<Value> libraries;
+  for (LibraryFact& fact : loadPlugin(path).libraries(folders)) {
+    libraries.push_back(Value::Record{{"name", fact.name}, {"version", fact.version}, {"why", fact.why}});
+  }
+  return Value(std::move(libraries));
+}
 
 Value deviceInfo(Backend& device) {
   return Value::Record{{"name", device.name()}, {"description", device.describe()}, {"threads", device.numThreads()}};
@@ -121,6 +150,9 @@ Promise download(Env& env, Stream& stream, In x) {
 std::vector<Row> memoryRows() {
   return {
       row("openDevice", &openDevice),
+      row("openPlugin", &openPlugin),
+      row("pluginDevices", &pluginDevices),
+      row("pluginLibraries", &pluginLibraries),
       row("deviceInfo", &deviceInfo),
       row("memoryStats", &memoryStats),
       row("resetPeak", &resetPeak),

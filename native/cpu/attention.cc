@@ -5,7 +5,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "checks.h"
+#include "../checks/arguments.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {

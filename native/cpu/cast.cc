@@ -62,32 +62,6 @@ HWY_EXPORT(NarrowF16);
 
 namespace {
 
-// Truth values are one byte of their own type, so that narrowing to them means "not zero".
-struct Bool {
-  uint8_t bits;
-};
-
-template <typename To, typename From>
-struct Cast {  // between floats, through F32 (exact for all but F64, which PyTorch rounds to F32 first as well)
-  static To one(From x) { return fromFloat<To>(toFloat(x)); }
-};
-template <typename To, typename From>
-struct IntCast {
-  static To one(From x) { return static_cast<To>(x); }
-};
-template <typename From>
-struct IntCast<Bool, From> {
-  static Bool one(From x) { return Bool{static_cast<uint8_t>(x != 0)}; }
-};
-template <typename To>
-struct IntCast<To, Bool> {
-  static To one(Bool x) { return static_cast<To>(x.bits != 0); }
-};
-template <>
-struct IntCast<Bool, Bool> {
-  static Bool one(Bool x) { return x; }
-};
-
 template <typename To, typename From, template <typename, typename> class Rule>
 void strided(void* yAny, int64_t yStride, const void* xAny, int64_t xStride, int64_t n) {
   To* y = static_cast<To*>(yAny);
@@ -228,23 +202,6 @@ CastRow castRow(DType to, DType from) {
       return fromIntType<Bool>(to);
   }
   return nullptr;
-}
-
-Element elementOf(DType dtype, double value) {
-  Element element;
-  CastRow row = castRow(dtype, DType::F64);
-  if (row != nullptr) {
-    row(element.bytes, 1, &value, 1, 1);
-  } else if (dtype == DType::BOOL) {
-    element.bytes[0] = value != 0;
-  } else if (dtype == DType::U64 && value >= 0x1p63) {
-    const uint64_t whole = static_cast<uint64_t>(value);
-    std::memcpy(element.bytes, &whole, 8);
-  } else {
-    const int64_t whole = static_cast<int64_t>(value);
-    castRow(dtype, DType::I64)(element.bytes, 1, &whole, 1, 1);
-  }
-  return element;
 }
 
 }  // namespace viaduct::cpu

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../convert.h"
 #include "../tensor.h"
 
 namespace viaduct::cpu {
@@ -13,11 +14,5 @@ using CastRow = void (*)(void* y, int64_t yStride, const void* x, int64_t xStrid
 
 /// The conversion of one row, or null where there is none (float to int or back). Equal dtypes copy bytes.
 CastRow castRow(DType to, DType from);
-
-/// value as one element of dtype, in the first dtypeBytes(dtype) bytes of the result.
-struct Element {
-  unsigned char bytes[8] = {};
-};
-Element elementOf(DType dtype, double value);
 
 }  // namespace viaduct::cpu

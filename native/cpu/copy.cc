@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../checks/ops.h"
+#include "../copy_plan.h"
 #include "cast.h"
-#include "checks.h"
 #include "cpu_backend.h"
 #include "parallel.h"
 
@@ -15,54 +16,7 @@ namespace {
 constexpr int64_t kTask = 65536;  // elements of one task
 constexpr int64_t kTile = 32;     // side of a tile of a transposition: 32 lines of x stay in the first cache
 
-// dims ordered from y's largest stride to its smallest; neighbours that both sides walk as one are joined.
-struct Plan {
-  int ndim = 0;
-  int64_t shape[kMaxDims] = {};
-  int64_t y[kMaxDims] = {};
-  int64_t x[kMaxDims] = {};
-};
-
-Plan planCopy(const TensorRef& y, const int64_t* xStride) {
-  int order[kMaxDims];
-  int n = 0;
-  for (int i = 0; i < y.ndim; ++i)
-    if (y.shape[i] != 1) order[n++] = i;
-  std::stable_sort(order, order + n, [&](int a, int b) { return y.stride[a] > y.stride[b]; });
-  Plan plan;
-  for (int k = 0; k < n; ++k) {
-    const int i = order[k];
-    const int last = plan.ndim - 1;
-    if (last >= 0 && plan.y[last] == y.stride[i] * y.shape[i] && plan.x[last] == xStride[i] * y.shape[i]) {
-      plan.shape[last] *= y.shape[i];
-      plan.y[last] = y.stride[i];
-      plan.x[last] = xStride[i];
-    } else {
-      plan.shape[plan.ndim] = y.shape[i];
-      plan.y[plan.ndim] = y.stride[i];
-      plan.x[plan.ndim] = xStride[i];
-      ++plan.ndim;
-    }
-  }
-  if (plan.ndim == 0) {
-    plan.ndim = 1;
-    plan.shape[0] = 1;
-    plan.y[0] = plan.x[0] = 1;
-  }
-  return plan;
-}
-
-// Offsets of the index-th element of the outer dims [0, n).
-void outerOffsets(const Plan& plan, int n, int64_t index, int64_t* y, int64_t* x) {
-  for (int i = n - 1; i >= 0; --i) {
-    const int64_t k = index % plan.shape[i];
-    index /= plan.shape[i];
-    *y += k * plan.y[i];
-    *x += k * plan.x[i];
-  }
-}
-
-void runRows(const Plan& plan, CastRow row, char* y, int64_t yBytes, const char* x, int64_t xBytes) {
+void runRows(const CopyPlan& plan, CastRow row, char* y, int64_t yBytes, const char* x, int64_t xBytes) {
   const int last = plan.ndim - 1;
   const int64_t inner = plan.shape[last];
   int64_t outer = 1;
@@ -89,7 +43,7 @@ void runRows(const Plan& plan, CastRow row, char* y, int64_t yBytes, const char*
 }
 
 // x runs along dim `across`, y along the last dim: tiles of both, so that each line of x is read once.
-void runTiles(Plan plan, int across, CastRow row, char* y, int64_t yBytes, const char* x, int64_t xBytes) {
+void runTiles(CopyPlan plan, int across, CastRow row, char* y, int64_t yBytes, const char* x, int64_t xBytes) {
   const int last = plan.ndim - 1;
   std::swap(plan.shape[across], plan.shape[last - 1]);
   std::swap(plan.y[across], plan.y[last - 1]);
@@ -121,7 +75,7 @@ void CpuBackend::fill(Stream& s, Out y, double value) {
   s.enqueue("fill", [=] {
     const int64_t zeros[kMaxDims] = {};
     const int64_t bytes = static_cast<int64_t>(dtypeBytes(y.dtype));
-    const Plan plan = planCopy(y, zeros);
+    const CopyPlan plan = planCopy(y, zeros);
     const bool zero = std::all_of(element.bytes, element.bytes + bytes, [](unsigned char b) { return b == 0; });
     if (zero && plan.ndim == 1 && plan.y[0] == 1) {
       parallelChunks(plan.shape[0] * bytes, kTask * 4,
@@ -133,16 +87,13 @@ void CpuBackend::fill(Stream& s, Out y, double value) {
 }
 
 void CpuBackend::copy(Stream& s, Out y, In x) {
-  checkSameShape("copy", "y", y, "x", x);
+  checkCopy(y, x);
   const CastRow row = castRow(y.dtype, x.dtype);
-  VIADUCT_CHECK(row != nullptr, "ERR_DTYPE", "copy",
-                std::string("expected y and x both of floats or both of integers, got ") + dtypeName(y.dtype) +
-                    " from " + dtypeName(x.dtype) + ": no such cast");
   if (y.numel() == 0) return;
   s.enqueue("copy", [=] {
     const int64_t yBytes = static_cast<int64_t>(dtypeBytes(y.dtype)),
                   xBytes = static_cast<int64_t>(dtypeBytes(x.dtype));
-    const Plan plan = planCopy(y, x.stride);
+    const CopyPlan plan = planCopy(y, x.stride);
     const int last = plan.ndim - 1;
     if (plan.x[last] != 1) {
       for (int i = 0; i < last; ++i)

@@ -7,23 +7,25 @@
 #include <set>
 #include <utility>
 
-#include "allocator.h"
-#include "cpu_stream.h"
+#include "../caching_allocator.h"
+#include "../worker_stream.h"
+#include "host_pages.h"
 #include "matmul.h"
 #include "parallel.h"
 
 namespace viaduct::cpu {
 
 struct CpuBackend::Memory {
-  CachingAllocator allocator;
+  HostPages pages;
+  CachingAllocator allocator{pages};
   std::mutex mutex;
-  std::set<CpuStream*> streams;
+  std::set<WorkerStream*> streams;
 
   /// Waits for all streams, so that every free block may serve any of them. Not from a stream's own thread.
   bool settleAll() {
-    if (CpuStream::onWorker()) return false;
+    if (WorkerStream::onWorker()) return false;
     std::lock_guard<std::mutex> lock(mutex);
-    for (CpuStream* stream : streams) stream->drain();
+    for (WorkerStream* stream : streams) stream->drain();
     allocator.settle(0);
     return true;
   }
@@ -66,7 +68,7 @@ void CpuBackend::download(Stream& s, std::shared_ptr<void> hostBytes, In x, size
 
 std::unique_ptr<Stream> CpuBackend::createStream(int64_t id) {
   Memory* memory = arena_.get();
-  auto stream = std::make_unique<CpuStream>(id, [memory, id](CpuStream* self) {
+  auto stream = std::make_unique<WorkerStream>(id, [memory, id](WorkerStream* self) {
     std::lock_guard<std::mutex> lock(memory->mutex);
     memory->streams.erase(self);
     memory->allocator.settle(id);

@@ -139,7 +139,7 @@ void CrossEntropyBackwardKernel(const GradientArgs& a) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "checks.h"
+#include "../checks/arguments.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {

@@ -120,7 +120,7 @@ void SumRowsKernel(DType dtype, float* acc, const void* x, int64_t stride, int64
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "checks.h"
+#include "../checks/ops.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {
@@ -133,21 +133,6 @@ HWY_EXPORT(AddBiasKernel);
 HWY_EXPORT(SumKernel);
 HWY_EXPORT(SumRowsKernel);
 
-namespace {
-
-void checkBinary(const char* op, const TensorRef& y, const TensorRef& a, const TensorRef& b) {
-  checkFloat(op, "a", a);
-  checkSameDtype(op, "b", b, "a", a);
-  checkSameDtype(op, "y", y, "a", a);
-  checkSameShape(op, "b", b, "a", a);
-  checkSameShape(op, "y", y, "a", a);
-  checkContiguous(op, "a", a);
-  checkContiguous(op, "b", b);
-  checkContiguous(op, "y", y);
-}
-
-}  // namespace
-
 void CpuBackend::add(Stream& s, Out y, In a, In b) {
   checkBinary("add", y, a, b);
   s.enqueue("add", [=] { HWY_DYNAMIC_DISPATCH(AddKernel)(a.dtype, y.data, a.data, b.data, a.numel()); });
@@ -159,27 +144,17 @@ void CpuBackend::mul(Stream& s, Out y, In a, In b) {
 }
 
 void CpuBackend::accumulate(Stream& s, InOut acc, In x) {
-  checkDtype("accumulate", "acc", acc, {DType::F32});
-  checkFloat("accumulate", "x", x);
-  checkSameShape("accumulate", "acc", acc, "x", x);
-  checkContiguous("accumulate", "acc", acc);
-  checkContiguous("accumulate", "x", x);
+  checkAccumulate(acc, x);
   s.enqueue("accumulate", [=] { HWY_DYNAMIC_DISPATCH(AccumulateKernel)(x.dtype, acc.as<float>(), x.data, x.numel()); });
 }
 
 void CpuBackend::scale(Stream& s, InOut x, In factor) {
-  checkFloat("scale", "x", x);
-  checkDtype("scale", "factor", factor, {DType::F32});
-  checkNumel("scale", "factor", factor, 1);
-  checkContiguous("scale", "x", x);
+  checkScale(x, factor);
   s.enqueue("scale", [=] { HWY_DYNAMIC_DISPATCH(ScaleKernel)(x.dtype, x.data, *factor.as<float>(), x.numel()); });
 }
 
 void CpuBackend::sum(Stream& s, Out y, In x) {
-  checkFloat("sum", "x", x);
-  checkDtype("sum", "y", y, {DType::F32});
-  checkNumel("sum", "y", y, 1);
-  checkContiguous("sum", "x", x);
+  checkSum(y, x);
   s.enqueue("sum", [=] {
     const int64_t size = x.numel();
     const int64_t parts = (size + kSumGrain - 1) / kSumGrain;
@@ -192,27 +167,14 @@ void CpuBackend::sum(Stream& s, Out y, In x) {
 }
 
 void CpuBackend::sumRows(Stream& s, InOut acc, In x) {
-  checkFloat("sumRows", "x", x);
-  checkNdim("sumRows", "x", x, 2);
-  checkDtype("sumRows", "acc", acc, {DType::F32});
-  checkShape("sumRows", "acc", acc, {x.dim(1)});
-  checkRowStrided("sumRows", "x", x);
-  checkContiguous("sumRows", "acc", acc);
+  checkSumRows(acc, x);
   s.enqueue("sumRows", [=] {
     HWY_DYNAMIC_DISPATCH(SumRowsKernel)(x.dtype, acc.as<float>(), x.data, x.stride[0], x.dim(0), x.dim(1));
   });
 }
 
 void CpuBackend::addBias(Stream& s, Out y, In x, In bias) {
-  checkFloat("addBias", "x", x);
-  VIADUCT_CHECK(x.ndim >= 1, "ERR_SHAPE", "addBias", "expected x with at least 1 dim, got " + viaduct::describe(x));
-  checkSameDtype("addBias", "y", y, "x", x);
-  checkSameDtype("addBias", "bias", bias, "x", x);
-  checkSameShape("addBias", "y", y, "x", x);
-  checkShape("addBias", "bias", bias, {x.dim(-1)});
-  checkContiguous("addBias", "x", x);
-  checkContiguous("addBias", "y", y);
-  checkContiguous("addBias", "bias", bias);
+  checkAddBias(y, x, bias);
   s.enqueue("addBias", [=] {
     const int64_t columns = x.dim(-1);
     if (x.numel() == 0) return;

@@ -55,7 +55,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <vector>
 
-#include "checks.h"
+#include "../checks/arguments.h"
 #include "cpu_backend.h"
 #include "ids.h"
 

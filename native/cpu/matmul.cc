@@ -7,8 +7,8 @@
 #include <cmath>
 #include <vector>
 
+#include "../checks/ops.h"
 #include "cast.h"
-#include "checks.h"
 #include "cpu_backend.h"
 #include "parallel.h"
 
@@ -229,34 +229,13 @@ std::string matmulEngine(DType dtype) {
 void CpuBackend::setMatmulEngine(const std::string& name) { cpu::setMatmulEngine(name); }
 
 void CpuBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) {
-  const auto isFloat = [](DType t) { return t == DType::F32 || t == DType::BF16 || t == DType::F16; };
-  VIADUCT_CHECK(y.ndim == 2 && a.ndim == 2 && b.ndim == 2, "ERR_SHAPE", "matmul",
-                "expected matrices, got y " + viaduct::describe(y) + ", a " + viaduct::describe(a) + ", b " +
-                    viaduct::describe(b) + ": view them as 2-D");
-  VIADUCT_CHECK(isFloat(a.dtype) && a.dtype == b.dtype && (y.dtype == a.dtype || y.dtype == DType::F32), "ERR_DTYPE",
-                "matmul",
-                "expected a and b of one float dtype and y of that dtype or float32, got y " + viaduct::describe(y) +
-                    ", a " + viaduct::describe(a) + ", b " + viaduct::describe(b) + ": cast first");
-  VIADUCT_CHECK(y.rowStrided() && a.rowStrided() && b.rowStrided(), "ERR_LAYOUT", "matmul",
-                "expected rows without gaps, got y " + viaduct::describe(y) + ", a " + viaduct::describe(a) + ", b " +
-                    viaduct::describe(b) + ": copy, or use transA and transB");
+  const MatmulShape shape = checkMatmul(y, a, b, bias, transA, transB);
   MatmulArgs g;
-  g.m = a.shape[transA ? 1 : 0];
-  g.k = a.shape[transA ? 0 : 1];
-  g.n = b.shape[transB ? 0 : 1];
-  VIADUCT_CHECK(b.shape[transB ? 1 : 0] == g.k && y.shape[0] == g.m && y.shape[1] == g.n, "ERR_SHAPE", "matmul",
-                "expected y[M,N], op(a)[M,K], op(b)[K,N], got y " + viaduct::describe(y) + ", a " +
-                    viaduct::describe(a) + (transA ? " transposed" : "") + ", b " + viaduct::describe(b) +
-                    (transB ? " transposed" : "") + ": check the shapes and the flags");
-  if (bias.present()) {
-    VIADUCT_CHECK(bias.ndim == 1 && bias.shape[0] == g.n && bias.rowStrided(), "ERR_SHAPE", "matmul",
-                  "expected bias [" + std::to_string(g.n) + "] without gaps, got " + viaduct::describe(bias) +
-                      ": give one value a column");
-    VIADUCT_CHECK(isFloat(bias.dtype), "ERR_DTYPE", "matmul",
-                  "expected a float bias, got " + viaduct::describe(bias) + ": cast it");
-    g.bias = bias.data;
-    g.biasDtype = bias.dtype;
-  }
+  g.m = shape.m;
+  g.n = shape.n;
+  g.k = shape.k;
+  g.bias = bias.data;
+  g.biasDtype = bias.dtype;
   g.y = y.data;
   g.yDtype = y.dtype;
   g.ldy = y.stride[0];

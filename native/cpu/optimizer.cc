@@ -127,7 +127,7 @@ void AdamKernel(const AdamArgs& a) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "checks.h"
+#include "../checks/arguments.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {

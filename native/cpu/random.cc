@@ -14,8 +14,8 @@
 
 #ifndef VIADUCT_CPU_RANDOM
 #define VIADUCT_CPU_RANDOM
+#include "../philox.h"
 #include "ids.h"
-#include "philox.h"
 namespace viaduct::cpu {
 
 constexpr int64_t kDraws = 1024;  // words drawn at a time
@@ -156,7 +156,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <cmath>
 
-#include "checks.h"
+#include "../checks/arguments.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {

@@ -90,7 +90,7 @@ void RopeKernel(const RopeArgs& a) { a.x.dtype == DType::F32 ? RopeLoop<float>(a
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "checks.h"
+#include "../checks/arguments.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {

@@ -80,7 +80,7 @@ void ArgmaxKernel(const TensorRef& logits, int64_t valid, Largest* pieces, int64
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "checks.h"
+#include "../checks/arguments.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {

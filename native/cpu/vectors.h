@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../half.h"
 #include "../tensor.h"
-#include "half.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "parallel.h"

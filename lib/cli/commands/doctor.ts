@@ -1,10 +1,11 @@
 // `viaduct doctor`: what the machine has, what is in use, what is missing and how to get it.
 import { existsSync, readFileSync } from 'node:fs'
 import { availableParallelism, totalmem } from 'node:os'
-import { addonCandidates } from '../../addon/load.js'
+import { addonCandidates, native } from '../../addon/load.js'
 import { type EnvName, environment, envText } from '../../base/env.js'
 import { ViaductError } from '../../base/errors.js'
 import { packageRoot, packageVersion } from '../../base/packageRoot.js'
+import { cudaLibraryFolders, cudaState } from '../../tensor/cuda.js'
 import { Device } from '../../tensor/device.js'
 import { formatBytes, print, styled, table } from '../terminal.js'
 
@@ -53,13 +54,37 @@ function addon(): Finding[] {
   }
 }
 
-function cuda(): Finding {
-  const driver = existsSync('/dev/nvidiactl') || existsSync('/proc/driver/nvidia/version')
-  return {
-    item: 'cuda',
-    state: 'note',
-    detail: `${driver ? 'a driver is there, but this' : 'no NVIDIA driver is here, and this'} version computes on CPUs only`,
+/** The driver, the plug-in and NVIDIA's libraries: what is there, and the command that brings what is not. */
+function cuda(): Finding[] {
+  const version = '/proc/driver/nvidia/version'
+  const driver = existsSync(version)
+    ? /Kernel Module\s+(?:for \S+\s+)?([\d.]+)/.exec(readFileSync(version, 'utf8'))?.[1]
+    : null
+  const findings: Finding[] = [
+    driver
+      ? { item: 'cuda driver', state: 'ok', detail: driver }
+      : {
+          item: 'cuda driver',
+          state: 'note',
+          detail: 'none: on a machine with an NVIDIA GPU install its driver, 580 or newer',
+        },
+  ]
+  const state = cudaState()
+  const detail = state.problem ?? `${state.plugin}, ${state.devices} GPU${state.devices === 1 ? '' : 's'}`
+  findings.push({ item: 'cuda plug-in', state: state.problem === null ? 'ok' : 'note', detail })
+  if (state.plugin === undefined || !existsSync(state.plugin)) return findings
+  try {
+    for (const { name, version, why } of native.pluginLibraries(state.plugin, cudaLibraryFolders())) {
+      findings.push({ item: name, state: version ? 'ok' : 'note', detail: version || why })
+    }
+    if (state.problem === null) {
+      findings.push({ item: 'cuda backend', state: 'ok', detail: Device.open('cuda').info.description })
+    }
+  } catch (error) {
+    if (!(error instanceof ViaductError)) throw error
+    if (error.message !== state.problem) findings.push({ item: 'cuda', state: 'note', detail: error.message })
   }
+  return findings
 }
 
 export function doctorCommand(flags: { json?: boolean }): void {
@@ -70,7 +95,7 @@ export function doctorCommand(flags: { json?: boolean }): void {
     { item: 'memory', state: 'ok', detail: formatBytes(totalmem()) },
     hugePages(),
     ...addon(),
-    cuda(),
+    ...cuda(),
   ]
   for (const name of Object.keys(environment) as EnvName[]) {
     const value = envText(name)

@@ -8,7 +8,7 @@
 #include "../errors.h"
 #include "../tensor.h"
 
-namespace viaduct::cpu {
+namespace viaduct {
 
 inline std::string shapeText(const int64_t* shape, int ndim) {
   std::string text = "[";
@@ -26,9 +26,13 @@ inline void checkDtype(const char* op, const char* name, const TensorRef& x, std
               "expected " + std::string(name) + " of " + text + ", got " + describe(x) + ": cast it first");
 }
 
-/// F32 or BF16: what the ops of a model compute in.
+/// What the ops of a model compute in: F32 or BF16, and F16 where the library that is built here has kernels of it.
 inline void checkFloat(const char* op, const char* name, const TensorRef& x) {
+#ifdef VIADUCT_FLOAT16_OPS
+  checkDtype(op, name, x, {DType::F32, DType::BF16, DType::F16});
+#else
   checkDtype(op, name, x, {DType::F32, DType::BF16});
+#endif
 }
 
 inline void checkIds(const char* op, const char* name, const TensorRef& x) {
@@ -87,4 +91,4 @@ inline void checkRowStrided(const char* op, const char* name, const TensorRef& x
                     ": copy it into a fresh tensor first");
 }
 
-}  // namespace viaduct::cpu
+}  // namespace viaduct

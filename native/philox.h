@@ -1,10 +1,12 @@
 // Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and how keys are made: random
-// numbers by place. Scalar form; random.cc has the vector form of the same function.
+// numbers by place. Scalar form; cpu/random.cc has the vector form of the same function.
 #pragma once
 
 #include <cstdint>
 
-namespace viaduct::cpu {
+#include "half.h"
+
+namespace viaduct {
 
 struct PhiloxBlock {
   uint32_t word[4];
@@ -17,7 +19,7 @@ constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
-inline PhiloxBlock philox(PhiloxBlock c, PhiloxKey k) {
+VIADUCT_HOST_DEVICE inline PhiloxBlock philox(PhiloxBlock c, PhiloxKey k) {
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * c.word[0];
     const uint64_t p1 = static_cast<uint64_t>(kPhiloxM1) * c.word[2];
@@ -30,7 +32,7 @@ inline PhiloxBlock philox(PhiloxBlock c, PhiloxKey k) {
 }
 
 /// The finaliser of SplitMix64: a bijection of 64 bits.
-inline uint64_t mixBits(uint64_t z) {
+VIADUCT_HOST_DEVICE inline uint64_t mixBits(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
   return z ^ (z >> 31);
@@ -41,9 +43,9 @@ constexpr uint64_t kUseDropout = 0x9E3779B97F4A7C15ull;
 constexpr uint64_t kUseNormal = 0x3C6EF372FE94F82Aull;
 
 /// The 64-bit key mix(mix(seed + use) + second), low word first; second is the step or the hash of a parameter's name.
-inline PhiloxKey philoxKey(int64_t seed, int64_t second, uint64_t use) {
+VIADUCT_HOST_DEVICE inline PhiloxKey philoxKey(int64_t seed, int64_t second, uint64_t use) {
   const uint64_t k = mixBits(mixBits(static_cast<uint64_t>(seed) + use) + static_cast<uint64_t>(second));
   return {{static_cast<uint32_t>(k), static_cast<uint32_t>(k >> 32)}};
 }
 
-}  // namespace viaduct::cpu
+}  // namespace viaduct

@@ -6,7 +6,14 @@
 #include <cstdint>
 #include <cstring>
 
-namespace viaduct::cpu {
+// Functions that both the host and a device's kernels call.
+#ifdef __CUDACC__
+#define VIADUCT_HOST_DEVICE __host__ __device__
+#else
+#define VIADUCT_HOST_DEVICE
+#endif
+
+namespace viaduct {
 
 struct BF16 {
   uint16_t bits;
@@ -21,20 +28,20 @@ struct F8E5M2 {
   uint8_t bits;
 };
 
-inline uint32_t bitsOf(float f) {
+VIADUCT_HOST_DEVICE inline uint32_t bitsOf(float f) {
   uint32_t u;
   std::memcpy(&u, &f, 4);
   return u;
 }
-inline float floatOf(uint32_t u) {
+VIADUCT_HOST_DEVICE inline float floatOf(uint32_t u) {
   float f;
   std::memcpy(&f, &u, 4);
   return f;
 }
 
-inline float toFloat(float x) { return x; }
-inline float toFloat(BF16 x) { return floatOf(static_cast<uint32_t>(x.bits) << 16); }
-inline float toFloat(F16 x) {
+VIADUCT_HOST_DEVICE inline float toFloat(float x) { return x; }
+VIADUCT_HOST_DEVICE inline float toFloat(BF16 x) { return floatOf(static_cast<uint32_t>(x.bits) << 16); }
+VIADUCT_HOST_DEVICE inline float toFloat(F16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
   const uint32_t magnitude = x.bits & 0x7fff;
   if (magnitude >= 0x7c00) {  // infinity, or a NaN that becomes quiet
@@ -44,34 +51,34 @@ inline float toFloat(F16 x) {
   if (magnitude >= 0x400) return floatOf(sign | ((magnitude << 13) + 0x38000000u));
   return floatOf(sign | bitsOf(static_cast<float>(magnitude) * 0x1p-24f));
 }
-inline float toFloat(F8E5M2 x) { return toFloat(F16{static_cast<uint16_t>(x.bits << 8)}); }
-inline float toFloat(F8E4M3 x) {
+VIADUCT_HOST_DEVICE inline float toFloat(F8E5M2 x) { return toFloat(F16{static_cast<uint16_t>(x.bits << 8)}); }
+VIADUCT_HOST_DEVICE inline float toFloat(F8E4M3 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x80) << 24;
   const uint32_t magnitude = x.bits & 0x7f;
   if (magnitude == 0x7f) return floatOf(sign | 0x7ff00000u);  // no infinities in this format
   if (magnitude >= 8) return floatOf(sign | ((magnitude << 20) + (120u << 23)));
   return floatOf(sign | bitsOf(static_cast<float>(magnitude) * 0x1p-9f));
 }
-inline float toFloat(double x) { return static_cast<float>(x); }
+VIADUCT_HOST_DEVICE inline float toFloat(double x) { return static_cast<float>(x); }
 
 template <typename T>
-T fromFloat(float x);
+VIADUCT_HOST_DEVICE T fromFloat(float x);
 template <>
-inline float fromFloat<float>(float x) {
+VIADUCT_HOST_DEVICE inline float fromFloat<float>(float x) {
   return x;
 }
 template <>
-inline double fromFloat<double>(float x) {
+VIADUCT_HOST_DEVICE inline double fromFloat<double>(float x) {
   return x;
 }
 template <>
-inline BF16 fromFloat<BF16>(float x) {
+VIADUCT_HOST_DEVICE inline BF16 fromFloat<BF16>(float x) {
   const uint32_t u = bitsOf(x);
   if ((u & 0x7fffffffu) > 0x7f800000u) return BF16{0x7fc0};
   return BF16{static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16)};
 }
 template <>
-inline F16 fromFloat<F16>(float x) {
+VIADUCT_HOST_DEVICE inline F16 fromFloat<F16>(float x) {
   const uint32_t u = bitsOf(x);
   const uint32_t sign = (u >> 16) & 0x8000;
   const uint32_t a = u & 0x7fffffffu;
@@ -88,7 +95,7 @@ inline F16 fromFloat<F16>(float x) {
   return F16{static_cast<uint16_t>(sign | h)};
 }
 template <>
-inline F8E5M2 fromFloat<F8E5M2>(float x) {
+VIADUCT_HOST_DEVICE inline F8E5M2 fromFloat<F8E5M2>(float x) {
   const uint32_t u = bitsOf(x);
   const uint32_t sign = (u >> 24) & 0x80;
   const uint32_t a = u & 0x7fffffffu;
@@ -106,7 +113,7 @@ inline F8E5M2 fromFloat<F8E5M2>(float x) {
 }
 /// Too large becomes the largest finite value, 448, as PyTorch does it.
 template <>
-inline F8E4M3 fromFloat<F8E4M3>(float x) {
+VIADUCT_HOST_DEVICE inline F8E4M3 fromFloat<F8E4M3>(float x) {
   const uint32_t u = bitsOf(x);
   const uint32_t sign = (u >> 24) & 0x80;
   const uint32_t a = u & 0x7fffffffu;
@@ -124,4 +131,4 @@ inline F8E4M3 fromFloat<F8E4M3>(float x) {
   return F8E4M3{static_cast<uint8_t>(sign | h)};
 }
 
-}  // namespace viaduct::cpu
+}  // namespace viaduct

@@ -1,13 +1,10 @@
-// Best fit over per-stream free lists, with splitting and merging. See allocator.h for the rules.
-#include "allocator.h"
-
-#include <sys/mman.h>
-#include <unistd.h>
+// Best fit over per-stream free lists, with splitting and merging. See caching_allocator.h for the rules.
+#include "caching_allocator.h"
 
 #include <algorithm>
 #include <string>
 
-namespace viaduct::cpu {
+namespace viaduct {
 
 namespace {
 
@@ -18,10 +15,6 @@ constexpr size_t kArena = size_t{64} << 20;
 size_t roundUp(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
 }  // namespace
-
-CachingAllocator::~CachingAllocator() {
-  if (base_ != nullptr) munmap(base_, reservation_);
-}
 
 void* CachingAllocator::allocate(size_t bytes, int64_t stream) {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -76,15 +69,29 @@ void CachingAllocator::settle(int64_t stream) {
 int64_t CachingAllocator::trim() {
   std::lock_guard<std::mutex> lock(mutex_);
   int64_t given = 0;
-  for (Block* block = last_; block != nullptr; block = block->before) {
+  for (Block *block = last_, *before = nullptr; block != nullptr; block = before) {
+    before = block->before;
     if (!block->free || block->stream != 0) continue;
-    const size_t begin = roundUp(static_cast<size_t>(block->data - base_), kHugePage);
-    const size_t end = static_cast<size_t>(block->data - base_) + block->bytes;
-    if (end <= begin + kHugePage) continue;
-    const size_t bytes = (end - begin) / kHugePage * kHugePage;
-    if (madvise(base_ + begin, bytes, MADV_DONTNEED) == 0) given += static_cast<int64_t>(bytes);
+    size_t uncommitted = 0;
+    given += static_cast<int64_t>(source_.giveBack(block->data, block->bytes, block == last_, &uncommitted));
+    if (uncommitted > 0) shrinkLast(uncommitted);
   }
   return given;
+}
+
+void CachingAllocator::shrinkLast(size_t bytes) {
+  committed_ -= bytes;
+  stats_.reservedBytes = static_cast<int64_t>(committed_);
+  Block* block = last_;
+  remove(block);
+  block->bytes -= bytes;
+  if (block->bytes > 0) {
+    insert(block);
+    return;
+  }
+  last_ = block->before;
+  if (last_ != nullptr) last_->after = nullptr;
+  drop(block);
 }
 
 MemoryStats CachingAllocator::stats() const {
@@ -118,15 +125,18 @@ CachingAllocator::Block* CachingAllocator::find(size_t bytes, int64_t stream) {
 }
 
 CachingAllocator::Block* CachingAllocator::grow(size_t bytes, int64_t stream) {
-  if (base_ == nullptr && !reserve()) outOfMemory(bytes, "the system gives no address space");
+  if (base_ == nullptr) base_ = source_.reserve(&reservation_);
+  if (base_ == nullptr) outOfMemory(bytes, "the system gives no address space");
   const bool tailServes = last_ != nullptr && last_->free && (last_->stream == 0 || last_->stream == stream);
   const size_t missing = bytes - (tailServes ? last_->bytes : 0);
   size_t step = std::max(roundUp(missing, kHugePage), kArena);
   if (committed_ + step > reservation_) step = roundUp(missing, kHugePage);
   if (committed_ + step > reservation_) outOfMemory(bytes, "the reserved address space is used up");
   char* data = base_ + committed_;
-  if (mprotect(data, step, PROT_READ | PROT_WRITE) != 0) outOfMemory(bytes, "the system gives no more memory");
-  madvise(data, step, MADV_HUGEPAGE);
+  if (!source_.commit(data, step)) {
+    step = roundUp(missing, kHugePage);
+    if (!source_.commit(data, step)) outOfMemory(bytes, "the device gives no more memory");
+  }
   committed_ += step;
   stats_.reservedBytes = static_cast<int64_t>(committed_);
   auto* block = make({data, step, true, tailServes ? last_->stream : 0, last_, nullptr});
@@ -135,24 +145,6 @@ CachingAllocator::Block* CachingAllocator::grow(size_t bytes, int64_t stream) {
   block = merged(block);
   insert(block);
   return block;
-}
-
-/// Address space costs nothing until it is committed; four times the machine's memory leaves room for fragmentation.
-bool CachingAllocator::reserve() {
-  const size_t physical = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGE_SIZE));
-  for (size_t bytes = roundUp(physical * 4, kArena); bytes >= 2 * kArena; bytes = roundUp(bytes / 2, kArena)) {
-    void* memory = mmap(nullptr, bytes + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) continue;
-    auto address = reinterpret_cast<size_t>(memory);
-    const size_t aligned = roundUp(address, kHugePage);
-    if (aligned > address) munmap(memory, aligned - address);
-    const size_t tail = kHugePage - (aligned - address);
-    if (tail > 0) munmap(reinterpret_cast<char*>(aligned) + bytes, tail);
-    base_ = reinterpret_cast<char*>(aligned);
-    reservation_ = bytes;
-    return true;
-  }
-  return false;
 }
 
 void CachingAllocator::insert(Block* block) { free_[block->stream].insert(block); }
@@ -191,4 +183,4 @@ void CachingAllocator::outOfMemory(size_t bytes, const std::string& why) const {
                   "): free tensors, or take a smaller batch or model");
 }
 
-}  // namespace viaduct::cpu
+}  // namespace viaduct

@@ -1,5 +1,5 @@
 // The worker's loop and its counters: `pushed` and `passed` count items; an event is a value of `passed` to reach.
-#include "cpu_stream.h"
+#include "worker_stream.h"
 
 #include <algorithm>
 #include <atomic>
@@ -11,12 +11,12 @@
 #include <string>
 #include <utility>
 
-#include "../errors.h"
+#include "errors.h"
 
-namespace viaduct::cpu {
+namespace viaduct {
 
 /// Commands in the order of their arrival, one behind the other in blocks that are kept for later ones.
-class CpuStream::Queue {
+class WorkerStream::Queue {
  public:
   struct Item {
     const char* op;
@@ -57,7 +57,7 @@ class CpuStream::Queue {
   size_t used_ = 0;
 };
 
-struct CpuStream::State {
+struct WorkerStream::State {
   mutable std::mutex mutex;
   std::condition_variable work;     // the worker sleeps here
   std::condition_variable passing;  // waits for `passed` sleep here
@@ -71,18 +71,29 @@ struct CpuStream::State {
   std::atomic<int> waiters{0};
   std::atomic<bool> profiling{false};
   std::map<std::string, OpTime> profile;
+  WorkerHooks around;
   std::thread::id worker;
   bool sleeping = false;
   bool stopping = false;
 
   void runTimed(const Queue::Item& item) {
+    if (around.before) {  // the device takes the time
+      around.before(item.op);
+      item.kind->run(item.command);
+      around.after(item.op);
+      return;
+    }
     const auto from = std::chrono::steady_clock::now();
     item.kind->run(item.command);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - from;
+    addTime(item.op, took.count());
+  }
+
+  void addTime(const char* op, double seconds) {
     std::lock_guard<std::mutex> lock(mutex);
-    OpTime& time = profile[item.op];
+    OpTime& time = profile[op];
     time.count += 1;
-    time.seconds += took.count();
+    time.seconds += seconds;
   }
 
   void waitUntilPassed(uint64_t point) {
@@ -102,6 +113,12 @@ struct CpuStream::State {
     passing.notify_all();
   }
 
+  std::exception_ptr failure() const {
+    if (!poisoned.load()) return nullptr;
+    std::lock_guard<std::mutex> lock(mutex);
+    return error;
+  }
+
   void poison(std::exception_ptr failure) {
     std::vector<std::function<void(std::exception_ptr)>> toCall;
     {
@@ -115,10 +132,11 @@ struct CpuStream::State {
   }
 };
 
-struct CpuStream::CpuEvent final : Event {
-  CpuEvent(std::shared_ptr<State> state, uint64_t point) : state(std::move(state)), point(point) {}
+struct WorkerStream::WorkerEvent final : Event {
+  WorkerEvent(std::shared_ptr<State> state, uint64_t point) : state(std::move(state)), point(point) {}
   bool done() const override { return state->passed.load() >= point; }
   void wait() override { state->waitUntilPassed(point); }
+  std::exception_ptr failure() const override { return state->failure(); }
 
   std::shared_ptr<State> state;
   const uint64_t point;
@@ -153,13 +171,20 @@ std::exception_ptr located(std::exception_ptr failure, const char* op, const std
 
 }  // namespace
 
-CpuStream::CpuStream(int64_t id, std::function<void(CpuStream*)> ended)
+WorkerStream::WorkerStream(int64_t id, std::function<void(WorkerStream*)> ended, WorkerHooks hooks)
     : id_(id), ended_(std::move(ended)), state_(std::make_shared<State>()) {
+  state_->around = std::move(hooks);
   worker_ = std::thread([state = state_] { run(*state); });
   state_->worker = worker_.get_id();
 }
 
-CpuStream::~CpuStream() {
+WorkerStream::~WorkerStream() {
+  stop();
+  if (ended_) ended_(this);
+}
+
+void WorkerStream::stop() {
+  if (!worker_.joinable()) return;
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
     state_->stopping = true;
@@ -170,13 +195,19 @@ CpuStream::~CpuStream() {
   } else {
     worker_.join();
   }
-  if (ended_) ended_(this);
 }
 
-bool CpuStream::onWorker() { return isWorker; }
+bool WorkerStream::onWorker() { return isWorker; }
 
-void CpuStream::run(State& state) {
+void WorkerStream::run(State& state) {
   isWorker = true;
+  if (state.around.begin) {
+    try {
+      state.around.begin();
+    } catch (...) {
+      state.poison(located(std::current_exception(), "stream", nullptr));
+    }
+  }
   Queue batch;
   for (;;) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
@@ -212,7 +243,7 @@ void CpuStream::run(State& state) {
   }
 }
 
-void CpuStream::push(const char* op, const CommandKind& kind, void* command, bool always) {
+void WorkerStream::push(const char* op, const CommandKind& kind, void* command, bool always) {
   State& state = *state_;
   if (state.pushed.load() - state.passed.load() >= kQueueBound && std::this_thread::get_id() != state.worker) {
     state.waitUntilPassed(state.pushed.load() - kQueueBound / 2);
@@ -227,71 +258,57 @@ void CpuStream::push(const char* op, const CommandKind& kind, void* command, boo
   if (wake) state.work.notify_one();
 }
 
-void CpuStream::append(const char* op, const CommandKind& kind, void* command) {
+void WorkerStream::append(const char* op, const CommandKind& kind, void* command) {
   if (!state_->poisoned.load(std::memory_order_relaxed)) push(op, kind, command, false);
 }
 
-std::shared_ptr<Event> CpuStream::record() { return std::make_shared<CpuEvent>(state_, state_->pushed.load()); }
+std::shared_ptr<Event> WorkerStream::record() { return std::make_shared<WorkerEvent>(state_, state_->pushed.load()); }
 
-void CpuStream::waitFor(std::shared_ptr<Event> event) {
-  auto* other = dynamic_cast<CpuEvent*>(event.get());
+void WorkerStream::waitFor(std::shared_ptr<Event> event) {
+  auto* other = dynamic_cast<WorkerEvent*>(event.get());
   if (other != nullptr && other->state == state_) return;  // its own past
-  if (event->done() && (other == nullptr || !other->state->poisoned.load())) return;
+  if (event->done() && event->failure() == nullptr) return;
   enqueue("waitEvent", [event = std::move(event), own = state_.get()] {
     event->wait();
-    auto* source = dynamic_cast<CpuEvent*>(event.get());
-    if (source == nullptr || !source->state->poisoned.load()) return;
-    std::exception_ptr error;
-    {
-      std::lock_guard<std::mutex> lock(source->state->mutex);
-      error = source->state->error;
-    }
-    if (error != nullptr) own->poison(error);
+    if (const std::exception_ptr error = event->failure()) own->poison(error);
   });
 }
 
-void CpuStream::drain() {
+void WorkerStream::drain() {
   if (std::this_thread::get_id() != state_->worker) state_->waitUntilPassed(state_->pushed.load());
 }
 
-void CpuStream::notify(std::function<void(std::exception_ptr)> done) {
-  pushAlways("notify", [done = std::move(done), own = state_.get()] {
-    std::exception_ptr error;
-    {
-      std::lock_guard<std::mutex> lock(own->mutex);
-      error = own->error;
-    }
-    done(error);
-  });
+void WorkerStream::notify(std::function<void(std::exception_ptr)> done) {
+  pushAlways("notify", [done = std::move(done), own = state_.get()] { done(own->failure()); });
 }
 
-std::exception_ptr CpuStream::error() const {
-  if (!state_->poisoned.load()) return nullptr;
-  std::lock_guard<std::mutex> lock(state_->mutex);
-  return state_->error;
-}
+std::exception_ptr WorkerStream::error() const { return state_->failure(); }
 
-void CpuStream::fail(std::exception_ptr error) { state_->poison(std::move(error)); }
+std::string WorkerStream::place() const { return state_->place == nullptr ? "" : *state_->place; }
 
-void CpuStream::reset() {
+void WorkerStream::addTime(const char* op, double seconds) { state_->addTime(op, seconds); }
+
+void WorkerStream::fail(std::exception_ptr error) { state_->poison(std::move(error)); }
+
+void WorkerStream::reset() {
   drain();
   std::lock_guard<std::mutex> lock(state_->mutex);
   state_->error = nullptr;
   state_->poisoned.store(false);
 }
 
-void CpuStream::onFailure(std::function<void(std::exception_ptr)> hook) {
+void WorkerStream::onFailure(std::function<void(std::exception_ptr)> hook) {
   std::lock_guard<std::mutex> lock(state_->mutex);
   state_->hooks.push_back(std::move(hook));
 }
 
-void CpuStream::startProfile() {
+void WorkerStream::startProfile() {
   std::lock_guard<std::mutex> lock(state_->mutex);
   state_->profile.clear();
   state_->profiling.store(true);
 }
 
-std::vector<OpTime> CpuStream::endProfile() {
+std::vector<OpTime> WorkerStream::endProfile() {
   std::lock_guard<std::mutex> lock(state_->mutex);
   state_->profiling.store(false);
   std::vector<OpTime> times;
@@ -304,8 +321,8 @@ std::vector<OpTime> CpuStream::endProfile() {
   return times;
 }
 
-void CpuStream::setPlace(std::shared_ptr<const std::string> place) {
+void WorkerStream::setPlace(std::shared_ptr<const std::string> place) {
   pushAlways("setPlace", [place = std::move(place), own = state_.get()]() mutable { own->place = std::move(place); });
 }
 
-}  // namespace viaduct::cpu
+}  // namespace viaduct

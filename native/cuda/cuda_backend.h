@@ -1,0 +1,97 @@
+// The Backend of an NVIDIA GPU: which op runs here, file by file. Meaning, shapes and dtypes of each op stand in ../backend.h;
+// memory and streams live in cuda_backend.cc, each group of ops in the file that its comment names. How to add one: docs/cuda.md.
+#pragma once
+
+#include <initializer_list>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "../backend.h"
+#include "../caching_allocator.h"
+#include "../plugin.h"
+#include "cuda_stream.h"
+#include "device_memory.h"
+
+namespace viaduct::cuda {
+
+class CudaBackend final : public Backend {
+ public:
+  // cuda_backend.cc
+  explicit CudaBackend(const DeviceOptions& options);
+  ~CudaBackend() override;
+  const char* name() const override { return "cuda"; }
+  std::string describe() const override;
+  void* allocate(size_t bytes, Stream& stream) override;
+  void release(void* memory, Stream& stream) override;
+  MemoryStats memory() const override;
+  void resetPeak() override;
+  void setMemoryLimit(int64_t bytes) override;
+  int64_t trim() override;
+  void upload(Stream& s, Out y, std::shared_ptr<const void> hostBytes, size_t bytes) override;
+  void download(Stream& s, std::shared_ptr<void> hostBytes, In x, size_t bytes) override;
+  std::unique_ptr<Stream> createStream(int64_t id) override;
+  void setNumThreads(int64_t n) override;
+  int64_t numThreads() const override { return 1; }
+  bool supports(const std::string& op, DType dtype, std::string* why) const override;
+
+  // ops/copy.cu
+  void fill(Stream& s, Out y, double value) override;
+  void copy(Stream& s, Out y, In x) override;
+
+  // ops/elementwise.cu
+  void add(Stream& s, Out y, In a, In b) override;
+  void mul(Stream& s, Out y, In a, In b) override;
+  void accumulate(Stream& s, InOut acc, In x) override;
+  void scale(Stream& s, InOut x, In factor) override;
+  void addBias(Stream& s, Out y, In x, In bias) override;
+
+  // ops/reduce.cu
+  void sum(Stream& s, Out y, In x) override;
+  void sumRows(Stream& s, InOut acc, In x) override;
+
+  // matmul.cc; the product itself in matmul_cublaslt.cc, under emulation in emulation/matmul_host.cc
+  void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
+
+ private:
+  bool settleAll();
+
+  const DeviceOptions options_;
+  Device device_;
+  DeviceMemory pieces_;
+  CachingAllocator allocator_;
+  std::mutex mutex_;
+  std::set<WorkerStream*> streams_;
+};
+
+/// Memory for the commands that are enqueued while this lives: what is enqueued later may be given it at once, because a
+/// stream runs in order.
+class Scratch {
+ public:
+  Scratch(Backend& backend, Stream& stream, size_t bytes)
+      : backend_(backend), stream_(stream), data_(bytes == 0 ? nullptr : backend.allocate(bytes, stream)) {}
+  ~Scratch() {
+    if (data_ != nullptr) backend_.release(data_, stream_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  Backend& backend_;
+  Stream& stream_;
+  void* data_;
+};
+
+/// What an op takes, for supports(). A file of ops has one `const Support` at its end that lists its own.
+enum class Takes { AnyType, Float, Float32 };
+struct Support {
+  Support(std::initializer_list<std::pair<const char*, Takes>> ops);
+};
+
+}  // namespace viaduct::cuda

@@ -1,0 +1,97 @@
+// Facts and pools of a GPU; see device.h.
+#include "device.h"
+
+#include <chrono>
+#include <thread>
+
+namespace viaduct::cuda {
+
+std::string errorText(cudaError_t status) {
+  return std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ")";
+}
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // an error that is not sticky must not show up again at the next call
+  throw Error(status == cudaErrorMemoryAllocation ? "ERR_OUT_OF_MEMORY" : "ERR_NATIVE", "cuda",
+              std::string("expected ") + what + " to succeed, got \"" + errorText(status) +
+                  "\": CUDA_LAUNCH_BLOCKING=1 shows which command fails");
+}
+
+DeviceEvent::~DeviceEvent() {
+  std::lock_guard<std::mutex> lock(device_.mutex_);
+  device_.events_.push_back(event_);
+}
+
+cudaError_t DeviceEvent::wait() const {
+  constexpr auto kSpin = std::chrono::microseconds(50);  // about what a sleep and a wake-up cost
+  const auto until = std::chrono::steady_clock::now() + kSpin;
+  do {
+    const cudaError_t status = cudaEventQuery(event_);
+    if (status != cudaErrorNotReady) return status;
+    std::this_thread::yield();
+  } while (std::chrono::steady_clock::now() < until);
+  return cudaEventSynchronize(event_);
+}
+
+PinnedBlock::~PinnedBlock() {
+  {
+    std::lock_guard<std::mutex> lock(device_.mutex_);
+    device_.blocks_.push_back(data_);
+  }
+  device_.returned_.notify_one();
+}
+
+Device::Device(int ordinal) : ordinal_(ordinal) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  VIADUCT_CHECK(status == cudaSuccess && ordinal >= 0 && ordinal < count, "ERR_UNSUPPORTED", "device",
+                "expected GPU " + std::to_string(ordinal) + ", got " + std::to_string(count) + " GPUs" +
+                    (status == cudaSuccess ? "" : " and \"" + errorText(status) + "\"") +
+                    ": check nvidia-smi and CUDA_VISIBLE_DEVICES, or take --device cpu");
+  makeCurrent();
+  check(cudaGetDeviceProperties(&properties_, ordinal), "cudaGetDeviceProperties");
+  VIADUCT_CHECK(properties_.major >= 8, "ERR_UNSUPPORTED", "device",
+                std::string("expected a GPU of compute capability 8.0 or more, got ") + properties_.name + " of " +
+                    std::to_string(properties_.major) + "." + std::to_string(properties_.minor) +
+                    ": take --device cpu");
+}
+
+Device::~Device() {
+  for (cudaEvent_t event : events_) cudaEventDestroy(event);
+  for (void* block : blocks_) cudaFreeHost(block);
+}
+
+void Device::makeCurrent() const { check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
+
+std::shared_ptr<DeviceEvent> Device::event() {
+  cudaEvent_t event = nullptr;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!events_.empty()) {
+      event = events_.back();
+      events_.pop_back();
+    }
+  }
+  if (event == nullptr) {
+    makeCurrent();
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "cudaEventCreate");
+  }
+  return std::make_shared<DeviceEvent>(event, *this);
+}
+
+std::shared_ptr<PinnedBlock> Device::pinned() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (blocks_.empty() && made_ < kPinnedBlocks) {
+    void* data = nullptr;
+    check(cudaHostAlloc(&data, kPinnedBytes, cudaHostAllocPortable), "cudaHostAlloc");
+    made_ += 1;
+    blocks_.push_back(data);
+  }
+  returned_.wait(lock, [this] { return !blocks_.empty(); });
+  void* data = blocks_.back();
+  blocks_.pop_back();
+  return std::make_shared<PinnedBlock>(data, *this);
+}
+
+}  // namespace viaduct::cuda

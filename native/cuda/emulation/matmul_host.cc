@@ -1,0 +1,57 @@
+// The matrix product under emulation: plain loops on the CPU in place of cuBLASLt. For tests alone.
+#include "../../half.h"
+#include "../matmul.h"
+#include "block.h"
+
+namespace viaduct::cuda {
+
+namespace {
+
+float load(const void* data, DType dtype, int64_t index) {
+  if (dtype == DType::F32) return static_cast<const float*>(data)[index];
+  if (dtype == DType::BF16) return toFloat(static_cast<const BF16*>(data)[index]);
+  return toFloat(static_cast<const F16*>(data)[index]);
+}
+
+void store(void* data, DType dtype, int64_t index, float value) {
+  if (dtype == DType::F32) static_cast<float*>(data)[index] = value;
+  if (dtype == DType::BF16) static_cast<BF16*>(data)[index] = fromFloat<BF16>(value);
+  if (dtype == DType::F16) static_cast<F16*>(data)[index] = fromFloat<F16>(value);
+}
+
+void requireUsable(const char* name, const void* data, DType dtype, int64_t rows, int64_t columns, int64_t ld) {
+  if (rows == 0 || columns == 0) return;
+  const size_t bytes = static_cast<size_t>((rows - 1) * ld + columns) * dtypeBytes(dtype);
+  VIADUCT_CHECK(emulation::shadow().usable(data, bytes), "ERR_NATIVE", "emulation",
+                std::string("expected ") + name + " inside of a tensor, got bytes outside of any");
+}
+
+}  // namespace
+
+void matmulOptions(const DeviceOptions&) {}
+
+std::string matmulLibrary() { return "plain loops, emulated"; }
+
+size_t matmulScratch(const MatmulArgs&, const Device&) { return 0; }
+
+void startMatmul(const MatmulArgs& g, CudaStream&, void*, size_t) {
+  const auto [m, n, k] = g.shape;
+  requireUsable("y", g.y, g.yDtype, m, n, g.ldy);
+  requireUsable("a", g.a, g.dtype, g.transA ? k : m, g.transA ? m : k, g.lda);
+  requireUsable("b", g.b, g.dtype, g.transB ? n : k, g.transB ? k : n, g.ldb);
+  if (g.bias != nullptr) requireUsable("bias", g.bias, g.biasDtype, 1, n, n);
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      float sum = 0;
+      for (int64_t p = 0; p < k; ++p) {
+        sum += load(g.a, g.dtype, g.transA ? p * g.lda + i : i * g.lda + p) *
+               load(g.b, g.dtype, g.transB ? j * g.ldb + p : p * g.ldb + j);
+      }
+      if (g.bias != nullptr) sum += load(g.bias, g.biasDtype, j);
+      if (g.accumulate) sum += load(g.y, g.yDtype, i * g.ldy + j);
+      store(g.y, g.yDtype, i * g.ldy + j, sum);
+    }
+  }
+}
+
+}  // namespace viaduct::cuda

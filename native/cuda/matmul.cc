@@ -1,0 +1,67 @@
+// The op matmul; what computes it is behind matmul.h.
+#include "matmul.h"
+
+#include <algorithm>
+
+namespace viaduct::cuda {
+
+namespace {
+
+/// A product over nothing: zeros, or the bias.
+void emptySum(CudaBackend& backend, Stream& s, InOut y, OptIn bias, bool accumulate) {
+  Out out;
+  static_cast<TensorRef&>(out) = y;
+  if (!bias.present()) {
+    if (!accumulate) backend.fill(s, out, 0);
+    return;
+  }
+  VIADUCT_CHECK(!accumulate, "ERR_UNSUPPORTED", "matmul", "expected K above 0 for a bias that is added to y");
+  In rows;
+  static_cast<TensorRef&>(rows) = y;
+  rows.data = bias.data;
+  rows.stride[0] = 0;
+  rows.stride[1] = bias.stride[0];
+  backend.copy(s, out, rows);
+}
+
+}  // namespace
+
+void CudaBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) {
+  MatmulArgs g{};
+  g.shape = checkMatmul(y, a, b, bias, transA, transB);
+  if (g.shape.m == 0 || g.shape.n == 0) return;
+  VIADUCT_CHECK(!bias.present() || bias.dtype == y.dtype, "ERR_DTYPE", "matmul",
+                "expected a bias of y's dtype, got y " + viaduct::describe(y) + " and bias " + viaduct::describe(bias) +
+                    ": cast it");
+  if (g.shape.k == 0) return emptySum(*this, s, y, bias, accumulate);
+  g.y = y.data;
+  g.a = a.data;
+  g.b = b.data;
+  g.bias = bias.data;
+  g.yDtype = y.dtype;
+  g.dtype = a.dtype;
+  g.biasDtype = bias.dtype;
+  const auto leading = [](const TensorRef& x) {
+    return x.shape[0] <= 1 ? std::max<int64_t>(x.shape[1], 1) : x.stride[0];
+  };
+  g.ldy = leading(y);
+  g.lda = leading(a);
+  g.ldb = leading(b);
+  g.transA = transA;
+  g.transB = transB;
+  g.accumulate = accumulate;
+  const auto rowsApart = [](const TensorRef& x) { return x.shape[0] <= 1 || x.stride[0] >= x.shape[1]; };
+  VIADUCT_CHECK(rowsApart(y) && rowsApart(a) && rowsApart(b), "ERR_LAYOUT", "matmul",
+                "expected rows that do not overlap, got y " + viaduct::describe(y) + ", a " + viaduct::describe(a) +
+                    ", b " + viaduct::describe(b) + ": copy into a fresh tensor first");
+  const size_t bytes = matmulScratch(g, device_);
+  const Scratch scratch(*this, s, bytes);
+  CudaStream& stream = cudaStream(s);
+  s.enqueue("matmul", [g, &stream, memory = scratch.as<char>(), bytes] { startMatmul(g, stream, memory, bytes); });
+}
+
+namespace {
+const Support support{{"matmul", Takes::Float}};
+}
+
+}  // namespace viaduct::cuda

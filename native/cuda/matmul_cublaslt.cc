@@ -1,0 +1,200 @@
+// The matrix product by cuBLASLt, opened at run time. A plan (descriptors and algorithm) is made once for each shape, layout
+// and alignment and kept; which algorithm is the library's heuristic's first, so equal calls have equal bits. Sums are F32;
+// products of float32 are not rounded to TF32. What libraries of tensor cores do is not emulated: see emulation/matmul_host.cc.
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
+
+#include "libraries.h"
+#include "matmul.h"
+
+namespace viaduct::cuda {
+
+namespace {
+
+constexpr size_t kWorkspace = size_t{32} << 20;  // what cuBLAS wants on Hopper
+
+void checkLt(cublasStatus_t status, const char* what) {
+  VIADUCT_CHECK(
+      status == CUBLAS_STATUS_SUCCESS, "ERR_NATIVE", "matmul",
+      std::string("expected ") + what + " to succeed, got cuBLAS status " + std::to_string(static_cast<int>(status)));
+}
+
+/// The library's functions.
+struct Lt {
+  DynamicLibrary library{"cuBLASLt", kCublasLtFile};
+  decltype(&cublasLtCreate) create = nullptr;
+  decltype(&cublasLtMatmul) matmul = nullptr;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic = nullptr;
+  decltype(&cublasLtMatmulDescCreate) descCreate = nullptr;
+  decltype(&cublasLtMatmulDescSetAttribute) descSet = nullptr;
+  decltype(&cublasLtMatrixLayoutCreate) layoutCreate = nullptr;
+  decltype(&cublasLtMatmulPreferenceCreate) preferenceCreate = nullptr;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preferenceSet = nullptr;
+  decltype(&cublasLtMatmulPreferenceDestroy) preferenceDestroy = nullptr;
+  decltype(&cublasLtGetVersion) version = nullptr;
+
+  explicit Lt(const std::vector<std::string>& folders) {
+    library.open(folders);
+    library.find("cublasLtCreate", &create);
+    library.find("cublasLtMatmul", &matmul);
+    library.find("cublasLtMatmulAlgoGetHeuristic", &heuristic);
+    library.find("cublasLtMatmulDescCreate", &descCreate);
+    library.find("cublasLtMatmulDescSetAttribute", &descSet);
+    library.find("cublasLtMatrixLayoutCreate", &layoutCreate);
+    library.find("cublasLtMatmulPreferenceCreate", &preferenceCreate);
+    library.find("cublasLtMatmulPreferenceSetAttribute", &preferenceSet);
+    library.find("cublasLtMatmulPreferenceDestroy", &preferenceDestroy);
+    library.find("cublasLtGetVersion", &version);
+  }
+};
+
+/// Everything that an algorithm depends on. Alignments are powers of two up to 256 bytes.
+using PlanKey = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool, bool, bool,
+                           bool, std::tuple<uint32_t, uint32_t, uint32_t>>;
+
+struct Plan {
+  cublasLtMatmulDesc_t product = nullptr;
+  cublasLtMatrixLayout_t first = nullptr, second = nullptr, result = nullptr;
+  cublasLtMatmulAlgo_t algorithm{};
+  size_t workspace = 0;
+};
+
+struct State {
+  std::mutex mutex;
+  std::vector<std::string> folders;
+  std::unique_ptr<Lt> lt;
+  std::map<int, cublasLtHandle_t> handles;  // by GPU
+  std::map<PlanKey, Plan> plans;
+};
+
+/// Of the process; never destroyed, because streams may run while it exits.
+State& state() {
+  static auto* s = new State();
+  return *s;
+}
+
+Lt& library(State& s) {
+  if (s.lt == nullptr) s.lt = std::make_unique<Lt>(s.folders);
+  return *s.lt;
+}
+
+cudaDataType_t typeOf(DType dtype) {
+  if (dtype == DType::F32) return CUDA_R_32F;
+  return dtype == DType::BF16 ? CUDA_R_16BF : CUDA_R_16F;
+}
+
+uint32_t alignmentOf(const void* data) {
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  uint32_t alignment = 256;
+  while (address % alignment != 0) alignment /= 2;
+  return alignment;
+}
+
+// cuBLAS sees columns where a row-major tensor has rows. So the transposed result is computed: y^T = op(b)^T . op(a)^T, with
+// b's memory as the first factor and a's as the second.
+Plan makePlan(const Lt& lt, cublasLtHandle_t handle, const MatmulArgs& g) {
+  const auto [m, n, k] = g.shape;
+  const auto u = [](int64_t x) { return static_cast<uint64_t>(x); };
+  Plan plan;
+  checkLt(lt.descCreate(&plan.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a descriptor");
+  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
+    checkLt(lt.descSet(plan.product, attribute, &value, sizeof value), "an attribute");
+  };
+  set(CUBLASLT_MATMUL_DESC_TRANSA, static_cast<int32_t>(g.transB ? CUBLAS_OP_T : CUBLAS_OP_N));
+  set(CUBLASLT_MATMUL_DESC_TRANSB, static_cast<int32_t>(g.transA ? CUBLAS_OP_T : CUBLAS_OP_N));
+  if (g.bias != nullptr) {
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<int32_t>(CUBLASLT_EPILOGUE_BIAS));
+    set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, static_cast<int32_t>(typeOf(g.biasDtype)));
+    set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
+  }
+  checkLt(lt.layoutCreate(&plan.first, typeOf(g.dtype), u(g.transB ? k : n), u(g.transB ? n : k), g.ldb), "a layout");
+  checkLt(lt.layoutCreate(&plan.second, typeOf(g.dtype), u(g.transA ? m : k), u(g.transA ? k : m), g.lda), "a layout");
+  checkLt(lt.layoutCreate(&plan.result, typeOf(g.yDtype), u(n), u(m), g.ldy), "a layout");
+
+  cublasLtMatmulPreference_t preference = nullptr;
+  checkLt(lt.preferenceCreate(&preference), "a preference");
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+    checkLt(lt.preferenceSet(preference, attribute, &value, sizeof value), "a preference");
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspace});
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignmentOf(g.b));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignmentOf(g.a));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignmentOf(g.y));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignmentOf(g.y));
+  cublasLtMatmulHeuristicResult_t found{};
+  int count = 0;
+  const cublasStatus_t status = lt.heuristic(handle, plan.product, plan.first, plan.second, plan.result, plan.result,
+                                             preference, 1, &found, &count);
+  lt.preferenceDestroy(preference);
+  VIADUCT_CHECK(status == CUBLAS_STATUS_SUCCESS && count > 0, "ERR_UNSUPPORTED", "matmul",
+                "expected cuBLASLt to have an algorithm for " + std::to_string(m) + " x " + std::to_string(n) + " x " +
+                    std::to_string(k) + " of " + dtypeName(g.dtype) + ", got none (status " +
+                    std::to_string(static_cast<int>(status)) + "): align rows to 16 bytes, or cast");
+  plan.algorithm = found.algo;
+  plan.workspace = found.workspaceSize;
+  return plan;
+}
+
+}  // namespace
+
+void matmulOptions(const DeviceOptions& options) {
+  State& s = state();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  if (s.lt == nullptr) s.folders = options.libraryFolders;
+}
+
+std::string matmulLibrary() {
+  State& s = state();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  try {
+    const size_t version = library(s).version();
+    return "cuBLASLt " + std::to_string(version / 10000) + "." + std::to_string(version % 10000 / 100) + "." +
+           std::to_string(version % 100);
+  } catch (const Error& e) {
+    return std::string("nothing yet: ") + e.what();
+  }
+}
+
+size_t matmulScratch(const MatmulArgs&, const Device&) { return kWorkspace; }
+
+void startMatmul(const MatmulArgs& g, CudaStream& stream, void* scratch, size_t scratchBytes) {
+  State& s = state();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  const Lt& lt = library(s);
+  const int gpu = stream.device().ordinal();
+  cublasLtHandle_t& handle = s.handles[gpu];
+  if (handle == nullptr) checkLt(lt.create(&handle), "cublasLtCreate");
+  const PlanKey key{gpu,
+                    g.shape.m,
+                    g.shape.n,
+                    g.shape.k,
+                    g.ldy,
+                    g.lda,
+                    g.ldb,
+                    g.dtype,
+                    g.yDtype,
+                    g.transA,
+                    g.transB,
+                    g.accumulate,
+                    g.bias != nullptr,
+                    {alignmentOf(g.y), alignmentOf(g.a), alignmentOf(g.b)}};
+  auto found = s.plans.find(key);
+  if (found == s.plans.end()) found = s.plans.emplace(key, makePlan(lt, handle, g)).first;
+  const Plan& plan = found->second;
+  if (g.bias != nullptr) {
+    checkLt(lt.descSet(plan.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g.bias, sizeof g.bias), "an attribute");
+  }
+  const float one = 1;
+  const float old = g.accumulate ? 1 : 0;
+  checkLt(lt.matmul(handle, plan.product, &one, g.b, plan.first, g.a, plan.second, &old, g.y, plan.result, g.y,
+                    plan.result, &plan.algorithm, scratch, std::min(plan.workspace, scratchBytes), stream.get()),
+          "cublasLtMatmul");
+}
+
+}  // namespace viaduct::cuda

@@ -1,0 +1,20 @@
+// Every op's cases on the GPU of gpu.ts, against the same oracle and bounds as on the CPU.
+import { beforeAll, describe, expect, test } from 'vitest'
+import { cases } from '../ops/cases.js'
+import { checkCase } from '../ops/checkCase.js'
+import { gpuSetupTimeout, useGpu } from './gpu.js'
+
+beforeAll(useGpu, gpuSetupTimeout)
+
+/** Cases of ops that are not built for CUDA: each must say so. Whoever builds one takes its line away. */
+const notBuilt = /^(rmsNorm|layerNorm|attention|gated|activation|embedding|crossEntropy)\b/
+
+describe.each(['float32', 'bfloat16'] as const)('ops on the GPU in %s', (dtype) => {
+  for (const op of cases) {
+    if (dtype === 'bfloat16' && op.float32Only) continue
+    test(op.name, async () => {
+      if (!notBuilt.test(op.name)) return checkCase(op, dtype, 'cuda')
+      await expect(checkCase(op, dtype, 'cuda')).rejects.toThrow(/is not built for this device/)
+    })
+  }
+})
