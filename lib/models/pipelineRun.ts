@@ -6,6 +6,7 @@ import type { PipelineLinks } from '../parallel/pipelineLinks.js'
 import { forwardSchedule, pipelineSchedule } from '../parallel/schedules.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
+import type { Stream } from '../tensor/stream.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type DeviceBatch, type TokenBatch, uploadBatch } from './batch.js'
 import { checkSameBatches } from './batchAgreement.js'
@@ -63,8 +64,10 @@ export async function runPipeline(
   const stage = ctx.groups.get('pp').rank
   const actions = (options.backward ? pipelineSchedule : forwardSchedule)(sizes)[stage] ?? []
   const stageRun = new StageRun(ctx, model, microBatches, last, options)
+  const pace = model.links === null ? null : new Pace(ctx.stream)
   try {
     for (const { kind, microBatch, chunk } of actions) {
+      await pace?.next()
       if (kind === 'forward') await stageRun.forward(microBatch, chunk)
       else if (kind === 'backwardWeight') await stageRun.backwardWeight(microBatch, chunk)
       else await stageRun.backward(microBatch, chunk, kind === 'backward')
@@ -112,6 +115,25 @@ function receiveHidden(
   const { hiddenSize, paramsDtype } = chunk.config
   const rows = chunk.hiddenRows(batchSize * seqLength, cache)
   return linksOf(model).receive(ctx, 'forward', [rows, hiddenSize], paramsDtype)
+}
+
+/**
+ * Keeps a stage from enqueueing far more than its stream has run: what it sends and receives lies in memory until the streams have
+ * passed it, so that otherwise the micro-batches of a whole step would. Two actions at a time: while one runs, the next one waits.
+ */
+class Pace {
+  #before: Promise<void> = Promise.resolve()
+
+  constructor(readonly stream: Stream) {}
+
+  /** Resolves when an action may be enqueued. @throws the stream's error */
+  async next(): Promise<void> {
+    const enqueued = this.stream.sync()
+    enqueued.catch(() => {}) // told by whoever waits for the stream next
+    const before = this.#before
+    this.#before = enqueued
+    await before
+  }
 }
 
 class StageRun {
