@@ -229,17 +229,21 @@ function addTraining(program: Command): void {
       (await import('./commands/train.js')).trainCommand(recipe, overrides, flags),
     )
 
-  program
-    .command('plan')
+  addLayoutFlags(
+    program
+      .command('plan')
+      .argument('[recipe]', 'recipe name or FILE.yaml; without one: a schedule alone')
+      .argument('[overrides...]', 'key=value, e.g. train.micro_batch_size=2'),
+  )
     .description(
-      "A pipeline schedule before it runs: each stage's bubble and activations, and its timeline as a picture",
+      'A run before it starts: bytes on each pipeline stage; its schedule, or one of given sizes, as a picture',
     )
+    .option('--hf <dir>', 'the model of a Hugging Face folder or hub id')
+    .addOption(revision())
     .addOption(
       new Option('--schedule <kind>', 'which one (default: 1f1b, interleaved with --vpp)').choices([...scheduleKinds]),
     )
-    .requiredOption('--pp <n>', 'pipeline stages', positiveInt)
-    .option('--vpp <n>', 'virtual stages a pipeline rank', positiveInt, 1)
-    .requiredOption('--micro-batches <n>', 'micro-batches a step', positiveInt)
+    .option('--micro-batches <n>', 'of a schedule alone: micro-batches a step', positiveInt)
     .option(
       '--group-size <n>',
       'interleaved: micro-batches that pass a chunk before the next (default: --pp)',
@@ -255,11 +259,14 @@ function addTraining(program: Command): void {
     .addHelpText(
       'after',
       example(
+        'viaduct plan llama_tiny_cpu_pretrain_config --pp 3 train.micro_batch_size=1',
+        'viaduct plan --hf ./Llama-3.2-1B --pp 4 model.recompute_granularity=full',
         'viaduct plan --schedule 1f1b --pp 4 --micro-batches 8 --svg 1f1b.svg',
-        'viaduct plan --pp 4 --vpp 2 --micro-batches 8',
       ),
     )
-    .action(async (flags) => (await import('./commands/plan.js')).planCommand(flags))
+    .action(async (recipe, overrides, flags) =>
+      (await import('./commands/plan.js')).planCommand(recipe, overrides, flags),
+    )
 
   const run = program
     .command('run')

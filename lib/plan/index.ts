@@ -1,3 +1,4 @@
 // What the folder gives to higher layers.
-export { type MemoryUse, parameterCount, trainingFlopsPerToken, trainingMemory } from './cost.js'
+export { parameterCount, trainingFlopsPerToken } from './cost.js'
+export { type MemoryUse, memoryByStage } from './memory.js'
 export { availableMemory, checkFits, describePrice, measurePeakFlops, type Price, priceOf } from './price.js'

@@ -10,13 +10,16 @@ import { Ctx } from '../tensor/ctx.js'
 import type { Device } from '../tensor/device.js'
 import { Scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
-import { type MemoryUse, parameterCount, trainingFlopsPerToken, trainingMemory } from './cost.js'
+import { parameterCount, trainingFlopsPerToken } from './cost.js'
+import { type MemoryUse, memoryByStage, most } from './memory.js'
 
 /** What a run will cost. */
 export interface Price {
   /** Parameters of the logical model. */
   readonly parameters: number
-  /** Bytes on one rank at the peak of a step. */
+  /** Bytes on one rank at the peak of a step, on each pipeline stage. */
+  readonly memoryByStage: readonly MemoryUse[]
+  /** The same on the stage that needs most. */
   readonly memory: MemoryUse
   /** Floating-point operations of a step, over all ranks. */
   readonly flopsPerStep: number
@@ -37,9 +40,11 @@ export function priceOf(resolved: ResolvedConfig, peakFlops: number | null): Pri
   // Backward costs twice the forward pass, a half for each gradient.
   const equal = { forward: 1, backwardInput: 1, backwardWeight: 1 }
   const bubble = bubbleFormula(model.scheduleSizes(resolved.numMicroBatches), equal)
+  const stages = memoryByStage(resolved)
   return {
     parameters: parameterCount(model),
-    memory: trainingMemory(resolved),
+    memoryByStage: stages,
+    memory: most(stages),
     flopsPerStep,
     peakFlops,
     secondsPerStep:
@@ -96,8 +101,12 @@ const gigabytes = (bytes: number) =>
  * @throws ERR_OUT_OF_MEMORY with what is wanted, what is there and what to do.
  */
 export function checkFits(resolved: ResolvedConfig, price: Price, ranks: number, available: number): void {
-  const { memory } = price
-  const wanted = memory.total * ranks
+  const { memory, memoryByStage } = price
+  // Of a part of the ranks it is not known which stages they are.
+  const wanted =
+    ranks === resolved.worldSize
+      ? memoryByStage.reduce((sum, { total }) => sum + total, 0) * (ranks / memoryByStage.length)
+      : memory.total * ranks
   if (wanted <= available) return
   const { model, train, ddp } = resolved.config
   const advice: string[] = []
@@ -111,7 +120,7 @@ export function checkFits(resolved: ResolvedConfig, price: Price, ranks: number,
   throw new ViaductError(
     'ERR_OUT_OF_MEMORY',
     'plan',
-    `expected at most ${gigabytes(available)}, this run needs ${gigabytes(wanted)} on this machine (${ranks} × ` +
+    `expected at most ${gigabytes(available)}, this run needs ${gigabytes(wanted)} on this machine (${ranks} ${ranks === 1 ? 'rank' : 'ranks'} of up to ` +
       `${gigabytes(memory.total)}: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ` +
       `${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}): use ${advice.join(', ')}`,
     { wanted, available, ranks, memory },
@@ -122,7 +131,7 @@ export function checkFits(resolved: ResolvedConfig, price: Price, ranks: number,
 export function describePrice(resolved: ResolvedConfig, price: Price, stepsLeft: number, now = new Date()): string[] {
   const { config, worldSize, dataParallelSize, numMicroBatches, seqLength } = resolved
   const { train, model } = config
-  const { memory } = price
+  const { memory, memoryByStage } = price
   const millions = (price.parameters / 1e6).toFixed(price.parameters < 1e7 ? 2 : 0)
   const replaced =
     model.paramsDtype === resolved.paramsDtype
@@ -132,12 +141,13 @@ export function describePrice(resolved: ResolvedConfig, price: Price, stepsLeft:
         ]
   const { kind, stages, chunks } = model.scheduleSizes(numMicroBatches)
   const pipeline = stages === 1 ? '' : `pp ${stages} (${kind}${chunks > 1 ? `, ${chunks} chunks each` : ''}), `
+  const ofStage = stages === 1 ? '' : ` of stage ${memoryByStage.indexOf(memory)}, which needs most`
   const lines = [
     ...replaced,
     `model       ${millions} M parameters, ${resolved.paramsDtype}, ${model.numLayers} layers of ${model.hiddenSize}, vocabulary ${model.vocabSize} (${resolved.paddedVocabSize} in memory)`,
     `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, ${pipeline}dp ${dataParallelSize}${model.sequenceParallel && model.tensorModelParallelSize > 1 ? ', sequence parallelism' : ''}`,
     `batch       ${train.globalBatchSize} × ${seqLength} tokens a step: ${numMicroBatches} micro-${numMicroBatches === 1 ? 'batch' : 'batches'} of ${train.microBatchSize} a rank`,
-    `memory      ${gigabytes(memory.total)} a rank: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}`,
+    `memory      ${gigabytes(memory.total)} a rank${ofStage}: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}`,
   ]
   if (price.secondsPerStep !== null && price.peakFlops !== null) {
     const left = price.secondsPerStep * stepsLeft

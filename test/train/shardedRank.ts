@@ -13,7 +13,7 @@ import { GPTModelProvider } from '../../lib/models/provider.js'
 import { AdamW } from '../../lib/optim/adamw.js'
 import { dataParallelAxis } from '../../lib/optim/gradients.js'
 import { initDistributed } from '../../lib/parallel/world.js'
-import { trainingMemory } from '../../lib/plan/cost.js'
+import { stageMemory } from '../../lib/plan/memory.js'
 import { volume } from '../../lib/tensor/region.js'
 import { forwardStep, saveCheckpoint, setup, trainStep } from '../../lib/train/index.js'
 import { fixtureBatches, fixtureConfig, fixtureData, trainingFixture } from './fixtureRun.js'
@@ -60,7 +60,7 @@ async function memory(): Promise<Findings['memory']> {
     train: { trainIters: 1, globalBatchSize: 2, microBatchSize: 1 },
     scheduler: { lrWarmupIters: 0 },
   })
-  const planned = trainingMemory(resolve(config, 2)).optimizer
+  const planned = stageMemory(resolve(config, 2), 0).optimizer
   const model = await config.model.provideDistributedModel({ dtype: 'bfloat16' })
   const parameters = [...model.namedParameters()].map(([, parameter]) => parameter)
   const bytesOf = async (useDistributedOptimizer: boolean) => {

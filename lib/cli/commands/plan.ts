@@ -1,6 +1,9 @@
-// `viaduct plan --schedule`: a pipeline schedule's bubble, stage by stage, and its picture.
+// `viaduct plan`: a run before it starts, bytes on each pipeline stage and the schedule, or a schedule of given sizes alone: bubble,
+// activations, picture.
 import { writeFile } from 'node:fs/promises'
 import { ViaductError } from '../../base/errors.js'
+import { configProblems, type ResolvedConfig, refuseConfig, resolve } from '../../config/resolve.js'
+import { parallelOf } from '../../parallel/config.js'
 import {
   bubbleFormula,
   defaultSchedule,
@@ -9,18 +12,22 @@ import {
   type ScheduleKind,
   type ScheduleSizes,
 } from '../../parallel/schedules.js'
+import { describePrice, priceOf } from '../../plan/price.js'
 import { type PassCosts, simulate } from '../../plan/timeline.js'
 import { timelineSvg } from '../../plan/timelineSvg.js'
+import { chosenWorld } from '../layout.js'
+import { memoryTable } from '../memoryTable.js'
+import { fetchModel } from '../modelSource.js'
 import { print, say, table } from '../terminal.js'
+import { type TrainFlags, trainConfig } from '../trainConfig.js'
 
-interface Flags {
+interface Flags extends TrainFlags {
   schedule?: ScheduleKind
-  pp: number
-  vpp: number
-  microBatches: number
+  microBatches?: number
   groupSize?: number
   costs: string
   svg?: string
+  revision?: string
   json?: boolean
 }
 
@@ -38,10 +45,52 @@ function passCosts(text: string): PassCosts {
   return { forward, backwardInput, backwardWeight, send }
 }
 
-export async function planCommand(flags: Flags): Promise<void> {
-  const { pp: stages, vpp: chunks, microBatches, groupSize, svg } = flags
-  const kind = flags.schedule ?? defaultSchedule(chunks)
-  const sizes: ScheduleSizes = { kind, stages, chunks, microBatches, groupSize }
+export async function planCommand(recipe: string | undefined, overrides: string[], flags: Flags): Promise<void> {
+  if (recipe === undefined && flags.hf === undefined) return await planSchedule(sizesOfFlags(flags), flags)
+  const resolved = await plannedRun(recipe, overrides, flags)
+  const price = priceOf(resolved, null)
+  const sizes = resolved.config.model.scheduleSizes(resolved.numMicroBatches)
+  if (!flags.json) {
+    for (const line of describePrice(resolved, price, resolved.config.train.trainIters)) say(line)
+    print(memoryTable(resolved, price.memoryByStage))
+    if (sizes.stages > 1) print()
+  }
+  if (flags.json || sizes.stages > 1) await planSchedule(sizes, flags, { ...price, ranks: resolved.worldSize })
+}
+
+/** The schedule that flags alone describe. */
+function sizesOfFlags({ schedule, pp, vpp, microBatches, groupSize }: Flags): ScheduleSizes {
+  if (pp === undefined || microBatches === undefined)
+    throw new ViaductError(
+      'ERR_USAGE',
+      'plan',
+      'expected a recipe, a .yaml file or --hf DIR to plan a run, or --pp and --micro-batches to plan a schedule',
+    )
+  const chunks = vpp ?? 1
+  return { kind: schedule ?? defaultSchedule(chunks), stages: pp, chunks, microBatches, groupSize }
+}
+
+/** The checked configuration that `viaduct train` with the same arguments would run. */
+async function plannedRun(recipe: string | undefined, overrides: string[], flags: Flags): Promise<ResolvedConfig> {
+  if (flags.microBatches !== undefined)
+    throw new ViaductError(
+      'ERR_USAGE',
+      'plan',
+      `expected no --micro-batches beside a run, got ${flags.microBatches}: a run has train.globalBatchSize / train.microBatchSize / dp of them`,
+    )
+  const fetched = flags.hf === undefined ? null : await fetchModel(flags.hf, flags)
+  const config = await trainConfig(recipe, overrides, fetched === null ? flags : { ...flags, hf: fetched.folder })
+  if (flags.schedule !== undefined) config.model.pipelineSchedule = flags.schedule
+  if (flags.groupSize !== undefined) config.model.microbatchGroupSizePerVpStage = flags.groupSize
+  const { worldSize, conflicts } = chosenWorld(parallelOf(config.model), flags.dp, null)
+  refuseConfig([...conflicts, ...configProblems(config, worldSize)])
+  return resolve(config, worldSize)
+}
+
+/** @param about - told in JSON besides. */
+async function planSchedule(sizes: ScheduleSizes, flags: Flags, about: object = {}): Promise<void> {
+  const { kind, stages, chunks, microBatches } = sizes
+  const { svg } = flags
   const actions = pipelineSchedule(sizes)
   // A chunk is a part of a stage; a transfer is as large whatever is computed in between.
   const { forward, backwardInput, backwardWeight, send = 0 } = passCosts(flags.costs)
@@ -57,9 +106,9 @@ export async function planCommand(flags: Flags): Promise<void> {
   const title = `${kind}: ${stages} ${stages === 1 ? 'stage' : 'stages'}${virtual}, ${microBatches} micro-${microBatches === 1 ? 'batch' : 'batches'}`
   if (svg !== undefined) await writeFile(svg, timelineSvg(timeline, title, chunks))
   if (flags.json) {
-    const stageRows = timeline.stages.map(({ work, idle, activations }) => ({ work, idle, activations }))
+    const schedule = timeline.stages.map(({ work, idle, activations }) => ({ work, idle, activations }))
     return print(
-      JSON.stringify({ ...sizes, costs, ...timeline, stages: stageRows, formula, actions, svg: svg ?? null }),
+      JSON.stringify({ ...sizes, costs, ...timeline, stages: schedule, formula, actions, svg: svg ?? null, ...about }),
     )
   }
   const percent = (share: number) => `${(100 * share).toFixed(1)}%`

@@ -9,6 +9,7 @@ import type { DeviceKind } from '../../tensor/device.js'
 import { forwardStep } from '../../train/forwardStep.js'
 import { pretrain } from '../../train/pretrain.js'
 import { chosenWorld } from '../layout.js'
+import { memoryTable } from '../memoryTable.js'
 import { fetchModel } from '../modelSource.js'
 import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
@@ -42,6 +43,7 @@ export async function trainCommand(recipe: string | undefined, overrides: string
     if (flags.json) return print(JSON.stringify({ config: toPlain(config), price, ranks }))
     print(toYaml(config))
     for (const line of describePrice(resolved, price, config.train.trainIters)) say(line)
+    say(memoryTable(resolved, price.memoryByStage))
     return
   }
   const work = async () => {

@@ -1,0 +1,190 @@
+// Activations of one rank in closed formulas: what a micro-batch leaves behind in a chunk of the model for its backward pass, and what
+// is alive besides at the worst moment of each pass. One term a tensor, in bytes; tensors are those that lib/ops saves and that
+// lib/models holds meanwhile. T tokens, H channels; `rows` of hidden states are T, with sequence parallelism the rank's run of them.
+import { dtypeBytes } from '../base/dtype.js'
+import type { ResolvedConfig } from '../config/resolve.js'
+import { layerRuns, type RecomputeModule, selectedModules } from '../models/recomputeSettings.js'
+import type { PipelinePart } from '../parallel/pipelineStages.js'
+import { sharedRows } from '../parallel/sharedRows.js'
+
+/** Tensors of one micro-batch on one rank, in bytes. */
+interface Tensors {
+  /** [rows, H]: the residual stream, a norm's output, their gradients. */
+  readonly hidden: number
+  /** [T, H] where hidden states are shared out: rows of all ranks, gathered for a linear or not yet summed; else 0. */
+  readonly gathered: number
+  /** [T, H]: the gradient of a column-parallel linear's input. */
+  readonly whole: number
+  /** A norm's statistics, float32 [rows] each. */
+  readonly statistics: number
+  /** Packed queries, keys and values, [T, ...]. */
+  readonly qkv: number
+  /** Attention's output, [T, ...], and its log-sum-exps, float32 [T, heads]. */
+  readonly mixed: number
+  readonly lse: number
+  /** Outputs of fc1 and of the activation, [T, ...]. */
+  readonly inner: number
+  readonly acted: number
+  /** [T, vocabulary of the rank]. */
+  readonly logits: number
+  /** float32 [T]. */
+  readonly perToken: number
+  /** A gradient that dropout does not write in place, because the residual stream has it too: [rows, H]; 0 without dropout. */
+  readonly dropped: number
+}
+
+function tensorsOf({ config, seqLength, paramsDtype, paddedVocabSize }: ResolvedConfig): Tensors {
+  const { model, train } = config
+  const { hiddenSize: H, tensorModelParallelSize: tp, kvChannels } = model
+  const T = train.microBatchSize * seqLength
+  const shared = model.sequenceParallel && tp > 1
+  const rows = shared ? sharedRows(T, { size: tp }) : T
+  const bytes = dtypeBytes(paramsDtype)
+  const heads = model.numAttentionHeads / tp
+  // A rank has at least one key and one value, a copy where there are fewer than ranks.
+  const keys = Math.max(1, model.numQueryGroups / tp)
+  const ffn = model.ffnHiddenSize / tp
+  return {
+    hidden: rows * H * bytes,
+    gathered: shared ? T * H * bytes : 0,
+    whole: T * H * bytes,
+    statistics: rows * 4 * (model.normalization === 'LayerNorm' ? 2 : 1),
+    qkv: T * (heads + 2 * keys) * kvChannels * bytes,
+    mixed: T * heads * kvChannels * bytes,
+    lse: T * heads * 4,
+    inner: T * (model.gatedLinearUnit ? 2 * ffn : ffn) * bytes,
+    acted: T * ffn * bytes,
+    logits: T * (paddedVocabSize / tp) * bytes,
+    perToken: T * 4,
+    dropped: model.hiddenDropout > 0 ? rows * H * bytes : 0,
+  }
+}
+
+/** Hidden states of a micro-batch on one rank, [rows, H]: what goes from stage to stage. */
+export const hiddenBytes = (resolved: ResolvedConfig): number => tensorsOf(resolved).hidden
+
+/** What a chunk needs for one micro-batch, in bytes. */
+export interface ChunkActivations {
+  /** From the end of the forward pass to the end of the backward pass. */
+  readonly saved: number
+  /** From the gradients of inputs to those of weights, where these are deferred: instead of `saved`. */
+  readonly deferred: number
+  /** Beside `saved` at the worst moment of the forward pass. */
+  readonly forward: number
+  /** Beside `saved` at the worst moment of the backward pass. */
+  readonly backward: number
+  /** Beside `deferred` at the end of a backward pass that defers gradients of weights. */
+  readonly deferring: number
+  /** Beside `deferred` while gradients of weights are computed. */
+  readonly weights: number
+}
+
+/** One layer. */
+interface LayerActivations {
+  /** From its forward pass to its backward pass. */
+  readonly kept: number
+  /** Of a forward pass at its worst moment, `kept` included, but for what came in. */
+  readonly forward: number
+  /** At the worst moment of its backward pass, `kept` included. */
+  readonly backward: number
+}
+
+/** @param again - parts that run again in the backward pass. */
+function layerActivations(t: Tensors, again: ReadonlySet<RecomputeModule>): LayerActivations {
+  const [attentionAgain, normsAgain, mlpAgain] = [again.has('core_attn'), again.has('layernorm'), again.has('mlp')]
+  // Each norm: the stream, statistics, what it gave.
+  const norm = t.hidden + t.statistics
+  const attended = t.mixed + t.lse
+  const attention = norm + (normsAgain ? 0 : t.hidden) + t.qkv + (attentionAgain ? 0 : attended)
+  const mlpFromNorm = norm + t.hidden + t.inner + t.acted
+  const mlp = mlpAgain ? t.hidden : mlpFromNorm - (normsAgain ? t.hidden : 0)
+  const kept = attention + mlp
+  // While the feed-forward part has its backward pass; when it ran again, what it gave is there too.
+  const mlpThen = mlpAgain ? t.hidden + mlpFromNorm + t.hidden : mlp
+  // The gradient of a column-parallel linear's input: of all rows, and this rank's of the sum.
+  const inputGradient = t.whole + (t.gathered > 0 ? t.hidden : 0)
+  const moments = [
+    // Of the activation, beside the one that fc2 had.
+    attention + mlpThen + t.dropped + t.gathered + t.acted,
+    // Of fc1's input: the activation's is gone, fc1's is in place of what the activation read.
+    attention + mlpThen - t.acted + (normsAgain && !mlpAgain ? t.hidden : 0) + inputGradient,
+    // Of attention's output and of queries, keys and values.
+    norm + (normsAgain ? 0 : t.hidden) + t.qkv + attended + t.mixed + t.qkv,
+    // Of linear_qkv's input.
+    norm + t.hidden + t.qkv + inputGradient,
+  ]
+  // At the end of the forward pass: what attention added to the stream, what fc2 gives, as it is summed over the ranks.
+  const forward = kept + (mlpAgain ? mlpFromNorm : t.hidden) + t.hidden + t.gathered
+  return { kept, forward, backward: t.hidden + Math.max(...moments) }
+}
+
+/** What one layer keeps between the gradients of its inputs and those of its weights, when these are deferred. */
+function layerDeferred(t: Tensors, { kept }: LayerActivations): number {
+  // Gradients of linears' outputs lie where what was saved lay, but for those of the stream, which is then not overwritten.
+  const stream = t.gathered > 0 ? 2 * t.gathered + t.hidden : t.dropped > 0 ? 3 * t.hidden : 2 * t.hidden
+  // Of the norms' outputs.
+  const norms = 2 * t.hidden
+  return kept - t.lse + norms + stream
+}
+
+/** Activations of one chunk of a pipeline stage, or of the whole model. */
+export function chunkActivations(resolved: ResolvedConfig, part: PipelinePart): ChunkActivations {
+  const { model } = resolved.config
+  const { hasEmbedding, hasHead } = part
+  const tp = model.tensorModelParallelSize
+  const t = tensorsOf(resolved)
+  const whole = layerActivations(t, new Set())
+  const layer = layerActivations(t, selectedModules(model))
+  // Token ids, labels and positions are int32, names of samples int64.
+  const batch = 5 * t.perToken
+
+  let kept = batch
+  let deferred = batch
+  let forward = 0
+  let backward = 0
+  const runs = layerRuns(model, part)
+  for (const [at, { layers, again }] of runs.entries()) {
+    const count = layers.length
+    const entered = count > 1 || at > 0 ? t.hidden : 0
+    if (again) {
+      // They keep their input, which is the first one's stream. Between two layers, and between two groups, the stream is two tensors.
+      const stream = (count > 1 ? 2 * t.hidden : -t.hidden) + (at > 0 ? 2 * t.hidden : 0)
+      forward = Math.max(forward, kept + t.hidden + whole.forward + stream)
+      kept += t.hidden
+      // All of them again, and what the last one gave.
+      const before = kept + (count - 1) * whole.kept - t.hidden
+      backward = Math.max(backward, before + t.hidden + Math.max(whole.forward + entered, whole.backward))
+      deferred += t.hidden + count * layerDeferred(t, whole)
+    } else {
+      const before = kept + (count - 1) * layer.kept
+      forward = Math.max(forward, before + layer.forward + entered)
+      backward = Math.max(backward, before + layer.backward)
+      kept = before + layer.kept
+      deferred += count * layerDeferred(t, whole)
+    }
+  }
+
+  const lastAgain = runs.at(-1)?.again === true
+  if (hasHead) {
+    // The norm's stream and output; logits, over which their gradient is written; log-sum-exp and loss of each token.
+    kept += 2 * t.hidden + t.statistics + t.logits + 2 * t.perToken
+    deferred += 3 * t.hidden + t.statistics + t.logits + t.perToken
+    // What the last layer gave; rows that are gathered, or three numbers a token that ranks exchange.
+    const statistics = 3 * t.perToken * (tp > 1 ? 1 + tp : 1)
+    forward = Math.max(forward, kept + (lastAgain ? 2 : 1) * t.hidden + Math.max(t.gathered, statistics))
+    backward = Math.max(backward, kept + t.whole + (t.gathered > 0 ? t.hidden : 0))
+  } else {
+    // The stream's two tensors become one, whose gradient comes from the next stage.
+    forward = Math.max(forward, kept + (lastAgain ? 3 : 2) * t.hidden)
+    backward += t.hidden
+  }
+  if (hasEmbedding) deferred += Math.max(t.gathered, t.hidden)
+  return {
+    saved: kept,
+    deferred,
+    forward: forward - kept,
+    backward: backward - kept,
+    deferring: runs.length > 0 ? t.qkv + t.mixed + t.lse : 0,
+    weights: t.gathered,
+  }
+}

@@ -1,0 +1,92 @@
+// Bytes on one rank: weights, gradients and optimizer state from the shards that it holds, activations from its schedule, played with
+// what each chunk saves and needs (activations.ts). What is left out: some small tables, rounding, working memory of kernels.
+import { dtypeBytes } from '../base/dtype.js'
+import type { ResolvedConfig } from '../config/resolve.js'
+import { rowCutter } from '../models/layoutShards.js'
+import { parameterTable } from '../models/parameterTable.js'
+import { pipelineStages } from '../parallel/pipelineStages.js'
+import { type PipelineAction, pipelineSchedule } from '../parallel/schedules.js'
+import { volume } from '../tensor/region.js'
+import { type ChunkActivations, chunkActivations, hiddenBytes } from './activations.js'
+
+/** Bytes on one rank, by use. */
+export interface MemoryUse {
+  readonly weights: number
+  /** Main gradients, float32. */
+  readonly gradients: number
+  /** Moments, and float32 masters of bfloat16 weights. */
+  readonly optimizer: number
+  /** The most in a step beside the others. */
+  readonly activations: number
+  readonly total: number
+}
+
+/** Bytes that a training step needs at its peak on a rank of each pipeline stage. */
+export function memoryByStage(resolved: ResolvedConfig): MemoryUse[] {
+  const { model } = resolved.config
+  return Array.from({ length: model.pipelineModelParallelSize }, (_, stage) => stageMemory(resolved, stage))
+}
+
+/** What the stage that needs most needs. */
+export function most(stages: readonly MemoryUse[]): MemoryUse {
+  return stages.reduce((largest, use) => (use.total > largest.total ? use : largest))
+}
+
+/** As memoryByStage, of one stage. */
+export function stageMemory(resolved: ResolvedConfig, stage: number): MemoryUse {
+  const { ddp } = resolved.config
+  const parameters = localParameters(resolved, stage)
+  const sharers = ddp.useDistributedOptimizer ? resolved.dataParallelSize : 1
+  const weights = parameters * dtypeBytes(resolved.paramsDtype)
+  const gradients = parameters * 4
+  const optimizer = (parameters * (resolved.paramsDtype === 'float32' ? 2 * 4 : 3 * 4)) / sharers
+  const activations = stageActivations(resolved, stage)
+  return { weights, gradients, optimizer, activations, total: weights + gradients + optimizer + activations }
+}
+
+/** Parameters that a rank of the stage holds; ranks of one stage hold equally many. */
+function localParameters({ config, worldSize, paddedVocabSize }: ResolvedConfig, stage: number): number {
+  const { model } = config
+  const rank = (stage * worldSize) / model.pipelineModelParallelSize
+  const cut = rowCutter(model, model, worldSize, rank, { paddedVocab: paddedVocabSize })
+  return parameterTable(model).reduce((sum, row) => sum + volume(cut(row)?.localShape ?? [0]), 0)
+}
+
+/** The most activations at any moment of the stage's part of the schedule. */
+function stageActivations(resolved: ResolvedConfig, stage: number): number {
+  const { model } = resolved.config
+  const { chunks, partOf } = pipelineStages(model, model.numLayers)
+  const costs = Array.from({ length: chunks }, (_, chunk) => chunkActivations(resolved, partOf(stage, chunk)))
+  const actions = pipelineSchedule(model.scheduleSizes(resolved.numMicroBatches))[stage] as PipelineAction[]
+  let held = inFlight(resolved)
+  let largest = 0
+  for (const { kind, chunk } of actions) {
+    const { during, change } = effect(kind, costs[chunk] as ChunkActivations)
+    largest = Math.max(largest, held + during)
+    held += change
+  }
+  return largest
+}
+
+/** Hidden states between stages: what was sent last, and what was received last, wait for their streams. */
+function inFlight(resolved: ResolvedConfig): number {
+  const { kind, stages } = resolved.config.model.scheduleSizes(resolved.numMicroBatches)
+  if (stages === 1) return 0
+  // What was received goes with its pass: where weights have one of their own, that is long after it came.
+  return hiddenBytes(resolved) * (kind === 'zb-h1' ? 1 : 2)
+}
+
+/** What an action needs beside what is held before it, and what is held more after it. */
+function effect(kind: PipelineAction['kind'], chunk: ChunkActivations): { during: number; change: number } {
+  const { saved, deferred, forward, backward, deferring, weights } = chunk
+  switch (kind) {
+    case 'forward':
+      return { during: saved + forward, change: saved }
+    case 'backward':
+      return { during: backward, change: -saved }
+    case 'backwardInput':
+      return { during: Math.max(backward, deferred - saved + deferring), change: deferred - saved }
+    case 'backwardWeight':
+      return { during: weights, change: -deferred }
+  }
+}
