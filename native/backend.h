@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 
@@ -44,6 +45,17 @@ class Backend {
   /// Blocking on the stream's thread; hostBytes lives until the command ran.
   virtual void upload(Stream& s, Out y, std::shared_ptr<const void> hostBytes, size_t bytes) = 0;
   virtual void download(Stream& s, std::shared_ptr<void> hostBytes, In x, size_t bytes) = 0;
+
+  /// Whether the host's code may touch tensors' memory itself.
+  virtual bool onHost() const { return true; }
+  /// Copies `rows` rows of `width` bytes between the host and this device, off the streams: blocking, from any thread, after
+  /// the caller has waited for the tensor's stream. Pitches are bytes from row to row.
+  virtual void copyRows(void* to, size_t toPitch, const void* from, size_t fromPitch, size_t width, size_t rows,
+                        bool toHost) {
+    for (size_t i = 0; i < rows; ++i) {
+      std::memcpy(static_cast<char*>(to) + i * toPitch, static_cast<const char*>(from) + i * fromPitch, width);
+    }
+  }
 
   virtual std::unique_ptr<Stream> createStream(int64_t id) = 0;
   virtual void setNumThreads(int64_t n) = 0;

@@ -92,6 +92,16 @@ CommPtr commOf(Env& env, int64_t id) {
   return tables->find(tables->comms, id, "communicator");
 }
 
+/// The communicator for tensors of the stream's device: ranks of the CPU move bytes that the host can touch.
+CommPtr commFor(Env& env, int64_t id, const Stream& s) {
+  CommPtr comm = commOf(env, id);
+  const Backend& backend = env.backendOf(s);
+  VIADUCT_CHECK(backend.onHost(), "ERR_UNSUPPORTED", "collective",
+                std::string("expected tensors in the host's memory for ") + comm->transport() + ", got tensors of " +
+                    backend.name() + ": one rank a run on this device, or --device cpu");
+  return comm;
+}
+
 std::shared_ptr<ClosableStore> storeOf(Env& env, int64_t id) {
   const auto tables = tablesOf(env);
   return tables->find(tables->stores, id, "store");
@@ -237,22 +247,22 @@ void closeComm(Env& env, int64_t id) {
 }
 
 void allReduce(Env& env, int64_t comm, Stream& s, Out out, In in, ReduceOp op) {
-  commOf(env, comm)->allReduce(s, out, in, op);
+  commFor(env, comm, s)->allReduce(s, out, in, op);
 }
 
-void allGather(Env& env, int64_t comm, Stream& s, Out out, In in) { commOf(env, comm)->allGather(s, out, in); }
+void allGather(Env& env, int64_t comm, Stream& s, Out out, In in) { commFor(env, comm, s)->allGather(s, out, in); }
 
 void reduceScatter(Env& env, int64_t comm, Stream& s, Out out, In in, ReduceOp op) {
-  commOf(env, comm)->reduceScatter(s, out, in, op);
+  commFor(env, comm, s)->reduceScatter(s, out, in, op);
 }
 
 void broadcast(Env& env, int64_t comm, Stream& s, InOut buffer, int root) {
-  commOf(env, comm)->broadcast(s, buffer, root);
+  commFor(env, comm, s)->broadcast(s, buffer, root);
 }
 
 void allToAll(Env& env, int64_t comm, Stream& s, Out out, In in, std::vector<int64_t> sendCounts,
               std::vector<int64_t> recvCounts) {
-  commOf(env, comm)->allToAll(s, out, in, std::move(sendCounts), std::move(recvCounts));
+  commFor(env, comm, s)->allToAll(s, out, in, std::move(sendCounts), std::move(recvCounts));
 }
 
 /// One atomic group: all sends and receives progress together. Peers are ranks of the group.
@@ -263,10 +273,10 @@ void pointToPoint(Env& env, int64_t comm, Stream& s, std::vector<In> sends, std:
   std::vector<P2p> group;
   for (size_t i = 0; i < sends.size(); ++i) group.push_back({true, static_cast<int>(sendPeers[i]), sends[i]});
   for (size_t i = 0; i < recvs.size(); ++i) group.push_back({false, static_cast<int>(recvPeers[i]), recvs[i]});
-  commOf(env, comm)->pointToPoint(s, std::move(group));
+  commFor(env, comm, s)->pointToPoint(s, std::move(group));
 }
 
-void barrier(Env& env, int64_t comm, Stream& s) { commOf(env, comm)->barrier(s); }
+void barrier(Env& env, int64_t comm, Stream& s) { commFor(env, comm, s)->barrier(s); }
 
 }  // namespace
 

@@ -8,6 +8,7 @@
 #include "../io/block.h"
 #include "../io/digest.h"
 #include "../io/move.h"
+#include "../io/reach.h"
 #include "bind.h"
 
 namespace viaduct::binding {
@@ -17,7 +18,10 @@ Promise readBlock(Env& env, const std::string& path, int64_t offset, DType dtype
                   const Dims& size, PinnedOut y, const Dims& yStart) {
   const TensorRef box = io::boxOf(y, yStart, size, "readBlock");
   return async(env, [=, y = std::move(y)] {
-    io::readBlock(io::File::forReading(path), io::FileTensor{offset, dtype, shape}, start, box);
+    const io::File file = io::File::forReading(path);
+    io::intoBox(y.pin->backend(), box, [&](const TensorRef& piece, const Dims& at) {
+      io::readBlock(file, io::FileTensor{offset, dtype, shape}, io::shifted(start, at), piece);
+    });
   });
 }
 
@@ -25,7 +29,10 @@ Promise writeBlock(Env& env, const std::string& path, int64_t offset, DType dtyp
                    const Dims& size, Pinned x, const Dims& xStart) {
   const TensorRef box = io::boxOf(x, xStart, size, "writeBlock");
   return async(env, [=, x = std::move(x)] {
-    io::writeBlock(io::File::forWriting(path), io::FileTensor{offset, dtype, shape}, start, box);
+    const io::File file = io::File::forWriting(path);
+    io::fromBox(x.pin->backend(), box, [&](const TensorRef& piece, const Dims& at) {
+      io::writeBlock(file, io::FileTensor{offset, dtype, shape}, io::shifted(start, at), piece);
+    });
   });
 }
 
@@ -144,7 +151,7 @@ Promise readHashed(Env& env, const std::vector<std::string>& paths, BytesIn plan
   Stops::Flag stop = stopOf(env, stopId);
   return async(env, [move = std::move(move), y = std::move(y), stop = std::move(stop)]() mutable {
     move.stop = stop.get();
-    return io::readHashed(move, y);
+    return io::readHashed(move, y, y.pin->backend());
   });
 }
 

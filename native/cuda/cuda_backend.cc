@@ -91,7 +91,7 @@ void CudaBackend::upload(Stream& s, Out y, std::shared_ptr<const void> hostBytes
   s.enqueue("upload", [&stream, y, hostBytes = std::move(hostBytes), bytes] {
     for (size_t at = 0; at < bytes; at += kPinnedBytes) {
       const size_t size = std::min(kPinnedBytes, bytes - at);
-      auto staging = stream.device().pinned();
+      auto staging = stream.device().pinned(size);
       std::memcpy(staging->data(), static_cast<const char*>(hostBytes.get()) + at, size);
       check(cudaMemcpyAsync(y.as<char>() + at, staging->data(), size, cudaMemcpyHostToDevice, stream.get()), "upload");
       stream.whenPassed([staging](std::exception_ptr) {});
@@ -104,7 +104,7 @@ void CudaBackend::download(Stream& s, std::shared_ptr<void> hostBytes, In x, siz
   s.enqueue("download", [&stream, x, hostBytes = std::move(hostBytes), bytes] {
     for (size_t at = 0; at < bytes; at += kPinnedBytes) {
       const size_t size = std::min(kPinnedBytes, bytes - at);
-      auto staging = stream.device().pinned();
+      auto staging = stream.device().pinned(size);
       check(cudaMemcpyAsync(staging->data(), x.as<char>() + at, size, cudaMemcpyDeviceToHost, stream.get()),
             "download");
       stream.whenPassed([staging, hostBytes, at, size](std::exception_ptr error) {
@@ -112,6 +112,16 @@ void CudaBackend::download(Stream& s, std::shared_ptr<void> hostBytes, In x, siz
       });
     }
   });
+}
+
+void CudaBackend::copyRows(void* to, size_t toPitch, const void* from, size_t fromPitch, size_t width, size_t rows,
+                           bool toHost) {
+  device_.makeCurrent();
+  const cudaMemcpyKind kind = toHost ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
+  if (rows == 1 || (toPitch == width && fromPitch == width)) {
+    return check(cudaMemcpy(to, from, width * rows, kind), "cudaMemcpy");
+  }
+  check(cudaMemcpy2D(to, toPitch, from, fromPitch, width, rows, kind), "cudaMemcpy2D");
 }
 
 std::unique_ptr<Stream> CudaBackend::createStream(int64_t id) {

@@ -32,6 +32,9 @@ class CudaBackend final : public Backend {
   int64_t trim() override;
   void upload(Stream& s, Out y, std::shared_ptr<const void> hostBytes, size_t bytes) override;
   void download(Stream& s, std::shared_ptr<void> hostBytes, In x, size_t bytes) override;
+  bool onHost() const override { return false; }
+  void copyRows(void* to, size_t toPitch, const void* from, size_t fromPitch, size_t width, size_t rows,
+                bool toHost) override;
   std::unique_ptr<Stream> createStream(int64_t id) override;
   void setNumThreads(int64_t n) override;
   int64_t numThreads() const override { return 1; }

@@ -36,10 +36,10 @@ cudaError_t DeviceEvent::wait() const {
 
 PinnedBlock::~PinnedBlock() {
   {
-    std::lock_guard<std::mutex> lock(device_.mutex_);
-    device_.blocks_.push_back(data_);
+    std::lock_guard<std::mutex> lock(pool_.mutex);
+    pool_.free.push_back(data_);
   }
-  device_.returned_.notify_one();
+  pool_.returned.notify_one();
 }
 
 Device::Device(int ordinal) : ordinal_(ordinal) {
@@ -59,7 +59,9 @@ Device::Device(int ordinal) : ordinal_(ordinal) {
 
 Device::~Device() {
   for (cudaEvent_t event : events_) cudaEventDestroy(event);
-  for (void* block : blocks_) cudaFreeHost(block);
+  for (const PinnedPool* pool : {&small_, &large_}) {
+    for (void* block : pool->free) cudaFreeHost(block);
+  }
 }
 
 void Device::makeCurrent() const { check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
@@ -80,18 +82,19 @@ std::shared_ptr<DeviceEvent> Device::event() {
   return std::make_shared<DeviceEvent>(event, *this);
 }
 
-std::shared_ptr<PinnedBlock> Device::pinned() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  if (blocks_.empty() && made_ < kPinnedBlocks) {
+std::shared_ptr<PinnedBlock> Device::pinned(size_t bytes) {
+  PinnedPool& pool = bytes <= small_.bytes ? small_ : large_;
+  std::unique_lock<std::mutex> lock(pool.mutex);
+  if (pool.free.empty() && pool.made < pool.most) {
     void* data = nullptr;
-    check(cudaHostAlloc(&data, kPinnedBytes, cudaHostAllocPortable), "cudaHostAlloc");
-    made_ += 1;
-    blocks_.push_back(data);
+    check(cudaHostAlloc(&data, pool.bytes, cudaHostAllocPortable), "cudaHostAlloc");
+    pool.made += 1;
+    pool.free.push_back(data);
   }
-  returned_.wait(lock, [this] { return !blocks_.empty(); });
-  void* data = blocks_.back();
-  blocks_.pop_back();
-  return std::make_shared<PinnedBlock>(data, *this);
+  pool.returned.wait(lock, [&pool] { return !pool.free.empty(); });
+  void* data = pool.free.back();
+  pool.free.pop_back();
+  return std::make_shared<PinnedBlock>(data, pool);
 }
 
 }  // namespace viaduct::cuda

@@ -32,7 +32,7 @@ class DeviceEvent {
 /// Page-locked host memory, for copies that run beside compute. Goes back to its pool with its last owner.
 class PinnedBlock {
  public:
-  PinnedBlock(void* data, Device& device) : data_(data), device_(device) {}
+  PinnedBlock(void* data, struct PinnedPool& pool) : data_(data), pool_(pool) {}
   ~PinnedBlock();
   PinnedBlock(const PinnedBlock&) = delete;
   PinnedBlock& operator=(const PinnedBlock&) = delete;
@@ -40,11 +40,20 @@ class PinnedBlock {
 
  private:
   void* data_;
-  Device& device_;
+  PinnedPool& pool_;
 };
 
-constexpr size_t kPinnedBytes = size_t{4} << 20;  // of one block: a transfer of this size runs at full speed
-constexpr int kPinnedBlocks = 16;
+/// Blocks of one size, of which so many are made when they are first needed.
+struct PinnedPool {
+  const size_t bytes;
+  const int most;
+  std::mutex mutex{};
+  std::condition_variable returned{};
+  std::vector<void*> free{};
+  int made = 0;
+};
+
+constexpr size_t kPinnedBytes = size_t{4} << 20;  // of a large block: a transfer of this size runs at full speed
 
 class Device {
  public:
@@ -62,20 +71,18 @@ class Device {
   const cudaDeviceProp& properties() const { return properties_; }
 
   std::shared_ptr<DeviceEvent> event();
-  /// kPinnedBytes of pinned memory; waits for one to come back when all are out.
-  std::shared_ptr<PinnedBlock> pinned();
+  /// Pinned memory for `bytes`, at most kPinnedBytes; waits for some to come back when all is out.
+  std::shared_ptr<PinnedBlock> pinned(size_t bytes);
 
  private:
   friend class DeviceEvent;
-  friend class PinnedBlock;
 
   const int ordinal_;
   cudaDeviceProp properties_{};
   std::mutex mutex_;
-  std::condition_variable returned_;
   std::vector<cudaEvent_t> events_;
-  std::vector<void*> blocks_;
-  int made_ = 0;  // pinned blocks in all
+  PinnedPool small_{size_t{16} << 10, 512};  // ids, slots, losses: many may be on their way
+  PinnedPool large_{kPinnedBytes, 16};
 };
 
 }  // namespace viaduct::cuda

@@ -41,6 +41,37 @@ __device__ __forceinline__ F16 narrow<F16>(float x) {
   return F16{__half_as_ushort(__float2half_rn(x))};
 }
 
+/// The floats of a pack. By value: through a reference the compiler would load element by element.
+template <typename T, int W>
+__device__ __forceinline__ void widenAll(Pack<T, W> x, float (&y)[W]) {
+#pragma unroll
+  for (int k = 0; k < W; ++k) y[k] = widen(x.at[k]);
+}
+
+/// A pack of floats; two at a time where the hardware has an instruction for it.
+template <typename T, int W>
+__device__ __forceinline__ Pack<T, W> narrowAll(const float (&x)[W]) {
+  Pack<T, W> y;
+  if constexpr (W % 2 == 0 && sizeof(T) == 2) {
+#pragma unroll
+    for (int k = 0; k < W; k += 2) {
+      if constexpr (std::is_same_v<T, BF16>) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(x[k], x[k + 1]);
+        y.at[k].bits = __bfloat16_as_ushort(pair.x);
+        y.at[k + 1].bits = __bfloat16_as_ushort(pair.y);
+      } else {
+        const __half2 pair = __floats2half2_rn(x[k], x[k + 1]);
+        y.at[k].bits = __half_as_ushort(pair.x);
+        y.at[k + 1].bits = __half_as_ushort(pair.y);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < W; ++k) y.at[k] = narrow<T>(x[k]);
+  }
+  return y;
+}
+
 /// Elements that 16 bytes hold of the smallest of the types.
 template <typename... T>
 constexpr int kPackOf = static_cast<int>(16 / std::min({sizeof(T)...}));

@@ -8,6 +8,7 @@
 
 #include "../errors.h"
 #include "digest.h"
+#include "reach.h"
 #include "scratch.h"
 
 namespace viaduct::io {
@@ -213,7 +214,7 @@ std::string scatterBox(const Move& move) {
   return hash ? hash->hex() : "";
 }
 
-std::string readHashed(const Move& move, const TensorRef& y) {
+std::string readHashed(const Move& move, const TensorRef& y, Backend& backend) {
   checkRegions(move, "readHashed");
   VIADUCT_CHECK(move.others.size() == 1, "ERR_USAGE", "readHashed",
                 "expected one other tensor, got " + std::to_string(move.others.size()));
@@ -230,8 +231,9 @@ std::string readHashed(const Move& move, const TensorRef& y) {
       if (!m) continue;
       Dims size = stretch.size;
       std::copy_n(m->memory.shape, size.n, size.v);
-      placeBlock(scratch.data(), move.box.tensor.dtype, stretch.size, m->stretch,
-                 boxOf(y, m->other, size, "readHashed"));
+      intoBox(backend, boxOf(y, m->other, size, "readHashed"), [&](const TensorRef& piece, const Dims& at) {
+        placeBlock(scratch.data(), move.box.tensor.dtype, stretch.size, shifted(m->stretch, at), piece);
+      });
     }
   });
   return hash.hex();

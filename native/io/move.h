@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "../backend.h"
 #include "block.h"
 
 namespace viaduct::io {
@@ -39,7 +40,8 @@ struct Move {
 std::string gatherBox(const Move& move);
 /// Reads the box once in order and writes its regions. Returns the XXH3 of the bytes read, or "" without `hash`.
 std::string scatterBox(const Move& move);
-/// Reads the box once in order and places its regions in `y`: the move's one other tensor, which is in memory. Always hashes.
-std::string readHashed(const Move& move, const TensorRef& y);
+/// Reads the box once in order and places its regions in `y`: the move's one other tensor, which is in the memory of `backend`.
+/// Always hashes.
+std::string readHashed(const Move& move, const TensorRef& y, Backend& backend);
 
 }  // namespace viaduct::io

@@ -1,10 +1,12 @@
 // Every op's cases on the GPU of gpu.ts, against the same oracle and bounds as on the CPU.
-import { beforeAll, describe, expect, test } from 'vitest'
+import { afterEach, beforeAll, describe, expect, test } from 'vitest'
+import { Device } from '../../lib/tensor/device.js'
 import { cases } from '../ops/cases.js'
 import { checkCase } from '../ops/checkCase.js'
 import { gpuSetupTimeout, useGpu } from './gpu.js'
 
 beforeAll(useGpu, gpuSetupTimeout)
+afterEach(() => Device.open('cuda').stream.reset()) // a failure is one test's
 
 /** Cases of ops that are not built for CUDA: each must say so. Whoever builds one takes its line away. */
 const notBuilt = /^(rmsNorm|layerNorm|attention|gated|activation|embedding|crossEntropy)\b/

@@ -144,6 +144,19 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+cudaError_t cudaMemcpy2D(void* to, size_t toPitch, const void* from, size_t fromPitch, size_t width, size_t rows,
+                         cudaMemcpyKind kind) {
+  if (width > toPitch || width > fromPitch) return cudaErrorInvalidValue;
+  for (size_t i = 0; i < rows; ++i) {
+    const cudaError_t status =
+        cudaMemcpy(static_cast<char*>(to) + i * toPitch, static_cast<const char*>(from) + i * fromPitch, width, kind);
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
   const Locked locked;
   if (!inArena(to) || !shadow().usable(to, bytes)) return cudaErrorInvalidValue;

@@ -26,12 +26,12 @@ __global__ void __launch_bounds__(kThreads) binaryKernel(Y* y, const A* a, const
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = first; i < packs; i += step) {
-    const Pack<A, W> va = reinterpret_cast<const Pack<A, W>*>(a)[i];
-    const Pack<B, W> vb = reinterpret_cast<const Pack<B, W>*>(b)[i];
-    Pack<Y, W> vy;
+    float va[W], vb[W];
+    widenAll(reinterpret_cast<const Pack<A, W>*>(a)[i], va);
+    widenAll(reinterpret_cast<const Pack<B, W>*>(b)[i], vb);
 #pragma unroll
-    for (int k = 0; k < W; ++k) vy.at[k] = narrow<Y>(f(widen(va.at[k]), widen(vb.at[k])));
-    reinterpret_cast<Pack<Y, W>*>(y)[i] = vy;
+    for (int k = 0; k < W; ++k) va[k] = f(va[k], vb[k]);
+    reinterpret_cast<Pack<Y, W>*>(y)[i] = narrowAll<Y>(va);
   }
   for (int64_t i = packs * W + first; i < n; i += step) y[i] = narrow<Y>(f(widen(a[i]), widen(b[i])));
 }
@@ -64,10 +64,11 @@ __global__ void __launch_bounds__(kThreads) scaleKernel(T* x, const float* facto
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = first; i < packs; i += step) {
-    Pack<T, W> v = reinterpret_cast<Pack<T, W>*>(x)[i];
+    float v[W];
+    widenAll(reinterpret_cast<const Pack<T, W>*>(x)[i], v);
 #pragma unroll
-    for (int k = 0; k < W; ++k) v.at[k] = narrow<T>(widen(v.at[k]) * f);
-    reinterpret_cast<Pack<T, W>*>(x)[i] = v;
+    for (int k = 0; k < W; ++k) v[k] *= f;
+    reinterpret_cast<Pack<T, W>*>(x)[i] = narrowAll<T>(v);
   }
   for (int64_t i = packs * W + first; i < n; i += step) x[i] = narrow<T>(widen(x[i]) * f);
 }
@@ -78,12 +79,14 @@ __global__ void __launch_bounds__(kThreads)
     addBiasKernel(T* y, const T* x, const T* bias, int64_t rows, int64_t packs) {
   for (int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; c < packs;
        c += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const Pack<T, W> b = reinterpret_cast<const Pack<T, W>*>(bias)[c];
+    float b[W];
+    widenAll(reinterpret_cast<const Pack<T, W>*>(bias)[c], b);
     for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
-      Pack<T, W> v = reinterpret_cast<const Pack<T, W>*>(x)[r * packs + c];
+      float v[W];
+      widenAll(reinterpret_cast<const Pack<T, W>*>(x)[r * packs + c], v);
 #pragma unroll
-      for (int k = 0; k < W; ++k) v.at[k] = narrow<T>(widen(v.at[k]) + widen(b.at[k]));
-      reinterpret_cast<Pack<T, W>*>(y)[r * packs + c] = v;
+      for (int k = 0; k < W; ++k) v[k] += b[k];
+      reinterpret_cast<Pack<T, W>*>(y)[r * packs + c] = narrowAll<T>(v);
     }
   }
 }
