@@ -67,11 +67,11 @@ std::mutex& mutex() {
   static auto* m = new std::mutex();
   return *m;
 }
-Launch* launched = nullptr;  // while a kernel runs
+// Of the thread that runs a kernel, while it does: other threads run code of the host beside it.
+thread_local Launch* launched = nullptr;
 uint64_t random = 1;
 alignas(16) char dynamic[kDynamicShared];
 char* stacks = nullptr;
-thread_local char touched = 0;  // makes the thread's block of thread-local memory exist
 
 uint64_t draw(uint64_t below) {
   random ^= random << 13;
@@ -357,7 +357,7 @@ cudaError_t launch(cudaStream_t, dim3 grid, dim3 block, size_t sharedBytes, cons
     return cudaErrorInvalidConfiguration;
   }
   std::lock_guard<std::mutex> lock(mutex());
-  touched = 1;
+  launched = state;  // first, which also makes this thread's block of thread-local memory exist
   if (stacks == nullptr) {
     stacks = static_cast<char*>(mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
@@ -379,7 +379,6 @@ cudaError_t launch(cudaStream_t, dim3 grid, dim3 block, size_t sharedBytes, cons
   std::vector<uint32_t> order(blocks);
   std::iota(order.begin(), order.end(), 0u);
   for (size_t i = blocks; i > 1; --i) std::swap(order[i - 1], order[draw(i)]);
-  launched = state;
   for (const uint32_t index : order) {
     state->block = index;
     blockIdx = {index % grid.x, index / grid.x % grid.y, index / grid.x / grid.y};
