@@ -110,8 +110,8 @@ std::vector<OpTime> CudaStream::endProfile() {
 }
 
 void CudaStream::whenPassed(std::function<void(std::exception_ptr)> then) {
-  Waiting next{device_.event(), std::move(then), place()};
-  cudaEventRecord(next.event->get(), stream_);  // a failure shows when it is waited for
+  Waiting next{device_.event(), std::move(then), place(), cudaSuccess};
+  next.recorded = cudaEventRecord(next.event->get(), stream_);
   {
     std::lock_guard<std::mutex> lock(mutex_);
     waiting_.push_back(std::move(next));
@@ -129,7 +129,7 @@ void CudaStream::watch() {
     waiting_.pop_front();
     watching_ = true;
     lock.unlock();
-    notice(next.event->wait(), next.place);
+    notice(next.recorded == cudaSuccess ? next.event->wait() : next.recorded, next.place);
     next.then(error());
     next = {};
     lock.lock();

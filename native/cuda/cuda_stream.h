@@ -47,6 +47,7 @@ class CudaStream final : public WorkerStream {
     std::shared_ptr<DeviceEvent> event;
     std::function<void(std::exception_ptr)> then;
     std::string place;
+    cudaError_t recorded = cudaSuccess;
   };
   struct Timed {
     const char* op;

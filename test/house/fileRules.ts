@@ -105,6 +105,23 @@ export function environmentProblems(files: readonly SourceFile[]): Problem[] {
   return problems
 }
 
+/** Files of kernels that the emulation does not run, each with a twin; docs/cuda.md lists them. */
+const notEmulated: readonly string[] = []
+
+/** Kernels start through Launch and use nothing that the emulation cannot run. */
+export function kernelProblems(files: readonly SourceFile[]): Problem[] {
+  const forbidden = /<<<|\basm\b|#include\s*<(?:cub|cooperative_groups|mma|cuda\/)/
+  return files
+    .filter((file) => /^native\/cuda\/.*\.(cu|cuh)$/.test(file.path) && !notEmulated.includes(file.path))
+    .flatMap((file) =>
+      file.text.split('\n').flatMap((line, index) => {
+        const found = forbidden.exec(line.replace(/\/\/.*/, ''))
+        const message = `holds ${found?.[0]}, which the tests cannot run: start kernels through Launch, see docs/cuda.md`
+        return found ? [{ path: file.path, line: index + 1, message }] : []
+      }),
+    )
+}
+
 /** `require('viaduct')` works only while no module of the package awaits at its top level. */
 export function awaitProblems(files: readonly SourceFile[]): Problem[] {
   const atTop = /^(?:(?:export\s+)?(?:const|let|var)\s[^=]*=\s*)?await\b|^for\s+await\b/

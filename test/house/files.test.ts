@@ -7,6 +7,7 @@ import {
   awaitProblems,
   environmentProblems,
   folderProblems,
+  kernelProblems,
   nameProblems,
   nativeDtypes,
   openingProblems,
@@ -30,6 +31,7 @@ describe('the repository', () => {
   it('has camelCase.ts and snake_case.cc', () => expect(shown(nameProblems(files))).toEqual([]))
   it('opens each file with a comment', () => expect(shown(openingProblems(files))).toEqual([]))
   it('holds no unfinished work and no foreign path', () => expect(shown(wordProblems(files))).toEqual([]))
+  it('has kernels that the emulation can run', () => expect(shown(kernelProblems(files))).toEqual([]))
   it('can be required', () => expect(shown(awaitProblems(files))).toEqual([]))
   it('reads the environment in one file', () => expect(shown(environmentProblems(files))).toEqual([]))
 })
@@ -95,5 +97,9 @@ describe('each rule can fail', () => {
   ])('environment: %s %s', (path, text) => {
     expect(environmentProblems(sample(path, text))).toHaveLength(1)
     expect(environmentProblems(sample('lib/base/env.ts', text))).toHaveLength(0)
+  })
+  it.each(['kernel<<<1, 2>>>(x);', 'asm volatile("bar.sync 0;");', '#include <cub/cub.cuh>'])('kernels: %s', (text) => {
+    expect(kernelProblems(sample('native/cuda/ops/a.cu', `// one\n${text}\n`))).toHaveLength(1)
+    expect(kernelProblems(sample('native/cuda/ops/a.cu', `// one ${text}\n`))).toHaveLength(0)
   })
 })
