@@ -1,4 +1,5 @@
 // Streams, memory and host copies of the CUDA backend on the GPU of gpu.ts: order, events, failures, limits, files.
+import { execFileSync } from 'node:child_process'
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -191,4 +192,13 @@ test('a file that is no plug-in of this build is refused with what to do', async
   await writeFile(path, 'not a library')
   expect(() => native.pluginDevices(path)).toThrow(/to be a device plug-in of this build, got .*npm run build:cuda/)
   expect(() => native.pluginDevices(join(folder, 'none.so'))).toThrow(/npm run build:cuda/)
+  const other = join(folder, 'other')
+  await writeFile(
+    `${other}.cc`,
+    'extern "C" const char* viaductPluginInterface() { return "older"; }\nextern "C" void* viaductPlugin() { return nullptr; }\n',
+  )
+  execFileSync(process.env.CXX ?? 'g++', ['-shared', '-fPIC', '-o', `${other}.so`, `${other}.cc`])
+  expect(() => native.pluginDevices(`${other}.so`)).toThrow(
+    /one for interface older, the addon has \w{32}: npm run build:cuda/,
+  )
 })
