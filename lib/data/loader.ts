@@ -72,11 +72,12 @@ export class BatchLoader {
     const samples = Array.from({ length: B }, (_, b) =>
       dataset.sample(seed === null ? (place + b) % dataset.length : sampleAt(place + b, dataset.length, seed)),
     )
-    const S = (samples[0] as Int32Array).length - 1
+    // Each micro-batch is as long as its longest sample; behind a shorter one nothing is seen or counted.
+    const S = Math.max(...samples.map((sample) => sample.length)) - 1
     const tokens = new Int32Array(B * S)
-    const labels = new Int32Array(B * S)
+    const labels = new Int32Array(B * S).fill(-100)
     samples.forEach((sample, b) => {
-      tokens.set(sample.subarray(0, S), b * S)
+      tokens.set(sample.subarray(0, -1), b * S)
       labels.set(sample.subarray(1), b * S)
     })
     if (ignoredLabel !== null && ignoredLabel !== undefined) {

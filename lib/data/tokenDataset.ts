@@ -3,10 +3,10 @@
 import { ViaductError } from '../base/errors.js'
 import { mix32 } from './sampleOrder.js'
 
-/** Random access to samples of seqLength + 1 token ids. */
+/** Random access to samples of token ids. */
 export interface Dataset {
   readonly length: number
-  /** Tokens of a sample, seqLength + 1 of them. */
+  /** Tokens of a sample: seqLength + 1 of them, or fewer where samples have lengths of their own. */
   sample(index: number): Int32Array
 }
 

@@ -1,4 +1,4 @@
-// Random layouts of the pipeline tests' model, by a seed. What does not fit (lib/config/resolve.ts) is drawn again.
+// Random models on the fixture's data, and random layouts of them, by a seed. What does not fit (lib/config/resolve.ts) is drawn again.
 import { configProblems } from '../../lib/config/resolve.js'
 import type { DdpSection } from '../../lib/config/sections.js'
 import type { ProviderInit } from '../../lib/models/provider.js'
@@ -8,7 +8,7 @@ import { configOf } from './pipelineRank.js'
 export type Random = () => number
 
 /** What the model is, whatever ranks it is on: layouts of one variant have the same losses. */
-export type Variant = Pick<ProviderInit, 'shareEmbeddingsAndOutputWeights' | 'hiddenDropout' | 'numQueryGroups'>
+export type Variant = Partial<ProviderInit> & Pick<ProviderInit, 'numLayers'>
 
 export interface Layout {
   readonly ranks: number
@@ -34,13 +34,46 @@ function pick<T>(random: Random, values: readonly T[]): T {
 
 const coin = (random: Random) => random() < 0.5
 
-export const drawVariant = (random: Random): Variant => ({
-  shareEmbeddingsAndOutputWeights: coin(random),
-  hiddenDropout: pick(random, [0, 0.1]),
-  numQueryGroups: pick(random, [1, 2]),
-})
+/** [query heads, key and value heads] */
+const heads = [
+  [4, 1],
+  [4, 2],
+  [4, 4],
+  [6, 1],
+  [6, 3],
+  [6, 6],
+  [8, 2],
+  [8, 4],
+] as const
 
-const blocks = 4
+const activations = [
+  { gatedLinearUnit: true, activation: 'silu' },
+  { gatedLinearUnit: true, activation: 'gelu' },
+  { gatedLinearUnit: false, activation: 'gelu_tanh' },
+  { gatedLinearUnit: false, activation: 'quick_gelu' },
+] as const
+
+/** Heads are as wide as they are, whatever the hidden size; blocks and heads are odd numbers at times. */
+export function drawVariant(random: Random): Variant {
+  const [numAttentionHeads, numQueryGroups] = pick(random, heads)
+  return {
+    numLayers: pick(random, [3, 4, 4, 5]),
+    numAttentionHeads,
+    numQueryGroups,
+    hiddenSize: pick(random, [48, 64, 72]),
+    kvChannels: pick(random, [8, 12, 16]),
+    ffnHiddenSize: pick(random, [96, 120]),
+    ...pick(random, activations),
+    normalization: pick(random, ['RMSNorm', 'RMSNorm', 'LayerNorm']),
+    addQkvBias: coin(random),
+    addProjBias: coin(random),
+    addMlpBias: coin(random),
+    rotaryPercent: pick(random, [1, 0.5]),
+    rotaryInterleaved: coin(random),
+    shareEmbeddingsAndOutputWeights: coin(random),
+    hiddenDropout: pick(random, [0, 0.1]),
+  }
+}
 
 const recomputeForms: readonly Partial<ProviderInit>[] = [
   { recomputeGranularity: 'full', recomputeMethod: 'uniform', recomputeNumLayers: 1 },
@@ -52,7 +85,7 @@ const recomputeForms: readonly Partial<ProviderInit>[] = [
 ]
 
 /** A layout string with so many slots, some of them empty. */
-function layoutString(random: Random, slots: number): string {
+function layoutString(random: Random, blocks: number, slots: number): string {
   const counts = Array<number>(slots).fill(0)
   for (let block = 0; block < blocks; block++) {
     const slot = Math.floor(random() * slots)
@@ -62,7 +95,7 @@ function layoutString(random: Random, slots: number): string {
 }
 
 /** How a pipeline's blocks are spread. */
-function drawStages(random: Random, pp: number): { chunks: number; model: Partial<ProviderInit> } {
+function drawStages(random: Random, blocks: number, pp: number): { chunks: number; model: Partial<ProviderInit> } {
   const chunks = pick(random, [1, 1, 2, 3])
   const even = chunks === 1 ? {} : { virtualPipelineModelParallelSize: chunks }
   const ends = {
@@ -70,13 +103,13 @@ function drawStages(random: Random, pp: number): { chunks: number; model: Partia
     numLayersInLastPipelineStage: chunks * pick(random, [1, 3]),
   }
   const accounted = { accountForEmbeddingInPipelineSplit: true, accountForLossInPipelineSplit: true }
-  const string = { pipelineModelParallelLayout: layoutString(random, pp * chunks) }
+  const string = { pipelineModelParallelLayout: layoutString(random, blocks, pp * chunks) }
   return { chunks, model: pick(random, [even, { ...even, ...ends }, { ...even, ...accounted }, string]) }
 }
 
-function drawAny(random: Random): Layout {
-  const [tp, pp, dp] = [pick(random, [1, 2, 4]), pick(random, [1, 2, 3, 4]), pick(random, [1, 2, 4])]
-  const { chunks, model: stages } = pp === 1 ? { chunks: 1, model: {} } : drawStages(random, pp)
+function drawAny(random: Random, { numLayers }: Variant): Layout {
+  const [tp, pp, dp] = [pick(random, [1, 2, 3, 4]), pick(random, [1, 2, 3, 4]), pick(random, [1, 2, 4])]
+  const { chunks, model: stages } = pp === 1 ? { chunks: 1, model: {} } : drawStages(random, numLayers, pp)
   const schedule: Partial<ProviderInit> =
     chunks > 1
       ? { microbatchGroupSizePerVpStage: pick(random, [null, pp, pp + 1]) }
@@ -110,10 +143,18 @@ async function fits(variant: Variant, { ranks, model, microBatchSize, ddp }: Lay
 /** A layout of at least two axes. */
 export async function drawMixed(random: Random, variant: Variant, mostRanks: number): Promise<Layout> {
   for (;;) {
-    const layout = drawAny(random)
+    const layout = drawAny(random, variant)
     const { tensorModelParallelSize: tp = 1, pipelineModelParallelSize: pp = 1 } = layout.model
     const axes = [tp, pp, layout.ranks / (tp * pp)].filter((size) => size > 1)
     if (axes.length > 1 && layout.ranks <= mostRanks && (await fits(variant, layout))) return layout
+  }
+}
+
+/** A model that a layout fits. */
+export async function drawVariantOf(random: Random, layout: Layout): Promise<Variant> {
+  for (;;) {
+    const variant = drawVariant(random)
+    if (await fits(variant, layout)) return variant
   }
 }
 

@@ -1,9 +1,12 @@
 // A rank of a pipeline for tests: a small model with weights of its own on the fixture's data, as the JSON argument says; a list is done
 // one after the other. What it did is written by rank 0.
 import { writeFileSync } from 'node:fs'
+import { native } from '../../lib/addon/load.js'
+import { nameHash } from '../../lib/base/nameHash.js'
 import type { RunConfig } from '../../lib/config/runConfig.js'
 import type { DdpSection } from '../../lib/config/sections.js'
 import type { TokenBatch } from '../../lib/models/batch.js'
+import type { DistributedModel } from '../../lib/models/distributedModel.js'
 import type { ProviderInit } from '../../lib/models/provider.js'
 import { initDistributed } from '../../lib/parallel/world.js'
 import { evaluate, forwardStep, pretrain, setup, trainStep } from '../../lib/train/index.js'
@@ -42,6 +45,19 @@ export interface Uneven {
   readonly live: readonly number[]
 }
 
+/** Norms and biases that are not 1 and 0, by logical place. */
+async function drawConstants(model: DistributedModel): Promise<void> {
+  const ctx = model.ctx()
+  for (const [name, { init, shard, data }] of model.namedParameters()) {
+    if (init.kind !== 'constant') continue
+    for (const { localStart, globalStart, size } of shard.blocks) {
+      const part = data.slice(ctx, 0, localStart[0] as number, size[0] as number)
+      native.randomNormal(ctx.stream.id, part.handle, 1, nameHash(name), globalStart, [1], init.value, 0.1)
+    }
+  }
+  ctx.scope.close()
+}
+
 /** The run of a task. */
 export async function configOf(task: PipelineTask): Promise<RunConfig> {
   const {
@@ -58,6 +74,7 @@ export async function configOf(task: PipelineTask): Promise<RunConfig> {
   const config = await fixtureConfig({ trainIters, microBatchSize })
   config.mixedPrecision = mixedPrecision
   config.model.weightsLoader = null
+  config.model.registerPreWrapHook(drawConstants)
   Object.assign(config.model, { numLayers: 4, hiddenDropout: 0.1, ...model })
   config.checkpoint.save = save ?? null
   config.checkpoint.saveInterval = saveInterval ?? null

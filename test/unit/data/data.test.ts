@@ -115,6 +115,20 @@ describe('loader', () => {
     expect(seen.sort((a, b) => a - b)).toEqual(Array.from({ length: 100 }, (_, i) => 7 * i))
   })
 
+  it('makes each micro-batch as long as its longest sample, and counts nothing behind shorter ones', () => {
+    const lengths = [3, 5, 2, 4]
+    const uneven = {
+      length: 4,
+      sample: (i: number) => Int32Array.from({ length: lengths[i] as number }, (_, t) => 10 * i + t + 1),
+    }
+    const sizes = { globalBatchSize: 4, microBatchSize: 2, dataParallelRank: 0, dataParallelSize: 1 }
+    const told = new BatchLoader({ dataset: uneven, ...sizes, seed: null }).next()
+    expect(told.map(({ seqLength }) => seqLength)).toEqual([4, 3])
+    expect([...(told[0]?.tokens ?? [])]).toEqual([1, 2, 0, 0, 11, 12, 13, 14])
+    expect([...(told[0]?.labels ?? [])]).toEqual([2, 3, -100, -100, 12, 13, 14, 15])
+    expect([...(told[1]?.labels ?? [])]).toEqual([22, -100, -100, 32, 33, 34])
+  })
+
   it('refuses a batch that does not divide', () => {
     expect(() => loader(0, 3)).toThrow('globalBatchSize=8 must be divisible')
   })
