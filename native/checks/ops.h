@@ -25,4 +25,28 @@ struct MatmulShape {
 MatmulShape checkMatmul(const TensorRef& y, const TensorRef& a, const TensorRef& b, const TensorRef& bias, bool transA,
                         bool transB);
 
+// ---- embedding.cc
+void checkEmbeddingForward(const TensorRef& y, const TensorRef& w, const TensorRef& ids);
+void checkEmbeddingBackward(const TensorRef& dw, const TensorRef& dy, const TensorRef& ids);
+
+// ---- logits.cc; those that read logits return how many columns of this shard are not padding
+int64_t checkCrossEntropyStats(const TensorRef& stats, const TensorRef& logits, const TensorRef& labels,
+                               int64_t vocabStart, int64_t vocabSize);
+void checkCrossEntropyCombine(const TensorRef& lse, const TensorRef& loss, const TensorRef& stats,
+                              const TensorRef& labels);
+int64_t checkCrossEntropyBackward(const TensorRef& dLogits, const TensorRef& logits, const TensorRef& lse,
+                                  const TensorRef& labels, const TensorRef& dLoss, int64_t vocabStart,
+                                  int64_t vocabSize);
+/// Whether dLoss is one number for all tokens, not one each.
+inline bool isOneNumber(const TensorRef& dLoss) { return dLoss.ndim <= 1 && dLoss.numel() == 1; }
+int64_t checkArgmax(const TensorRef& index, const TensorRef& value, const TensorRef& logits, int64_t vocabStart,
+                    int64_t vocabSize);
+
+// ---- optimizer.cc
+void checkSumSquares(const TensorRef& acc, const TensorRef& x);
+void checkClipFactor(const TensorRef& norm, const TensorRef& factor, const TensorRef& acc);
+/// `model` may be absent.
+void checkAdamw(const TensorRef& param, const TensorRef& m, const TensorRef& v, const TensorRef& model,
+                const TensorRef& grad, const TensorRef& slots);
+
 }  // namespace viaduct

@@ -11,10 +11,9 @@
 #include <cmath>
 #include <limits>
 
-#include "ids.h"
+#include "../ids.h"
 namespace viaduct::cpu {
 
-constexpr int64_t kIgnored = -100;
 constexpr int64_t kPiece = 32768;  // columns of one task
 constexpr int64_t kCached = 2048;  // columns of one block: maximum first, then the exponentials
 
@@ -114,7 +113,7 @@ void GradientLoop(const GradientArgs& args) {
       T* out = dLogits + t * a.dLogits.stride[0];
       const int64_t label = labels[t];
       const float dLoss = a.dLoss[a.onePerToken ? t : 0];
-      const int64_t stop = label == kIgnored || dLoss == 0 ? begin : std::max(begin, std::min(end, a.valid));
+      const int64_t stop = label == kIgnoredLabel || dLoss == 0 ? begin : std::max(begin, std::min(end, a.valid));
       const int64_t at = label - a.vocabStart;
       const bool here = at >= begin && at < stop;
       const float labelLogit = here ? toFloat(x[at]) : 0;
@@ -139,7 +138,7 @@ void CrossEntropyBackwardKernel(const GradientArgs& a) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "../checks/arguments.h"
+#include "../checks/ops.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {
@@ -149,43 +148,16 @@ HWY_EXPORT(CrossEntropyBackwardKernel);
 
 namespace {
 
-int64_t validColumns(int64_t columns, int64_t vocabStart, int64_t vocabSize) {
-  return std::max<int64_t>(0, std::min(columns, vocabSize - vocabStart));
-}
-
 float logitAt(const TensorRef& logits, int64_t t, int64_t column) {
   const int64_t at = t * logits.stride[0] + column;
   return logits.dtype == DType::F32 ? logits.as<float>()[at] : toFloat(logits.as<BF16>()[at]);
 }
 
-void checkLogits(const char* op, const char* name, const TensorRef& logits) {
-  checkFloat(op, name, logits);
-  checkNdim(op, name, logits, 2);
-  checkRowStrided(op, name, logits);
-}
-
-void checkLabels(const char* op, const TensorRef& labels, int64_t tokens) {
-  checkIds(op, "labels", labels);
-  checkShape(op, "labels", labels, {tokens});
-  checkContiguous(op, "labels", labels);
-}
-
-void checkF32(const char* op, const char* name, const TensorRef& t, std::initializer_list<int64_t> shape) {
-  checkDtype(op, name, t, {DType::F32});
-  checkShape(op, name, t, shape);
-  checkContiguous(op, name, t);
-}
-
 }  // namespace
 
 void CpuBackend::crossEntropyStats(Stream& s, Out stats, In logits, In labels, int64_t vocabStart, int64_t vocabSize) {
-  const char* op = "crossEntropyStats";
-  checkLogits(op, "logits", logits);
-  const int64_t tokens = logits.dim(0);
-  checkLabels(op, labels, tokens);
-  checkF32(op, "stats", stats, {3, tokens});
+  const int64_t tokens = logits.dim(0), valid = checkCrossEntropyStats(stats, logits, labels, vocabStart, vocabSize);
   s.enqueue("crossEntropyStats", [=] {
-    const int64_t valid = validColumns(logits.dim(1), vocabStart, vocabSize);
     const int64_t count = (valid + kPiece - 1) / kPiece;
     RowStats* pieces = scratch<RowStats>(static_cast<size_t>(tokens * count));
     if (count > 0) HWY_DYNAMIC_DISPATCH(CrossEntropyStatsKernel)(logits, valid, pieces, count);
@@ -203,20 +175,15 @@ void CpuBackend::crossEntropyStats(Stream& s, Out stats, In logits, In labels, i
         max[t] = m;
         sum[t] = static_cast<float>(total);
         const int64_t column = at[t] - vocabStart;
-        own[t] = at[t] != kIgnored && column >= 0 && column < valid ? logitAt(logits, t, column) : 0.0f;
+        own[t] = at[t] != kIgnoredLabel && column >= 0 && column < valid ? logitAt(logits, t, column) : 0.0f;
       }
     });
   });
 }
 
 void CpuBackend::crossEntropyCombine(Stream& s, Out lse, Out loss, In stats, In labels) {
-  const char* op = "crossEntropyCombine";
-  checkNdim(op, "stats", stats, 3);
+  checkCrossEntropyCombine(lse, loss, stats, labels);
   const int64_t shards = stats.dim(0), tokens = stats.dim(2);
-  checkF32(op, "stats", stats, {shards, 3, tokens});
-  checkF32(op, "lse", lse, {tokens});
-  checkF32(op, "loss", loss, {tokens});
-  checkLabels(op, labels, tokens);
   s.enqueue("crossEntropyCombine", [=] {
     const Ids at(labels);
     parallelChunks(tokens, 1024, [&](int64_t begin, int64_t end) {
@@ -233,7 +200,7 @@ void CpuBackend::crossEntropyCombine(Stream& s, Out lse, Out loss, In stats, In 
           own += shard[2 * tokens];
         }
         lse.as<float>()[t] = static_cast<float>(max + std::log(sum));
-        loss.as<float>()[t] = at[t] == kIgnored ? 0.0f : static_cast<float>(max - own + std::log(sum));
+        loss.as<float>()[t] = at[t] == kIgnoredLabel ? 0.0f : static_cast<float>(max - own + std::log(sum));
       }
     });
   });
@@ -241,21 +208,10 @@ void CpuBackend::crossEntropyCombine(Stream& s, Out lse, Out loss, In stats, In 
 
 void CpuBackend::crossEntropyBackward(Stream& s, Out dLogits, In logits, In lse, In labels, In dLoss,
                                       int64_t vocabStart, int64_t vocabSize) {
-  const char* op = "crossEntropyBackward";
-  checkLogits(op, "logits", logits);
-  checkLogits(op, "dLogits", dLogits);
-  checkSameDtype(op, "dLogits", dLogits, "logits", logits);
-  checkSameShape(op, "dLogits", dLogits, "logits", logits);
-  const int64_t tokens = logits.dim(0);
-  checkF32(op, "lse", lse, {tokens});
-  checkLabels(op, labels, tokens);
-  const bool one = dLoss.ndim <= 1 && dLoss.numel() == 1;
-  if (!one) checkF32(op, "dLoss", dLoss, {tokens});
-  checkDtype(op, "dLoss", dLoss, {DType::F32});
   GradientArgs a;
+  a.valid = checkCrossEntropyBackward(dLogits, logits, lse, labels, dLoss, vocabStart, vocabSize);
   a.dLogits = dLogits, a.logits = logits, a.labels = labels, a.lse = lse.as<float>(), a.dLoss = dLoss.as<float>();
-  a.onePerToken = !one, a.vocabStart = vocabStart;
-  a.valid = validColumns(logits.dim(1), vocabStart, vocabSize);
+  a.onePerToken = !isOneNumber(dLoss), a.vocabStart = vocabStart;
   s.enqueue("crossEntropyBackward", [a] { HWY_DYNAMIC_DISPATCH(CrossEntropyBackwardKernel)(a); });
 }
 

@@ -55,25 +55,16 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <vector>
 
-#include "../checks/arguments.h"
+#include "../checks/ops.h"
+#include "../ids.h"
 #include "cpu_backend.h"
-#include "ids.h"
 
 namespace viaduct::cpu {
 
 HWY_EXPORT(EmbeddingBackwardKernel);
 
 void CpuBackend::embeddingForward(Stream& s, Out y, In w, In ids, int64_t vocabStart) {
-  const char* op = "embeddingForward";
-  checkFloat(op, "w", w);
-  checkNdim(op, "w", w, 2);
-  checkRowStrided(op, "w", w);
-  checkIds(op, "ids", ids);
-  checkNdim(op, "ids", ids, 1);
-  checkContiguous(op, "ids", ids);
-  checkSameDtype(op, "y", y, "w", w);
-  checkShape(op, "y", y, {ids.dim(0), w.dim(1)});
-  checkRowStrided(op, "y", y);
+  checkEmbeddingForward(y, w, ids);
   s.enqueue("embeddingForward", [=] {
     const Ids at(ids);
     const int64_t bytes = static_cast<int64_t>(dtypeBytes(w.dtype)), width = w.dim(1) * bytes;
@@ -93,16 +84,7 @@ void CpuBackend::embeddingForward(Stream& s, Out y, In w, In ids, int64_t vocabS
 }
 
 void CpuBackend::embeddingBackward(Stream& s, InOut dw, In dy, In ids, int64_t vocabStart) {
-  const char* op = "embeddingBackward";
-  checkDtype(op, "dw", dw, {DType::F32});
-  checkNdim(op, "dw", dw, 2);
-  checkRowStrided(op, "dw", dw);
-  checkIds(op, "ids", ids);
-  checkNdim(op, "ids", ids, 1);
-  checkContiguous(op, "ids", ids);
-  checkFloat(op, "dy", dy);
-  checkShape(op, "dy", dy, {ids.dim(0), dw.dim(1)});
-  checkRowStrided(op, "dy", dy);
+  checkEmbeddingBackward(dw, dy, ids);
   s.enqueue("embeddingBackward", [=] {
     const Ids at(ids);
     std::vector<TokenOfRow> pairs;

@@ -9,6 +9,8 @@
 #define VIADUCT_CPU_OPTIMIZER
 #include <cmath>
 #include <limits>
+
+#include "../adamw.h"
 namespace viaduct::cpu {
 
 constexpr int64_t kSquaresGrain = 65536;  // elements of one partial sum
@@ -20,11 +22,7 @@ struct AdamArgs {
   void* model;
   DType modelDtype;
   int64_t size;
-  float gradFactor, decay;  // decay: 1 - lr * weightDecay
-  float lerp;               // 1 - beta1
-  float beta2, rest2;       // beta2, 1 - beta2
-  float step, stepLow;      // -lr / (1 - beta1^t) * sqrt(1 - beta2^t)
-  float eps, epsLow;        // eps * sqrt(1 - beta2^t)
+  AdamwStep step;
 };
 
 }  // namespace viaduct::cpu
@@ -94,11 +92,12 @@ template <typename M>
 void AdamLoop(const AdamArgs& args, M* model) {
   const AdamArgs a = args;
   parallelChunks(a.size, kAdamGrain, [=](int64_t begin, int64_t end) HWY_ATTR {
-    const V factor = Set(a.gradFactor), decay = Set(a.decay), beta2 = Set(a.beta2), rest2 = Set(a.rest2);
-    const V step = Set(a.step), stepLow = Set(a.stepLow), eps = Set(a.eps), epsLow = Set(a.epsLow);
+    const AdamwStep& by = a.step;
+    const V factor = Set(by.gradFactor), decay = Set(by.decay), beta2 = Set(by.beta2), rest2 = Set(by.rest2);
+    const V step = Set(by.step), stepLow = Set(by.stepLow), eps = Set(by.eps), epsLow = Set(by.epsLow);
     // lerp as PyTorch rounds it: from the nearer end.
-    const bool nearOld = a.lerp < 0.5f;
-    const V weight = Set(nearOld ? a.lerp : a.lerp - 1.0f);
+    const bool nearOld = by.lerp < 0.5f;
+    const V weight = Set(nearOld ? by.lerp : by.lerp - 1.0f);
     ForVectors(end - begin, [=](int64_t k, int64_t n) HWY_ATTR {
       const int64_t i = begin + k;
       const V g = hn::Mul(Load(a.grad + i, n), factor);
@@ -127,7 +126,7 @@ void AdamKernel(const AdamArgs& a) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "../checks/arguments.h"
+#include "../checks/ops.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {
@@ -135,23 +134,8 @@ namespace viaduct::cpu {
 HWY_EXPORT(SumSquaresKernel);
 HWY_EXPORT(AdamKernel);
 
-namespace {
-
-// 1 - beta^t in F64, found back from its rounding to F32: the slot tells t, and t tells the value. The slot's own value
-// where it is not such a rounding.
-double correctionOf(float slot, double beta) {
-  const double steps = std::round(std::log1p(-static_cast<double>(slot)) / std::log(beta));
-  const double exact = 1.0 - std::pow(beta, steps);
-  return static_cast<float>(exact) == slot ? exact : slot;
-}
-
-}  // namespace
-
 void CpuBackend::sumSquares(Stream& s, InOut acc, In x) {
-  checkDtype("sumSquares", "acc", acc, {DType::F64});
-  checkNumel("sumSquares", "acc", acc, 1);
-  checkFloat("sumSquares", "x", x);
-  checkContiguous("sumSquares", "x", x);
+  checkSumSquares(acc, x);
   s.enqueue("sumSquares", [=] {
     const int64_t size = x.numel(), parts = (size + kSquaresGrain - 1) / kSquaresGrain;
     double* partial = scratch<double>(static_cast<size_t>(parts));
@@ -163,12 +147,7 @@ void CpuBackend::sumSquares(Stream& s, InOut acc, In x) {
 }
 
 void CpuBackend::clipFactor(Stream& s, Out norm, Out factor, In acc, double maxNorm) {
-  checkDtype("clipFactor", "norm", norm, {DType::F32});
-  checkDtype("clipFactor", "factor", factor, {DType::F32});
-  checkDtype("clipFactor", "acc", acc, {DType::F64});
-  checkNumel("clipFactor", "norm", norm, 1);
-  checkNumel("clipFactor", "factor", factor, 1);
-  checkNumel("clipFactor", "acc", acc, 1);
+  checkClipFactor(norm, factor, acc);
   s.enqueue("clipFactor", [=] {
     const double total = std::sqrt(*acc.as<double>());
     *norm.as<float>() = static_cast<float>(total);
@@ -180,43 +159,14 @@ void CpuBackend::clipFactor(Stream& s, Out norm, Out factor, In acc, double maxN
 
 void CpuBackend::adamw(Stream& s, InOut param, InOut m, InOut v, OptOut model, In grad, In slots, double beta1,
                        double beta2, double eps, double weightDecay) {
-  const char* op = "adamw";
-  struct Named {
-    const char* name;
-    const TensorRef& tensor;
-  };
-  for (const Named& t : {Named{"param", param}, Named{"m", m}, Named{"v", v}, Named{"grad", grad}}) {
-    checkDtype(op, t.name, t.tensor, {DType::F32});
-    checkNumel(op, t.name, t.tensor, param.numel());
-    checkContiguous(op, t.name, t.tensor);
-  }
-  if (model.present()) {
-    checkDtype(op, "model", model, {DType::BF16, DType::F16});
-    checkNumel(op, "model", model, param.numel());
-    checkContiguous(op, "model", model);
-  }
-  checkDtype(op, "slots", slots, {DType::F32});
-  checkShape(op, "slots", slots, {4});
-  checkContiguous(op, "slots", slots);
+  checkAdamw(param, m, v, model, grad, slots);
   s.enqueue("adamw", [=] {
-    const float* slot = slots.as<float>();
-    const double lr = slot[0];
-    const double correction1 = correctionOf(slot[1], beta1), correction2 = correctionOf(slot[2], beta2);
     AdamArgs a;
     a.param = param.as<float>(), a.m = m.as<float>(), a.v = v.as<float>(), a.grad = grad.as<float>();
     a.model = model.present() ? model.data : nullptr;
     a.modelDtype = model.dtype;
     a.size = param.numel();
-    a.gradFactor = slot[3];
-    a.decay = static_cast<float>(1.0 - lr * weightDecay);
-    a.lerp = static_cast<float>(1.0 - beta1);
-    a.beta2 = static_cast<float>(beta2);
-    a.rest2 = static_cast<float>(1.0 - beta2);
-    const double root = std::sqrt(correction2), step = -lr / correction1 * root;
-    a.step = static_cast<float>(step);
-    a.stepLow = static_cast<float>(step - a.step);
-    a.eps = static_cast<float>(eps * root);
-    a.epsLow = static_cast<float>(eps * root - a.eps);
+    a.step = adamwStep(slots.as<float>(), beta1, beta2, eps, weightDecay);
     if (a.size > 0) HWY_DYNAMIC_DISPATCH(AdamKernel)(a);
   });
 }

@@ -14,8 +14,8 @@
 
 #ifndef VIADUCT_CPU_RANDOM
 #define VIADUCT_CPU_RANDOM
+#include "../ids.h"
 #include "../philox.h"
-#include "ids.h"
 namespace viaduct::cpu {
 
 constexpr int64_t kDraws = 1024;  // words drawn at a time

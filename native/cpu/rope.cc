@@ -7,7 +7,7 @@
 
 #ifndef VIADUCT_CPU_ROPE
 #define VIADUCT_CPU_ROPE
-#include "ids.h"
+#include "../ids.h"
 namespace viaduct::cpu {
 
 constexpr int64_t kMaxRotated = 1024;  // channels of one head that are rotated

@@ -80,7 +80,7 @@ void ArgmaxKernel(const TensorRef& logits, int64_t valid, Largest* pieces, int64
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "../checks/arguments.h"
+#include "../checks/ops.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {
@@ -88,19 +88,8 @@ namespace viaduct::cpu {
 HWY_EXPORT(ArgmaxKernel);
 
 void CpuBackend::argmax(Stream& s, Out index, Out value, In logits, int64_t vocabStart, int64_t vocabSize) {
-  const char* op = "argmax";
-  checkFloat(op, "logits", logits);
-  checkNdim(op, "logits", logits, 2);
-  checkRowStrided(op, "logits", logits);
-  const int64_t tokens = logits.dim(0);
-  checkDtype(op, "index", index, {DType::I64});
-  checkShape(op, "index", index, {tokens});
-  checkContiguous(op, "index", index);
-  checkDtype(op, "value", value, {DType::F32});
-  checkShape(op, "value", value, {tokens});
-  checkContiguous(op, "value", value);
+  const int64_t tokens = logits.dim(0), valid = checkArgmax(index, value, logits, vocabStart, vocabSize);
   s.enqueue("argmax", [=] {
-    const int64_t valid = std::max<int64_t>(0, std::min(logits.dim(1), vocabSize - vocabStart));
     const int64_t count = (valid + kArgmaxPiece - 1) / kArgmaxPiece;
     Largest* pieces = scratch<Largest>(static_cast<size_t>(tokens * count));
     if (count > 0) HWY_DYNAMIC_DISPATCH(ArgmaxKernel)(logits, valid, pieces, count);
