@@ -55,6 +55,25 @@ class CudaBackend final : public Backend {
   void sum(Stream& s, Out y, In x) override;
   void sumRows(Stream& s, InOut acc, In x) override;
 
+  // ops/embedding.cu
+  void embeddingForward(Stream& s, Out y, In w, In ids, int64_t vocabStart) override;
+  void embeddingBackward(Stream& s, InOut dw, In dy, In ids, int64_t vocabStart) override;
+
+  // ops/cross_entropy.cu
+  void crossEntropyStats(Stream& s, Out stats, In logits, In labels, int64_t vocabStart, int64_t vocabSize) override;
+  void crossEntropyCombine(Stream& s, Out lse, Out loss, In stats, In labels) override;
+  void crossEntropyBackward(Stream& s, Out dLogits, In logits, In lse, In labels, In dLoss, int64_t vocabStart,
+                            int64_t vocabSize) override;
+
+  // ops/sampling.cu
+  void argmax(Stream& s, Out index, Out value, In logits, int64_t vocabStart, int64_t vocabSize) override;
+
+  // ops/optimizer.cu
+  void sumSquares(Stream& s, InOut acc, In x) override;
+  void clipFactor(Stream& s, Out norm, Out factor, In acc, double maxNorm) override;
+  void adamw(Stream& s, InOut param, InOut m, InOut v, OptOut model, In grad, In slots, double beta1, double beta2,
+             double eps, double weightDecay) override;
+
   // matmul.cc; the product itself in matmul_cublaslt.cc, under emulation in emulation/matmul_host.cc
   void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
 
