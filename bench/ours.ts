@@ -12,6 +12,7 @@ import { forwardStep } from '../lib/train/forwardStep.js'
 import { setup, type TrainState } from '../lib/train/state.js'
 import { trainStep } from '../lib/train/step.js'
 import { measureEnqueue } from './enqueue.js'
+import { loadLayout, trainLayout } from './layoutRun.js'
 import { loadTensors, rawRead } from './loading.js'
 import { bindHuge, exportFirst } from './online.js'
 
@@ -137,6 +138,8 @@ const commands: Record<string, (args: never) => Promise<object>> = {
   load,
   train,
   generate: generateTokens,
+  load_layout: loadLayout,
+  train_layout: trainLayout,
   load_tensors: loadTensors,
   raw_read: rawRead,
   export_first: exportFirst,

@@ -58,7 +58,7 @@ export function newestRows(): Row[] {
       if (other === undefined || other.at <= row.at) newest.set(keyOf(row), row)
     }
   }
-  const order = ['train', 'decode', 'convert', 'load', 'ops']
+  const order = ['train', 'decode', 'ranks', 'convert', 'load', 'ops']
   return [...newest.values()].sort(
     (x, y) => order.indexOf(x.suite) - order.indexOf(y.suite) || keyOf(x).localeCompare(keyOf(y)),
   )

@@ -11,6 +11,7 @@ import { loadSuite } from './suites/load.js'
 import { onlineSuite } from './suites/online.js'
 import { opsSuite } from './suites/ops.js'
 import type { BenchOptions, DtypeName, SizeName } from './suites/options.js'
+import { ranksSuite } from './suites/ranks.js'
 import { trainSuite } from './suites/train.js'
 
 const suites = {
@@ -20,17 +21,18 @@ const suites = {
   load: loadSuite,
   online: onlineSuite,
   ops: opsSuite,
+  ranks: ranksSuite,
 }
 type SuiteName = keyof typeof suites
 
 const usage = `npm run bench -- [options]
-  --suite train|decode|convert|load|online|ops  default: all
-  --size a|b                         default: both (decode: b)
+  --suite train|decode|convert|load|online|ops|ranks  default: all
+  --size a|b                         default: both (decode, ranks: b)
   --dtype float32|bfloat16           default: both
   --pairs N                          default 9
   --quick                            3 pairs, a small folder
   --gigabytes N                      size of the folder that is loaded and converted; default 2
-  --only TEXT                        only work (of convert) whose name has it in it
+  --only TEXT                        only work (of convert, ranks) whose name has it in it
   --limit SECONDS                    no further pair of a row begins after this, once 3 are there; default 600
   --threads N                        default: all cores
   --python PATH                      default: VIADUCT_BENCH_PYTHON, else .viaduct/bench/bin/python
@@ -90,7 +92,7 @@ async function main(): Promise<void> {
     pairs: count('pairs', values.pairs, values.quick ? 3 : 9),
     limitSeconds: count('limit', values.limit, 600),
     threads: count('threads', values.threads, availableParallelism()),
-    python: findPython(values.python),
+    python: names.every((name) => name === 'ranks') ? '' : findPython(values.python),
     work: values.work ?? join(tmpdir(), 'viaduct-bench'),
     gigabytes: values.quick ? 0.5 : count('gigabytes', values.gigabytes, 2),
     only: values.only ?? '',
@@ -99,7 +101,8 @@ async function main(): Promise<void> {
   mkdirSync(base.work, { recursive: true })
   const rows: Row[] = []
   for (const name of names) {
-    const sizes = oneOf<SizeName>('size', values.size, ['a', 'b'], name === 'decode' ? ['b'] : ['a', 'b'])
+    const isLarge = name === 'decode' || name === 'ranks'
+    const sizes = oneOf<SizeName>('size', values.size, ['a', 'b'], isLarge ? ['b'] : ['a', 'b'])
     const found = await suites[name]({ ...base, sizes })
     process.stderr.write(`kept ${keep(name, found)}\n`)
     rows.push(...found)
