@@ -1,6 +1,6 @@
 // THE interface that a transport implements: Gloo on CPUs, NCCL on GPUs. Collectives are enqueued on the stream that is
 // given and run in program order there. Collectives are out of place unless in and out are the same memory; counts are
-// 64-bit elements. Tensors are contiguous. Sums of BF16 and F16 accumulate in float32, in rank order.
+// 64-bit elements. Tensors are contiguous. Sums of BF16 and F16 accumulate in float32, in rank order, except NCCL's.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +44,10 @@ class Communicator {
   virtual int size() const = 0;
   /// The members' ranks in the world, in this group's order.
   virtual const std::vector<int>& worldRanks() const = 0;
-  /// What carries the bytes: "gloo", "shm", or "none" for a group of one.
+  /// What carries the bytes: "gloo", "shm", "nccl", or "none" for a group of one.
   virtual const char* transport() const = 0;
+  /// For one of a device's memory: the communicator of the same ranks for the host's, which carries its host values.
+  virtual std::shared_ptr<Communicator> host() const { return nullptr; }
 
   virtual void allReduce(Stream& s, Out out, In in, ReduceOp op) = 0;
   /// out holds size() blocks of in's size, in rank order.

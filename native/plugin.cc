@@ -32,6 +32,17 @@ Plugin* open(const std::string& path) {
   return plugin();
 }
 
+/// Which plug-in opened which device. Never destroyed, as the devices are not.
+struct Openers {
+  std::mutex mutex;
+  std::map<const Backend*, Plugin*> plugins;
+};
+
+Openers& openers() {
+  static auto* all = new Openers();
+  return *all;
+}
+
 }  // namespace
 
 Plugin& loadPlugin(const std::string& path) {
@@ -41,6 +52,22 @@ Plugin& loadPlugin(const std::string& path) {
   std::lock_guard<std::mutex> lock(mutex);
   auto found = loaded->find(path);
   if (found == loaded->end()) found = loaded->emplace(path, open(path)).first;
+  return *found->second;
+}
+
+std::unique_ptr<Backend> openPluginDevice(const std::string& path, const DeviceOptions& options) {
+  Plugin& plugin = loadPlugin(path);
+  std::unique_ptr<Backend> device = plugin.open(options);
+  std::lock_guard<std::mutex> lock(openers().mutex);
+  openers().plugins[device.get()] = &plugin;
+  return device;
+}
+
+Plugin& pluginOf(const Backend& device) {
+  std::lock_guard<std::mutex> lock(openers().mutex);
+  const auto found = openers().plugins.find(&device);
+  VIADUCT_CHECK(found != openers().plugins.end(), "ERR_UNSUPPORTED", "plugin",
+                std::string("expected a device of a plug-in, got ") + device.name());
   return *found->second;
 }
 

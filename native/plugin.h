@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "comm.h"
 
 namespace viaduct {
 
@@ -25,6 +26,14 @@ struct LibraryFact {
   std::string why;
 };
 
+/// How ranks meet for the memory of their devices.
+struct DeviceGroupOptions {
+  std::shared_ptr<Communicator> host;  // the same ranks; carries host values
+  std::shared_ptr<Store> store;
+  std::string key;  // names the group in the store: another for each group and attempt
+  int64_t timeoutMs = 600000;
+};
+
 class Plugin {
  public:
   virtual ~Plugin() = default;
@@ -33,6 +42,9 @@ class Plugin {
   virtual std::vector<LibraryFact> libraries(const std::vector<std::string>& folders) = 0;
   /// Throws ERR_UNSUPPORTED when there is no such device.
   virtual std::unique_ptr<Backend> open(const DeviceOptions& options) = 0;
+  /// The communicator for tensors of `device`, which this plug-in opened. Every rank of the group calls it. Returns at once:
+  /// operations wait until all ranks have connected. Throws ERR_UNSUPPORTED when the vendor's library is missing.
+  virtual std::unique_ptr<Communicator> connect(Backend& device, const DeviceGroupOptions& options) = 0;
 };
 
 constexpr const char* kPluginInterfaceSymbol = "viaductPluginInterface";  // const char* ()
@@ -40,5 +52,10 @@ constexpr const char* kPluginSymbol = "viaductPlugin";                    // via
 
 /// Opens the library at `path`, once a process. Throws ERR_ADDON when it does not load or was built from other headers.
 Plugin& loadPlugin(const std::string& path);
+
+/// A device of the plug-in at `path`.
+std::unique_ptr<Backend> openPluginDevice(const std::string& path, const DeviceOptions& options);
+/// The plug-in that opened the device; throws ERR_UNSUPPORTED for another's.
+Plugin& pluginOf(const Backend& device);
 
 }  // namespace viaduct

@@ -4,7 +4,7 @@ import type { DType } from '../base/dtype.js'
 import { stopIfAborted, ViaductError } from '../base/errors.js'
 import { sealed } from '../base/sealed.js'
 import { defaultParallel, type ParallelConfig, refuseLayout, runProblems } from '../parallel/config.js'
-import { Mesh } from '../parallel/mesh.js'
+import { Mesh, type MeshConfig } from '../parallel/mesh.js'
 import { PipelineLinks } from '../parallel/pipelineLinks.js'
 import { mostLayers, pipelineStages } from '../parallel/pipelineStages.js'
 import { defaultSchedule, type ScheduleKind, type ScheduleSizes, scheduleProblems } from '../parallel/schedules.js'
@@ -218,7 +218,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
     const { signal } = options
     stopIfAborted(signal, 'model')
     const device = Device.open(options.device ?? 'auto')
-    const mesh = options.mesh ?? (await Mesh.create(this, await initDistributed()))
+    const mesh = options.mesh ?? (await meshOn(device, this))
     await mesh.kvReplicas(this.numQueryGroups)
     const config = { ...transformerFields(this), paramsDtype: options.dtype ?? this.paramsDtype }
     const { paddedVocabSize, sequenceParallel } = this
@@ -265,6 +265,13 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
       throw error
     }
   }
+}
+
+/** All ranks, with groups for tensors of the device. */
+async function meshOn(device: Device, sizes: MeshConfig): Promise<Mesh> {
+  const world = await initDistributed()
+  world.useDevice(device)
+  return await Mesh.create(sizes, world)
 }
 
 const counts = [

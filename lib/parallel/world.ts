@@ -4,6 +4,7 @@ import { native } from '../addon/load.js'
 import { envFlag, envInt, envText } from '../base/env.js'
 import { writeErrorFileWhenUncaught } from '../base/errorFile.js'
 import { assert, ViaductError } from '../base/errors.js'
+import type { Device } from '../tensor/device.js'
 import { CommGroup } from './group.js'
 import { startHeartbeat } from './heartbeat.js'
 import { hostAddress, isLoopback } from './hostAddress.js'
@@ -22,7 +23,7 @@ export interface DistributedOptions {
   readonly masterAddr?: string
   /** Port on which rank 0 keeps the store. Default: 29500. */
   readonly masterPort?: number
-  /** `gloo` on CPUs. */
+  /** For host values and tensors of the CPU; tensors of a GPU go through NCCL. */
   readonly backend?: 'gloo'
   /** For meeting, and for each later operation, in ms. Default: 600000. */
   readonly timeoutMs?: number
@@ -57,6 +58,14 @@ export class World {
     this.launcher = facts.launcher
     this.group = group
     this.#closers = closers
+  }
+
+  /**
+   * Connects the ranks for tensors of a device, too: NCCL on a GPU. Every rank calls it, before parts are made, which then are
+   * split from it. Without it each group connects at its first operation on the device. Returns at once.
+   */
+  useDevice(device: Device): void {
+    if (this.size > 1 && device.kind !== 'cpu') native.connectDevice(this.group.comm, device.index)
   }
 
   /**

@@ -73,6 +73,7 @@ export async function setup(config: RunConfig, options: SetupOptions = {}): Prom
   const device = Device.open(options.device ?? 'auto')
   const available = availableMemory()
   checkFits(resolved, priceOf(resolved, null), world.localSize, available)
+  world.useDevice(device)
   const mesh = await Mesh.create(config.model, world)
   const cleanup: (() => Promise<void> | void)[] = [() => mesh.dispose()]
   let disposed = false

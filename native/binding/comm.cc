@@ -1,12 +1,16 @@
 // Rows for stores and communicators: both are numbers to JavaScript. What blocks (connecting, store calls, split, host values)
-// answers with a promise and runs on the pool; collectives are enqueued on a stream. When any stream of the environment
-// fails, its communicators are aborted, so that the peers fail too.
+// answers with a promise and runs on the pool; collectives are enqueued on a stream. A group has a communicator for the host's
+// memory and, from the first use on, one for a device's. When any stream of the environment fails, its communicators are
+// aborted, so that the peers fail too.
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <mutex>
 
 #include "../cpu/gloo_comm.h"
+#include "../comm_order.h"
 #include "../heartbeat.h"
+#include "../plugin.h"
 #include "../presence.h"
 #include "../tcp_store.h"
 #include "bind.h"
@@ -16,11 +20,30 @@ namespace {
 
 using CommPtr = std::shared_ptr<Communicator>;
 
+/// Ranks with their communicators.
+struct Group {
+  CommPtr host;
+  std::shared_ptr<ClosableStore> store;
+  std::string key;  // in the store; equal on all ranks of the group
+  std::atomic<int64_t> timeoutMs{600000};
+  int64_t splits = 0;  // so far: all ranks split alike
+  std::mutex mutex;
+  CommPtr device;  // null until it is used
+  Backend* on = nullptr;
+
+  std::vector<CommPtr> comms() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return device == nullptr ? std::vector<CommPtr>{host} : std::vector<CommPtr>{device, host};
+  }
+};
+
+using GroupPtr = std::shared_ptr<Group>;
+
 /// Tables that failing streams read from their own threads.
 struct Tables {
   std::mutex mutex;
   int64_t next = 1;
-  std::map<int64_t, CommPtr> comms;
+  std::map<int64_t, GroupPtr> groups;
   std::map<int64_t, std::shared_ptr<ClosableStore>> stores;
   std::map<int64_t, std::shared_ptr<TcpStoreServer>> servers;
   std::map<int64_t, std::shared_ptr<Presence>> presences;
@@ -48,12 +71,14 @@ struct Tables {
     return object;
   }
   void abortAll(const std::string& reason) {
-    std::vector<CommPtr> all;
+    std::vector<GroupPtr> all;
     {
       std::lock_guard<std::mutex> lock(mutex);
-      for (const auto& entry : comms) all.push_back(entry.second);
+      for (const auto& entry : groups) all.push_back(entry.second);
     }
-    for (const auto& comm : all) comm->abort(reason);
+    for (const auto& group : all) {
+      for (const auto& comm : group->comms()) comm->abort(reason);
+    }
   }
 };
 
@@ -87,20 +112,25 @@ std::shared_ptr<Tables> tablesOf(Env& env) {
   return part.tables;
 }
 
-CommPtr commOf(Env& env, int64_t id) {
+GroupPtr groupOf(Env& env, int64_t id) {
   const auto tables = tablesOf(env);
-  return tables->find(tables->comms, id, "communicator");
+  return tables->find(tables->groups, id, "communicator");
 }
 
-/// The communicator for tensors of the stream's device: ranks of the CPU move bytes that the host can touch.
-CommPtr commFor(Env& env, int64_t id, const Stream& s) {
-  CommPtr comm = commOf(env, id);
-  const Backend& backend = env.backendOf(s);
-  VIADUCT_CHECK(backend.onHost(), "ERR_UNSUPPORTED", "collective",
-                std::string("expected tensors in the host's memory for ") + comm->transport() + ", got tensors of " +
-                    backend.name() + ": one rank a run on this device, or --device cpu");
-  return comm;
+/// The group's communicator for tensors of `device`.
+CommPtr commOn(Group& group, Backend& device) {
+  if (device.onHost()) return group.host;
+  std::lock_guard<std::mutex> lock(group.mutex);
+  if (group.device == nullptr) {
+    group.device = pluginOf(device).connect(device, {group.host, group.store, group.key, group.timeoutMs.load()});
+    group.on = &device;
+  }
+  VIADUCT_CHECK(group.on == &device, "ERR_UNSUPPORTED", "collective",
+                "expected tensors of one device in group " + group.host->name() + ", got tensors of two");
+  return group.device;
 }
+
+CommPtr commFor(Env& env, int64_t id, const Stream& s) { return commOn(*groupOf(env, id), env.backendOf(s)); }
 
 std::shared_ptr<ClosableStore> storeOf(Env& env, int64_t id) {
   const auto tables = tablesOf(env);
@@ -196,23 +226,42 @@ Promise connectGloo(Env& env, int64_t store, const std::string& name, int rank, 
   std::shared_ptr<ClosableStore> held = store == 0 ? nullptr : storeOf(env, store);
   cpu::CommOptions options{name, rank, size, address, timeoutMs, sharedMemory};
   return async(env, [tables = tablesOf(env), held, options] {
-    CommPtr comm = cpu::connectWorld(held.get(), options);
-    return tables->add(tables->comms, std::move(comm));
+    auto group = std::make_shared<Group>();
+    group->host = cpu::connectWorld(held.get(), options);
+    group->store = held;
+    group->key = options.name;
+    group->timeoutMs = options.timeoutMs;
+    return tables->add(tables->groups, std::move(group));
   });
 }
 
+/// Begins to connect the group for tensors of a device; every rank calls it. Groups that are split from it later get their
+/// communicators by a split too. Without it a group connects at its first operation on the device.
+void connectDevice(Env& env, int64_t id, Backend& device) { commOn(*groupOf(env, id), device); }
+
 /// The number of the part's communicator, 0 for a negative colour.
 Promise splitComm(Env& env, int64_t id, int colour, int key, const std::string& name) {
-  auto work = commOf(env, id)->split(colour, key, name);
-  return async(env, [tables = tablesOf(env), work = std::move(work)]() -> int64_t {
-    CommPtr part = work();
-    return part == nullptr ? 0 : tables->add(tables->comms, std::move(part));
+  const GroupPtr whole = groupOf(env, id);
+  std::shared_ptr<Group> part = std::make_shared<Group>();
+  part->store = whole->store;
+  part->key = whole->key + "/" + std::to_string(whole->splits++) + "." + std::to_string(colour);
+  part->timeoutMs = whole->timeoutMs.load();
+  part->on = whole->on;
+  // A device's communicator splits that of the host with it.
+  auto work = whole->comms().front()->split(colour, key, name);
+  return async(env, [tables = tablesOf(env), part, work = std::move(work)]() -> int64_t {
+    CommPtr comm = work();
+    if (comm == nullptr) return 0;
+    part->host = comm->host() == nullptr ? comm : comm->host();
+    if (part->host != comm) part->device = comm;
+    else part->on = nullptr;
+    return tables->add(tables->groups, part);
   });
 }
 
 /// Everybody's bytes, in rank order.
 Promise gatherBytes(Env& env, int64_t id, BytesIn mine) {
-  auto work = commOf(env, id)->gatherBytes(std::vector<uint8_t>(mine.data, mine.data + mine.size));
+  auto work = groupOf(env, id)->host->gatherBytes(std::vector<uint8_t>(mine.data, mine.data + mine.size));
   return async(env, [work = std::move(work)] {
     std::vector<Value> list;
     for (auto& bytes : work()) list.emplace_back(std::move(bytes));
@@ -221,29 +270,45 @@ Promise gatherBytes(Env& env, int64_t id, BytesIn mine) {
 }
 
 Value commInfo(Env& env, int64_t id) {
-  const CommPtr comm = commOf(env, id);
+  const auto comms = groupOf(env, id)->comms();
+  uint64_t fingerprint = comms.back()->fingerprint();
+  if (comms.size() > 1) fingerprint = mix(fingerprint, comms.front()->fingerprint());
   char print[17];
-  std::snprintf(print, sizeof print, "%016llx", static_cast<unsigned long long>(comm->fingerprint()));
-  std::vector<int64_t> ranks(comm->worldRanks().begin(), comm->worldRanks().end());
-  int64_t total = 0;
-  Value::Record byOp;
-  for (const auto& [op, bytes] : comm->payload()) {
-    total += bytes;
-    byOp.emplace_back(op, bytes);
+  std::snprintf(print, sizeof print, "%016llx", static_cast<unsigned long long>(fingerprint));
+  int64_t sequence = 0, total = 0;
+  std::map<std::string, int64_t> payload;
+  for (const CommPtr& comm : comms) {
+    sequence += comm->sequence();
+    for (const auto& [op, bytes] : comm->payload()) {
+      total += bytes;
+      payload[op] += bytes;
+    }
   }
+  Value::Record byOp;
+  for (const auto& [op, bytes] : payload) byOp.emplace_back(op, bytes);
+  const CommPtr& comm = comms.front();
+  std::vector<int64_t> ranks(comm->worldRanks().begin(), comm->worldRanks().end());
   return Value::Record{
       {"name", comm->name()},           {"rank", comm->rank()},           {"size", comm->size()},
       {"worldRanks", std::move(ranks)}, {"transport", comm->transport()}, {"fingerprint", std::string(print)},
-      {"sequence", comm->sequence()},   {"payloadBytes", total},          {"payload", std::move(byOp)}};
+      {"sequence", sequence},           {"payloadBytes", total},          {"payload", std::move(byOp)}};
 }
 
-void abortComm(Env& env, int64_t id, const std::string& reason) { commOf(env, id)->abort(reason); }
+void abortComm(Env& env, int64_t id, const std::string& reason) {
+  for (const CommPtr& comm : groupOf(env, id)->comms()) comm->abort(reason);
+}
 
-void setCommTimeout(Env& env, int64_t id, int64_t timeoutMs) { commOf(env, id)->setTimeout(timeoutMs); }
+void setCommTimeout(Env& env, int64_t id, int64_t timeoutMs) {
+  const GroupPtr group = groupOf(env, id);
+  group->timeoutMs = timeoutMs;
+  for (const CommPtr& comm : group->comms()) comm->setTimeout(timeoutMs);
+}
 
 void closeComm(Env& env, int64_t id) {
   const auto tables = tablesOf(env);
-  tables->take(tables->comms, id);
+  const GroupPtr group = tables->take(tables->groups, id);
+  if (group == nullptr || group->device == nullptr) return;
+  env.runBlocking([group] { group->device.reset(); });  // takes its leave of the peers
 }
 
 void allReduce(Env& env, int64_t comm, Stream& s, Out out, In in, ReduceOp op) {
@@ -296,6 +361,7 @@ std::vector<Row> commRows() {
       row("stopPresence", &stopPresence),
       row("startHeartbeat", &heartbeat),
       row("connectGloo", &connectGloo),
+      row("connectDevice", &connectDevice),
       row("splitComm", &splitComm),
       row("gatherBytes", &gatherBytes),
       row("commInfo", &commInfo),

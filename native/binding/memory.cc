@@ -14,9 +14,8 @@ int64_t openDevice(Env& env, const std::string& kind) {
 
 /// A device of the plug-in at `path`; `seed` is for one that emulates.
 int64_t openPlugin(Env& env, const std::string& path, int ordinal, std::vector<std::string> folders, int64_t seed) {
-  Plugin& plugin = loadPlugin(path);
   return env.openDevice(path + ":" + std::to_string(ordinal), [&] {
-    return plugin.open({ordinal, std::move(folders), static_cast<uint64_t>(seed)});
+    return openPluginDevice(path, {ordinal, std::move(folders), static_cast<uint64_t>(seed)});
   });
 }
 

@@ -10,30 +10,6 @@
 
 namespace viaduct::cpu {
 
-const char* commOpName(CommOp op) {
-  switch (op) {
-    case CommOp::AllReduce:
-      return "allReduce";
-    case CommOp::AllGather:
-      return "allGather";
-    case CommOp::ReduceScatter:
-      return "reduceScatter";
-    case CommOp::Broadcast:
-      return "broadcast";
-    case CommOp::AllToAll:
-      return "allToAll";
-    case CommOp::PointToPoint:
-      return "pointToPoint";
-    case CommOp::Barrier:
-      return "barrier";
-    case CommOp::GatherBytes:
-      return "gatherBytes";
-    case CommOp::Split:
-      return "split";
-  }
-  return "an unknown operation";
-}
-
 namespace {
 
 constexpr size_t kOneShotBytes = 16384;  // below, one round of latency costs more than the larger sum

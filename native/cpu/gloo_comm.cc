@@ -6,11 +6,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
-#include <map>
 #include <mutex>
 #include <optional>
 #include <random>
 
+#include "../checks/collectives.h"
 #include "../errors.h"
 #include "collectives.h"
 #include "gloo_link.h"
@@ -51,11 +51,7 @@ struct State {
   std::condition_variable turnCame;
   uint64_t turn = 0;  // the ticket that may run
   std::optional<Error> failure;
-  // program order, as called
-  uint64_t tickets = 0;
-  uint64_t collectives = 0;
-  uint64_t print = 0;
-  std::map<CommOp, int64_t> payload;
+  CommOrder order;  // as called
   std::vector<uint64_t> sent, received;  // point-to-point transfers by peer
 
   std::string ranks(const std::vector<int>& peers) const {
@@ -95,16 +91,12 @@ struct State {
   Ticket issue(CommOp op, uint64_t bytes, int64_t payloadBytes) {
     std::lock_guard<std::mutex> lock(mutex);
     throwIfFailed(commOpName(op));
+    const CommTicket place = order.issue(op, bytes, payloadBytes);
     Tag tag;
     tag.op = op;
     tag.bytes = bytes;
-    tag.sequence = collectives;
-    if (op != CommOp::PointToPoint) {
-      print = mix(print, mix(collectives, mix(static_cast<uint64_t>(op), bytes)));
-      collectives += 1;
-    }
-    payload[op] += payloadBytes;
-    return {tickets++, tag};
+    tag.sequence = place.sequence;
+    return {place.turn, tag};
   }
 
   void throwIfFailed(const char* op) const {
@@ -197,57 +189,34 @@ class CpuCommunicator final : public Communicator {
   const char* transport() const override { return s_->link->kind(); }
 
   void allReduce(Stream& s, Out out, In in, ReduceOp op) override {
-    check("allReduce", out, in, 1, 1);
+    checkCollective("allReduce", out, in, 1, 1);
     checkReducible("allReduce", in);
     enqueue(s, CommOp::AllReduce, in,
             [=](Collective c) { runAllReduce(c, out.data, in.data, in.numel(), in.dtype, op); });
   }
 
   void allGather(Stream& s, Out out, In in) override {
-    check("allGather", out, in, s_->size, 1);
-    enqueue(s, CommOp::AllGather, in, [=](Collective c) { runAllGather(c, out.data, in.data, bytesOf(in)); });
+    checkCollective("allGather", out, in, s_->size, 1);
+    enqueue(s, CommOp::AllGather, in, [=](Collective c) { runAllGather(c, out.data, in.data, commBytes(in)); });
   }
 
   void reduceScatter(Stream& s, Out out, In in, ReduceOp op) override {
-    check("reduceScatter", out, in, 1, s_->size);
+    checkCollective("reduceScatter", out, in, 1, s_->size);
     checkReducible("reduceScatter", in);
     enqueue(s, CommOp::ReduceScatter, in,
             [=](Collective c) { runReduceScatter(c, out.data, in.data, out.numel(), in.dtype, op); });
   }
 
   void broadcast(Stream& s, InOut buffer, int root) override {
-    checkContiguous("broadcast", buffer);
-    VIADUCT_CHECK(root >= 0 && root < s_->size, "ERR_COMM", "broadcast",
-                  "expected a root of 0 to " + std::to_string(s_->size - 1) + ", got " + std::to_string(root));
-    enqueue(s, CommOp::Broadcast, buffer, [=](Collective c) { runBroadcast(c, buffer.data, bytesOf(buffer), root); });
+    checkBroadcast(buffer, root, s_->size);
+    enqueue(s, CommOp::Broadcast, buffer, [=](Collective c) { runBroadcast(c, buffer.data, commBytes(buffer), root); });
   }
 
   void allToAll(Stream& s, Out out, In in, std::vector<int64_t> sendCounts, std::vector<int64_t> recvCounts) override {
-    checkContiguous("allToAll", out);
-    checkContiguous("allToAll", in);
-    checkDtypes("allToAll", out, in);
-    const auto toBytes = [&](const std::vector<int64_t>& counts, const TensorRef& t) {
-      int64_t sum = 0;
-      std::vector<size_t> bytes;
-      for (int64_t n : counts) {
-        VIADUCT_CHECK(n >= 0 && n <= t.numel(), "ERR_SHAPE", "allToAll", "got a count of " + std::to_string(n));
-        sum += n;
-        bytes.push_back(static_cast<size_t>(n) * dtypeBytes(t.dtype));
-      }
-      VIADUCT_CHECK(static_cast<int>(counts.size()) == s_->size && sum == t.numel(), "ERR_SHAPE", "allToAll",
-                    "expected a count for each of " + std::to_string(s_->size) + " ranks with a sum of " +
-                        std::to_string(t.numel()) + ", got " + std::to_string(counts.size()) + " with a sum of " +
-                        std::to_string(sum));
-      return bytes;
-    };
-    auto send = toBytes(sendCounts, in), recv = toBytes(recvCounts, out);
-    const auto own = static_cast<size_t>(s_->rank);
-    VIADUCT_CHECK(send[own] == recv[own], "ERR_SHAPE", "allToAll",
-                  "expected one count from this rank to itself, got " + std::to_string(sendCounts[own]) + " and " +
-                      std::to_string(recvCounts[own]));
-    enqueueTicket(s, s_->issue(CommOp::AllToAll, 0, static_cast<int64_t>(bytesOf(in))),
-                  [=, send = std::move(send), recv = std::move(recv)](Collective c) {
-                    runAllToAll(c, out.data, in.data, send, recv);
+    auto bytes = checkAllToAll(out, in, sendCounts, recvCounts, s_->rank, s_->size);
+    enqueueTicket(s, s_->issue(CommOp::AllToAll, 0, static_cast<int64_t>(commBytes(in))),
+                  [=, bytes = std::move(bytes)](Collective c) {
+                    runAllToAll(c, out.data, in.data, bytes.send, bytes.recv);
                   });
   }
 
@@ -272,45 +241,25 @@ class CpuCommunicator final : public Communicator {
   void setTimeout(int64_t timeoutMs) override { s_->timeoutMs.store(std::max<int64_t>(1, timeoutMs)); }
   uint64_t fingerprint() const override {
     std::lock_guard<std::mutex> lock(s_->mutex);
-    return s_->print;
+    return s_->order.fingerprint();
   }
   int64_t sequence() const override {
     std::lock_guard<std::mutex> lock(s_->mutex);
-    return static_cast<int64_t>(s_->tickets);
+    return s_->order.sequence();
   }
   std::vector<std::pair<std::string, int64_t>> payload() const override {
     std::lock_guard<std::mutex> lock(s_->mutex);
-    std::vector<std::pair<std::string, int64_t>> byName;
-    for (const auto& [op, bytes] : s_->payload) byName.emplace_back(commOpName(op), bytes);
-    return byName;
+    return s_->order.payload();
   }
 
  private:
-  static size_t bytesOf(const TensorRef& t) { return static_cast<size_t>(t.numel()) * dtypeBytes(t.dtype); }
-  static void checkContiguous(const char* op, const TensorRef& t) {
-    VIADUCT_CHECK(t.contiguous(), "ERR_LAYOUT", op,
-                  "expected a contiguous tensor, got " + describe(t) + ": copy it into a fresh tensor first");
-  }
-  static void checkDtypes(const char* op, const TensorRef& out, const TensorRef& in) {
-    VIADUCT_CHECK(out.dtype == in.dtype, "ERR_DTYPE", op,
-                  "expected out and in of one dtype, got " + describe(out) + " and " + describe(in));
-  }
-  static void check(const char* op, const TensorRef& out, const TensorRef& in, int64_t outBlocks, int64_t inBlocks) {
-    checkContiguous(op, out);
-    checkContiguous(op, in);
-    checkDtypes(op, out, in);
-    VIADUCT_CHECK(out.numel() * inBlocks == in.numel() * outBlocks, "ERR_SHAPE", op,
-                  "expected " + std::to_string(outBlocks) + " blocks out and " + std::to_string(inBlocks) +
-                      " in, of equal size, got " + describe(out) + " and " + describe(in));
-  }
   static void checkReducible(const char* op, const TensorRef& in) {
-    VIADUCT_CHECK(reducible(in.dtype), "ERR_DTYPE", op,
-                  "expected a dtype that can be summed, got " + describe(in) + ": cast it first");
+    if (!reducible(in.dtype)) refuseReduction(op, in);
   }
 
   template <typename F>
   void enqueue(Stream& s, CommOp op, const TensorRef& in, F body) {
-    const size_t bytes = bytesOf(in);
+    const size_t bytes = commBytes(in);
     enqueueTicket(s, s_->issue(op, bytes, static_cast<int64_t>(bytes)), std::move(body));
   }
   template <typename F>
@@ -323,11 +272,9 @@ class CpuCommunicator final : public Communicator {
 
 void CpuCommunicator::pointToPoint(Stream& s, std::vector<P2p> group) {
   int64_t payload = 0;
+  checkTransfers(group, s_->rank, s_->size);
   for (const P2p& p : group) {
-    checkContiguous("pointToPoint", p.tensor);
-    VIADUCT_CHECK(p.peer >= 0 && p.peer < s_->size && p.peer != s_->rank, "ERR_COMM", "pointToPoint",
-                  "expected another rank of 0 to " + std::to_string(s_->size - 1) + ", got " + std::to_string(p.peer));
-    if (p.send) payload += static_cast<int64_t>(bytesOf(p.tensor));
+    if (p.send) payload += static_cast<int64_t>(commBytes(p.tensor));
   }
   const Ticket ticket = s_->issue(CommOp::PointToPoint, 0, payload);
   std::vector<Transfer> transfers;
@@ -338,7 +285,7 @@ void CpuCommunicator::pointToPoint(Stream& s, std::vector<P2p> group) {
       t.send = p.send;
       t.peer = p.peer;
       t.data = p.tensor.data;
-      t.bytes = bytesOf(p.tensor);
+      t.bytes = commBytes(p.tensor);
       t.tag = ticket.tag;
       auto& count = (p.send ? s_->sent : s_->received)[static_cast<size_t>(p.peer)];
       t.tag.sequence = count++;

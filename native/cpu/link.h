@@ -8,23 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "../comm_order.h"
+
 namespace viaduct::cpu {
 
 using Clock = std::chrono::steady_clock;
-
-enum class CommOp : uint16_t {
-  AllReduce = 1,
-  AllGather = 2,
-  ReduceScatter = 3,
-  Broadcast = 4,
-  AllToAll = 5,
-  PointToPoint = 6,
-  Barrier = 7,
-  GatherBytes = 8,
-  Split = 9,
-};
-
-const char* commOpName(CommOp op);
 
 /// Says which part of which operation a transfer is; equal on both sides when both run the same program.
 struct Tag {
@@ -65,13 +53,5 @@ class Link {
   /// From any thread: exchange() fails now and later, here at once and on the peers as soon as they notice.
   virtual void abort(const std::string& reason) = 0;
 };
-
-/// A well-mixed hash of two words.
-inline uint64_t mix(uint64_t a, uint64_t b) {
-  uint64_t x = a ^ (b + 0x9e3779b97f4a7c15ull + (a << 6) + (a >> 2));
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return x ^ (x >> 31);
-}
 
 }  // namespace viaduct::cpu

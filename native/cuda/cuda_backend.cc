@@ -6,6 +6,7 @@
 #include <map>
 
 #include "matmul.h"
+#include "nccl_library.h"
 
 namespace viaduct::cuda {
 
@@ -29,6 +30,7 @@ Support::Support(std::initializer_list<std::pair<const char*, Takes>> ops) {
 CudaBackend::CudaBackend(const DeviceOptions& options)
     : options_(options), device_(options.ordinal), pieces_(device_), allocator_(pieces_) {
   matmulOptions(options);
+  ncclOptions(options);
 #ifdef VIADUCT_EMULATE
   emulation::setSeed(options.seed);
 #endif
@@ -62,7 +64,10 @@ void* CudaBackend::allocate(size_t bytes, Stream& stream) {
   }
 #ifdef VIADUCT_EMULATE
   // In the stream's order: commands on what lay there before may still wait.
-  cudaStream(stream).always("allocate", [memory, bytes] { emulation::allocated(memory, bytes); });
+  cudaStream(stream).always("allocate", [memory, bytes, on = cudaStream(stream).get()] {
+    emulation::settle(on);
+    emulation::allocated(memory, bytes);
+  });
 #endif
   return memory;
 }

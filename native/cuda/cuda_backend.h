@@ -39,6 +39,7 @@ class CudaBackend final : public Backend {
   void setNumThreads(int64_t n) override;
   int64_t numThreads() const override { return 1; }
   bool supports(const std::string& op, DType dtype, std::string* why) const override;
+  Device& device() { return device_; }
 
   // ops/copy.cu
   void fill(Stream& s, Out y, double value) override;

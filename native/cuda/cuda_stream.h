@@ -35,6 +35,8 @@ class CudaStream final : public WorkerStream {
   /// From a command: runs `then` on the watcher once the GPU has passed what was started so far, in order, also after a
   /// failure, which it is given.
   void whenPassed(std::function<void(std::exception_ptr)> then);
+  /// The place that holds for the command that runs.
+  using WorkerStream::place;
   /// Runs `command` on the worker in its order, also when the stream is poisoned. It must not throw.
   template <typename F>
   void always(const char* op, F command) {

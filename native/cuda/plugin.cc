@@ -4,6 +4,7 @@
 #include ".viaduct/interface.h"
 #include "cuda_backend.h"
 #include "libraries.h"
+#include "nccl_comm.h"
 
 #define VIADUCT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -24,6 +25,9 @@ class CudaPlugin final : public Plugin {
   std::vector<LibraryFact> libraries(const std::vector<std::string>& folders) override { return libraryFacts(folders); }
   std::unique_ptr<Backend> open(const DeviceOptions& options) override {
     return std::make_unique<CudaBackend>(options);
+  }
+  std::unique_ptr<Communicator> connect(Backend& device, const DeviceGroupOptions& options) override {
+    return connectNccl(static_cast<CudaBackend&>(device), options);
   }
 };
 

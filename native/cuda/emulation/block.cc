@@ -348,8 +348,9 @@ const uint64_t* gatherLanes(const char* file, int line, unsigned mask, uint64_t 
   return self.lanes;
 }
 
-cudaError_t launch(cudaStream_t, dim3 grid, dim3 block, size_t sharedBytes, const std::function<void()>& kernel) {
+cudaError_t launch(cudaStream_t stream, dim3 grid, dim3 block, size_t sharedBytes, const std::function<void()>& kernel) {
   static auto* state = new Launch();
+  settle(stream);
   const uint64_t count = uint64_t{block.x} * block.y * block.z;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   if (count == 0 || count > kMaxThreads || block.z > 64 || blocks == 0 || grid.y > 65535 || grid.z > 65535 ||

@@ -34,7 +34,8 @@ std::string matmulLibrary() { return "plain loops, emulated"; }
 
 size_t matmulScratch(const MatmulArgs&, const Device&) { return 0; }
 
-void startMatmul(const MatmulArgs& g, CudaStream&, void*, size_t) {
+void startMatmul(const MatmulArgs& g, CudaStream& stream, void*, size_t) {
+  emulation::settle(stream.get());
   const auto [m, n, k] = g.shape;
   requireUsable("y", g.y, g.yDtype, m, n, g.ldy);
   requireUsable("a", g.a, g.dtype, g.transA ? k : m, g.transA ? m : k, g.lda);

@@ -1,5 +1,5 @@
 // The emulated GPU behind the runtime's and the driver's functions: one device with little memory. Everything that is started
-// is done when the call returns.
+// is done when the call returns, except collectives (pending.h).
 #include <cuda.h>
 #include <cuda_runtime.h>
 #include <sys/mman.h>
@@ -11,10 +11,11 @@
 #include <string>
 
 #include "block.h"
+#include "pending.h"
 
-struct EmulatedStream {};
 struct EmulatedEvent {
   std::chrono::steady_clock::time_point at;
+  viaduct::emulation::PendingList pending;
 };
 
 namespace {
@@ -40,6 +41,10 @@ bool inArena(const void* p) {
 }
 
 }  // namespace
+
+void viaduct::emulation::settle(cudaStream_t stream) {
+  if (stream != nullptr) stream->pending.wait();
+}
 
 const char* cudaGetErrorName(cudaError_t status) {
   switch (status) {
@@ -104,8 +109,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  viaduct::emulation::settle(stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  stream->pending.add(event->pending.get());
+  return cudaSuccess;
+}
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new EmulatedEvent();
@@ -115,12 +126,16 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->pending.set(stream->pending.get());
   event->at = std::chrono::steady_clock::now();
   return cudaSuccess;
 }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventQuery(cudaEvent_t event) { return event->pending.done() ? cudaSuccess : cudaErrorNotReady; }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  event->pending.wait();
+  return cudaSuccess;
+}
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->at - begin->at).count();
   return cudaSuccess;
@@ -134,7 +149,8 @@ cudaError_t cudaFreeHost(void* data) {
   std::free(data);
   return cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  viaduct::emulation::settle(stream);
   const Locked locked;
   if ((kind != cudaMemcpyDeviceToHost) != inArena(to) || (kind != cudaMemcpyHostToDevice) != inArena(from)) {
     return cudaErrorInvalidValue;
@@ -157,7 +173,8 @@ cudaError_t cudaMemcpy2D(void* to, size_t toPitch, const void* from, size_t from
   }
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  viaduct::emulation::settle(stream);
   const Locked locked;
   if (!inArena(to) || !shadow().usable(to, bytes)) return cudaErrorInvalidValue;
   std::memset(to, value, bytes);

@@ -66,7 +66,7 @@ constexpr unsigned long long cudaEnableDefault = 0;
 cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned version,
                                              unsigned long long flags, cudaDriverEntryPointQueryResult* result);
 
-// ---- streams and events: all is done when a call returns
+// ---- streams and events: all but collectives is done when a call returns
 typedef struct EmulatedStream* cudaStream_t;
 typedef struct EmulatedEvent* cudaEvent_t;
 constexpr unsigned cudaStreamNonBlocking = 1;
@@ -103,6 +103,8 @@ cudaError_t launch(cudaStream_t stream, dim3 grid, dim3 block, size_t sharedByte
 void* dynamicShared();
 /// These bytes may be used from now on, and what follows up to the next multiple of 512 may not. Their content is undefined.
 void allocated(void* data, size_t bytes);
+/// Waits for what was started on the stream. What runs on the host in place of a library's kernel calls it first.
+void settle(cudaStream_t stream);
 /// The order of threads follows from it.
 void setSeed(uint64_t seed);
 
