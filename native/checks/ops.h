@@ -2,6 +2,7 @@
 // op, or a group of ops of one signature; meanings stand in backend.h. Each throws viaduct::Error as arguments.h does.
 #pragma once
 
+#include "../attention_args.h"
 #include "arguments.h"
 
 namespace viaduct {
@@ -48,5 +49,13 @@ void checkClipFactor(const TensorRef& norm, const TensorRef& factor, const Tenso
 /// `model` may be absent.
 void checkAdamw(const TensorRef& param, const TensorRef& m, const TensorRef& v, const TensorRef& model,
                 const TensorRef& grad, const TensorRef& slots);
+
+// ---- attention.cc
+AttentionArgs checkAttention(const char* op, const TensorRef& out, const TensorRef& lse, const TensorRef& q,
+                             const TensorRef& k, const TensorRef& v, const TensorRef& firstKey, const TensorRef& keyEnd,
+                             double scale, bool causal, int64_t queryOffset, int64_t window, double softcap);
+/// Fills in the gradients.
+void checkAttentionGradients(const char* op, AttentionArgs& a, const TensorRef& dq, const TensorRef& dk,
+                             const TensorRef& dv, const TensorRef& dOut);
 
 }  // namespace viaduct

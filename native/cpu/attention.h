@@ -1,58 +1,16 @@
-// What attention's forward and backward share: arguments on raw memory, which keys a query sees, and how queries are
-// gathered into rows. Row (i, r) of a block is query i, head r of the group: R heads share one load of keys and values.
+// What attention's forward and backward share: how queries are gathered into rows. Row (i, r) of a block is query i, head r of
+// the group: R heads share one load of keys and values.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "../tensor.h"
+#include "../attention_args.h"
 #include "attention_kernel.h"
 #include "cast.h"
 #include "matmul_kernel.h"
 
 namespace viaduct::cpu {
-
-/// One of q, k, v, ... with strides (elements) of batch, position, group and head in the group; channels are contiguous.
-struct HeadsView {
-  void* data = nullptr;
-  DType dtype = DType::F32;
-  int64_t batch = 0, position = 0, group = 0, head = 0;
-
-  char* at(int64_t b, int64_t s, int64_t g, int64_t r = 0) const {
-    return static_cast<char*>(data) +
-           (b * batch + s * position + g * group + r * head) * static_cast<int64_t>(dtypeBytes(dtype));
-  }
-};
-
-struct AttentionArgs {
-  int64_t B = 0, S = 0, G = 0, R = 0, K = 0, D = 0, Dv = 0;
-  HeadsView q, k, v, out;
-  float* lse = nullptr;  // [B, G * R, S]
-  int64_t lseBatch = 0, lseHead = 0, lseQuery = 0;
-  const int32_t* firstKey = nullptr;
-  int64_t firstKeyBatch = 0, firstKeyQuery = 0;
-  const int32_t* keyEnd = nullptr;
-  int64_t keyEndBatch = 0;
-  float scale = 1, softcap = 0;
-  bool causal = false;
-  int64_t queryOffset = 0, window = 0;
-  HeadsView dOut, dq, dk, dv;  // backward
-
-  float* lseAt(int64_t b, int64_t g, int64_t r, int64_t i) const {
-    return lse + b * lseBatch + (g * R + r) * lseHead + i * lseQuery;
-  }
-
-  /// The keys [lo, hi) that query i of sample b sees; lo >= hi when it sees none.
-  Visible visible(int64_t b, int64_t i) const {
-    Visible see{0, K};
-    const int64_t at = queryOffset + i;
-    if (causal) see.hi = std::min(see.hi, at + 1);
-    if (window > 0) see.lo = std::max<int64_t>(see.lo, at - window + 1);
-    if (firstKey != nullptr) see.lo = std::max<int64_t>(see.lo, firstKey[b * firstKeyBatch + i * firstKeyQuery]);
-    if (keyEnd != nullptr) see.hi = std::min<int64_t>(see.hi, keyEnd[b * keyEndBatch]);
-    return see;
-  }
-};
 
 /// Keys in a block; blocks begin at multiples of it, so that the order of sums depends on the shape alone.
 constexpr int64_t kKeyBlock = 128;

@@ -1,18 +1,12 @@
 // Row kernels of attention behind run-time dispatch: softmax over a block of scores, its gradient, sums of value rows. A row
-// of scores sees the columns [lo, hi) of its block and nothing else. All in F32, one thread, no tensors.
+// of scores sees the columns [lo, hi), relative to its block, and nothing else. All in F32, one thread, no tensors.
 #pragma once
 
 #include <cstdint>
 
-#include "../tensor.h"
+#include "../attention_args.h"
 
 namespace viaduct::cpu {
-
-/// Columns [lo, hi) that a row sees, relative to the block.
-struct Visible {
-  int64_t lo = 0;
-  int64_t hi = 0;
-};
 
 /// scores[rows, n] (ld apart) become exp(score - m), 0 where unseen. m and l are the running maximum and sum of each row;
 /// correction[row] is what earlier sums and outputs must be multiplied with. softcap 0: none.

@@ -78,6 +78,13 @@ class CudaBackend final : public Backend {
   // matmul.cc; the product itself in matmul_cublaslt.cc, under emulation in emulation/matmul_host.cc
   void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
 
+  // attention.cc; what computes it in ops/attention_forward.cu and attention_backward.cu
+  void attentionForward(Stream& s, Out out, Out lse, In q, In k, In v, OptIn firstKey, OptIn keyEnd, double scale,
+                        bool causal, int64_t queryOffset, int64_t window, double softcap) override;
+  void attentionBackward(Stream& s, Out dq, Out dk, Out dv, In dOut, In q, In k, In v, In out, In lse, OptIn firstKey,
+                         OptIn keyEnd, double scale, bool causal, int64_t queryOffset, int64_t window,
+                         double softcap) override;
+
  private:
   bool settleAll();
 

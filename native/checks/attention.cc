@@ -1,0 +1,87 @@
+// Arguments of attention.
+#include <initializer_list>
+#include <string>
+
+#include "ops.h"
+
+namespace viaduct {
+
+namespace {
+
+// x [B, S, G, R, D] or [B, K, G, D].
+HeadsView headsOf(const char* op, const char* name, const TensorRef& x, std::initializer_list<int64_t> shape) {
+  checkShape(op, name, x, shape);
+  checkFloat(op, name, x);
+  checkRowStrided(op, name, x);
+  HeadsView h;
+  h.data = x.data;
+  h.dtype = x.dtype;
+  h.batch = x.stride[0];
+  h.position = x.stride[1];
+  h.group = x.stride[2];
+  h.head = x.ndim == 5 ? x.stride[3] : 0;
+  return h;
+}
+
+}  // namespace
+
+AttentionArgs checkAttention(const char* op, const TensorRef& out, const TensorRef& lse, const TensorRef& q,
+                             const TensorRef& k, const TensorRef& v, const TensorRef& firstKey, const TensorRef& keyEnd,
+                             double scale, bool causal, int64_t queryOffset, int64_t window, double softcap) {
+  checkNdim(op, "q", q, 5);
+  checkNdim(op, "k", k, 4);
+  checkNdim(op, "v", v, 4);
+  AttentionArgs a;
+  a.B = q.shape[0];
+  a.S = q.shape[1];
+  a.G = q.shape[2];
+  a.R = q.shape[3];
+  a.D = q.shape[4];
+  a.K = k.shape[1];
+  a.Dv = v.shape[3];
+  VIADUCT_CHECK(
+      a.D > 0 && a.Dv > 0, "ERR_SHAPE", op,
+      "expected heads of at least 1 channel, got q " + describe(q) + " and v " + describe(v) + ": check the head size");
+  a.q = headsOf(op, "q", q, {a.B, a.S, a.G, a.R, a.D});
+  a.k = headsOf(op, "k", k, {a.B, a.K, a.G, a.D});
+  a.v = headsOf(op, "v", v, {a.B, a.K, a.G, a.Dv});
+  a.out = headsOf(op, "out", out, {a.B, a.S, a.G, a.R, a.Dv});
+  checkSameDtype(op, "k", k, "q", q);
+  checkSameDtype(op, "v", v, "q", q);
+  checkSameDtype(op, "out", out, "q", q);
+  checkShape(op, "lse", lse, {a.B, a.G * a.R, a.S});
+  checkDtype(op, "lse", lse, {DType::F32});
+  a.lse = lse.as<float>();
+  a.lseBatch = lse.stride[0];
+  a.lseHead = lse.stride[1];
+  a.lseQuery = lse.stride[2];
+  if (firstKey.present()) {
+    checkShape(op, "firstKey", firstKey, {a.B, a.S});
+    checkDtype(op, "firstKey", firstKey, {DType::I32});
+    a.firstKey = firstKey.as<int32_t>();
+    a.firstKeyBatch = firstKey.stride[0];
+    a.firstKeyQuery = firstKey.stride[1];
+  }
+  if (keyEnd.present()) {
+    checkShape(op, "keyEnd", keyEnd, {a.B});
+    checkDtype(op, "keyEnd", keyEnd, {DType::I32});
+    a.keyEnd = keyEnd.as<int32_t>();
+    a.keyEndBatch = keyEnd.stride[0];
+  }
+  a.scale = static_cast<float>(scale);
+  a.softcap = static_cast<float>(softcap);
+  a.causal = causal;
+  a.queryOffset = queryOffset;
+  a.window = window;
+  return a;
+}
+
+void checkAttentionGradients(const char* op, AttentionArgs& a, const TensorRef& dq, const TensorRef& dk,
+                             const TensorRef& dv, const TensorRef& dOut) {
+  a.dOut = headsOf(op, "dOut", dOut, {a.B, a.S, a.G, a.R, a.Dv});
+  a.dq = headsOf(op, "dq", dq, {a.B, a.S, a.G, a.R, a.D});
+  a.dk = headsOf(op, "dk", dk, {a.B, a.K, a.G, a.D});
+  a.dv = headsOf(op, "dv", dv, {a.B, a.K, a.G, a.Dv});
+}
+
+}  // namespace viaduct

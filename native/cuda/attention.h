@@ -1,0 +1,18 @@
+// Attention between its ops (attention.cc) and what computes it: own kernels (ops/attention_forward.cu, attention_backward.cu).
+#pragma once
+
+#include "../attention_args.h"
+#include "launch.cuh"
+
+namespace viaduct::cuda {
+
+constexpr int64_t kMostChannels = 256;  // of a head, for own kernels
+
+/// Scratch memory of a call, in bytes.
+size_t ownForwardScratch(const AttentionArgs& a);
+size_t ownBackwardScratch(const AttentionArgs& a);
+/// From a command.
+void startOwnForward(const AttentionArgs& a, const Launch& on, void* scratch);
+void startOwnBackward(const AttentionArgs& a, const Launch& on, void* scratch);
+
+}  // namespace viaduct::cuda
