@@ -137,11 +137,15 @@ CommTicket NcclGroup::issue(CommOp op, uint64_t bytes, int64_t payload, std::vec
   return ticket;
 }
 
+/// Once there is one. A copy: who fails a stream for it must not hold the lock, because that aborts this group too.
+Error NcclGroup::failure() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return *failure_;
+}
+
 /// In commands, whose stream has then failed for that reason.
 void NcclGroup::throwIfFailed() {
-  if (!failed_.load()) return;
-  std::lock_guard<std::mutex> lock(mutex_);
-  throw Error(*failure_);
+  if (failed_.load()) throw failure();
 }
 
 /// Holds the turn of a ticket, which passes with it.
@@ -196,8 +200,7 @@ void NcclGroup::run(const CommTicket& ticket, CudaStream& s,
   // What an aborted operation leaves behind is no result: the stream fails once the GPU is past it.
   s.whenPassed([self = shared_from_this(), &s, at = s.place()](std::exception_ptr) {
     if (!self->failed_.load()) return;
-    std::lock_guard<std::mutex> lock(self->mutex_);
-    const Error& error = *self->failure_;
+    const Error error = self->failure();
     std::string text = error.what();
     text.erase(0, text.find("] ") + 2);
     s.fail(std::make_exception_ptr(Error(error.code, error.where, text + (at.empty() ? "" : " (in " + at + ")"))));

@@ -65,6 +65,7 @@ class NcclGroup : public std::enable_shared_from_this<NcclGroup> {
   void settle(ncclResult_t result, const char* op);
   void await(ncclComm_t comm, ncclResult_t result, const char* op, Clock::time_point deadline);
   void leave(bool failed);
+  Error failure();
   void throwIfFailed();
   Error refused(const char* op, ncclResult_t result);
   Error overdue(const Flight& flight);
