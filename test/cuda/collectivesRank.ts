@@ -237,11 +237,11 @@ async function fault(): Promise<void> {
       if (scenario === 'poison') native.debugFail(gpu.stream.id, 'a kernel failed')
     }
     native.setPlace(gpu.stream.id, 'decoder.layers.3.mlp')
-    if (last && scenario === 'mismatch') broadcast(gpu, t, world.rank, world.group)
+    // Each waits for the other: neither can end.
+    if (scenario === 'mismatch' && last) broadcast(gpu, gpu.empty([1], 'float32'), 0, world.group)
+    else if (scenario === 'mismatch') broadcast(gpu, t, world.size - 1, world.group)
     else allReduce(gpu, t, world.group)
     if (scenario === 'kill') allReduce(gpu, t, world.group)
-    await gpu.stream.sync()
-    if (scenario === 'mismatch') allReduce(gpu, t, world.group)
     await gpu.stream.sync()
     report({ ok: true })
   } catch (error) {
