@@ -404,7 +404,7 @@ export interface Addon {
     timeoutMs: integer,
     sharedMemory: boolean,
   ): Promise<number>
-  connectDevice(comm: integer, device: integer): void
+  connectDevice(comm: integer, device: Device): void
   splitComm(comm: integer, colour: integer, key: integer, name: string): Promise<number>
   gatherBytes(comm: integer, mine: bytes): Promise<Uint8Array[]>
   commInfo(comm: integer): CommInfo
