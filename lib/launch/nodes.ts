@@ -183,6 +183,7 @@ export class Nodes {
       return this.#lostEnd([0], `its launcher is gone${pause === '' ? ` (${error.message})` : pause}`)
     })
     const lost = new Promise<AttemptEnd>((resolve) => {
+      if (this.#presence === null) return
       let last = performance.now()
       looking = setInterval(() => {
         const now = performance.now()

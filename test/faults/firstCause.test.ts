@@ -41,6 +41,10 @@ describe('the first cause', () => {
     const { code, err, ms, left } = await lose('kill', 10_000, 4, {})
     expect(code, err).toBe(137)
     expect(err).toMatch(/^viaduct run: rank 1 \(local rank 1, process \d+\) failed first: signal SIGKILL$/m)
+    // The others fail by themselves, each naming it.
+    const named =
+      /^ {2}then rank [023]: exit code 1: ERR_COMM \[allReduce\] operation \d+ of group world .*(?:lost rank 1\b|not heard from rank 1\b)/gm
+    expect(err.match(named), err).toHaveLength(3)
     expect(left).toEqual([])
     // At once, long before the timeout.
     expect(ms).toBeLessThan(slack)
