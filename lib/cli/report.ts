@@ -2,7 +2,10 @@
 import { CommanderError } from 'commander'
 import { writeErrorFile } from '../base/errorFile.js'
 import { ViaductError } from '../base/errors.js'
+import { flagsNamed } from './layoutFlagNames.js'
 import { say, styled } from './terminal.js'
+
+const aboutLayouts: readonly string[] = ['ERR_LAYOUT_INVALID', 'ERR_CONFIG']
 
 /**
  * Prints an error for people, or as one JSON line on stdout, and gives the exit code.
@@ -26,6 +29,8 @@ export function reportError(error: unknown, options: { json?: boolean; debug?: b
   }
   if (ours) {
     say(`${styled('red', 'error')} ${error.code} ${error.message}`)
+    const flags = aboutLayouts.includes(error.code) ? flagsNamed(error.message) : ''
+    if (flags !== '') say(flags)
     if (options.debug && error.stack) say(error.stack)
     return error.exitCode
   }

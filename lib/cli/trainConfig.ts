@@ -7,9 +7,11 @@ import { nearest, ViaductError } from '../base/errors.js'
 import { AutoBridge } from '../bridge/autoBridge.js'
 import { isCheckpoint } from '../checkpoint/checkpointIndex.js'
 import { applyOverrides, applyYaml } from '../config/overrides.js'
+import { configProblems, type ResolvedConfig, refuseConfig, resolve } from '../config/resolve.js'
 import { type RunConfig, runConfig } from '../config/runConfig.js'
 import type { RecomputeModule } from '../models/recomputeSettings.js'
-import { chosenLayout, type LayoutFlags, layoutArguments } from './layout.js'
+import { parallelOf, withoutUnbuilt } from '../parallel/config.js'
+import { chosenLayout, chosenWorld, type LayoutFlags, layoutArguments } from './layout.js'
 
 /** The flags of `viaduct train` that make the configuration. */
 export interface TrainFlags extends LayoutFlags {
@@ -158,4 +160,22 @@ async function applyFlags(config: RunConfig, flags: TrainFlags): Promise<void> {
     config.checkpoint.load = absolute(flags.load)
     config.checkpoint.exitOnMissingCheckpoint = true
   }
+}
+
+/** A configuration that can run, and on how many ranks. */
+export interface ResolvedTraining {
+  readonly resolved: ResolvedConfig
+  readonly ranks: number
+}
+
+/**
+ * Finds everything that can be wrong before a process starts.
+ * @param given - ranks of a launcher or of --nproc-per-node; null: those of the layout.
+ * @throws ERR_CONFIG with all problems.
+ */
+export function resolveTraining(config: RunConfig, flags: LayoutFlags, given: number | null): ResolvedTraining {
+  const parallel = withoutUnbuilt(parallelOf(config.model))
+  const { worldSize: ranks, conflicts } = chosenWorld(parallel, flags.dp, given)
+  refuseConfig([...conflicts, ...configProblems(config, ranks)])
+  return { resolved: resolve(config, ranks), ranks }
 }

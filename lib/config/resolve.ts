@@ -4,7 +4,7 @@ import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
 import { runnableProblems } from '../models/layoutShards.js'
 import { recomputeProblems } from '../models/recomputeSettings.js'
-import { parallelOf, runProblems } from '../parallel/config.js'
+import { parallelOf, runProblems, withoutUnbuilt } from '../parallel/config.js'
 import { mostLayers } from '../parallel/pipelineStages.js'
 import { freezeConfig, type RunConfig, sectionNames } from './runConfig.js'
 import { schemas } from './sections.js'
@@ -58,9 +58,12 @@ export function configProblems(config: RunConfig, worldSize: number): string[] {
 
 function modelAndLayoutProblems(config: RunConfig, worldSize: number): string[] {
   const own = modelProblems(config)
+  const batchWorks = (ranks: number) => batchProblems(config, ranks).length === 0
   // Shards are only looked at in a model whose sizes are sound.
   const layout =
-    own.length > 0 ? runProblems(config.model, worldSize) : runnableProblems(config.model, config.model, worldSize)
+    own.length > 0
+      ? runProblems(config.model, worldSize, batchWorks)
+      : runnableProblems(config.model, config.model, worldSize, batchWorks)
   const isField = (problem: string) => Object.keys(parallelOf({})).some((key) => problem.startsWith(key))
   const { model } = config
   const sizes = layout.length === 0 && Number.isInteger(model.numLayers) && model.numLayers > 0
@@ -115,7 +118,8 @@ function dtypeOf(precision: RunConfig['mixedPrecision'], dtype: DType): DType {
 }
 
 function batchProblems({ train, model }: RunConfig, worldSize: number): string[] {
-  const ranks = model.tensorModelParallelSize * model.pipelineModelParallelSize * model.contextParallelSize
+  const { contextParallelSize: cp } = withoutUnbuilt(parallelOf(model))
+  const ranks = model.tensorModelParallelSize * model.pipelineModelParallelSize * cp
   const dp = worldSize / ranks
   if (!Number.isInteger(dp) || dp < 1) return []
   const { globalBatchSize, microBatchSize } = train
@@ -144,7 +148,10 @@ function scheduleProblems(config: RunConfig): string[] {
   const problems: string[] = []
   const say = (bad: boolean, text: string) => bad && problems.push(text)
   const { warmup, decay } = warmupOf(config)
-  say(optimizer.minLr > optimizer.lr, `optimizer.minLr=${optimizer.minLr} is larger than optimizer.lr=${optimizer.lr}`)
+  say(
+    optimizer.minLr > optimizer.lr,
+    `optimizer.minLr=${optimizer.minLr} is larger than optimizer.lr=${optimizer.lr}: use at most ${optimizer.lr}`,
+  )
   say(
     scheduler.lrWarmupInit > optimizer.lr,
     `scheduler.lrWarmupInit=${scheduler.lrWarmupInit} is larger than optimizer.lr=${optimizer.lr}`,

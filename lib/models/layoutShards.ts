@@ -1,6 +1,14 @@
 // Cuts logical parameters into the shards of a rank, in any layout. Rows come from parameterTable.ts, sizes from ParallelConfig; no
 // model, no group, no file is needed. The axes of gradient sums are explained in docs/runtime.md, section 7.
-import { type ParallelConfig, parallelProblems, refuseLayout, unrunnableProblems } from '../parallel/config.js'
+import {
+  type ParallelConfig,
+  parallelProblems,
+  type RanksWork,
+  refuseLayout,
+  unrunnableProblems,
+  withoutAxes,
+  withoutUnbuilt,
+} from '../parallel/config.js'
 import { pipelineProblems, pipelineStages } from '../parallel/pipelineStages.js'
 import { rankCoordinates } from '../parallel/rankCoordinates.js'
 import { replicated, rowRuns, type ShardSpec, splitDim } from '../tensor/shardSpec.js'
@@ -85,8 +93,13 @@ const expertCount = (rows: readonly ParameterRow[]) =>
  * Everything about a layout that does not fit a model, all together, each with what would; empty when it fits.
  * @param worldSize - ranks that run; 0 when not known yet.
  */
-export function layoutProblems(config: TransformerConfig, parallel: ParallelConfig, worldSize = 0): string[] {
-  const sizes = parallelProblems(parallel, worldSize)
+export function layoutProblems(
+  config: TransformerConfig,
+  parallel: ParallelConfig,
+  worldSize = 0,
+  works?: RanksWork,
+): string[] {
+  const sizes = parallelProblems(parallel, worldSize, works)
   if (parallelProblems(parallel).length > 0) return sizes
   return [
     ...sizes,
@@ -96,9 +109,17 @@ export function layoutProblems(config: TransformerConfig, parallel: ParallelConf
   ]
 }
 
-/** As layoutProblems, for a model that is to run: also what is not built yet. */
-export function runnableProblems(config: TransformerConfig, parallel: ParallelConfig, worldSize = 0): string[] {
-  return [...layoutProblems(config, parallel, worldSize), ...unrunnableProblems(parallel)]
+/** As layoutProblems, for a model that is to run: also what is not built yet, of which nothing else is said then. */
+export function runnableProblems(
+  config: TransformerConfig,
+  parallel: ParallelConfig,
+  worldSize = 0,
+  works?: RanksWork,
+): string[] {
+  const dense = parameterTable(config).every((row) => row.expert === null)
+  const noExperts = dense ? expertProblems(config, parallel) : []
+  const rest = dense ? withoutAxes(parallel, ['expertModelParallelSize', 'expertTensorParallelSize']) : parallel
+  return [...layoutProblems(config, withoutUnbuilt(rest), worldSize, works), ...noExperts, ...unrunnableProblems(rest)]
 }
 
 /** A parameter and the part of it that a rank holds. */

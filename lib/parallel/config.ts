@@ -75,16 +75,20 @@ export function smallestWorld(parallel: ParallelConfig): number {
   return inner * dp * parallel.pipelineModelParallelSize
 }
 
+/** Whether so many ranks will do. */
+export type RanksWork = (worldSize: number) => boolean
+
 /**
  * All problems of the sizes, in one list; empty when they are fine. What depends on the model is in layoutShards.ts.
  * @param worldSize - ranks that run; 0 when not known yet.
+ * @param works - whether other numbers of ranks, named as a way out, suit what else is asked of them.
  */
-export function parallelProblems(config: ParallelConfig, worldSize = 0): string[] {
+export function parallelProblems(config: ParallelConfig, worldSize = 0, works: RanksWork = () => true): string[] {
   const problems: string[] = []
   for (const [, key] of sizes) {
     const value = config[key]
     if (value !== null && (!Number.isInteger(value) || value < 1))
-      problems.push(`${key} must be a whole number of at least 1, got ${value}`)
+      problems.push(`${key} must be a whole number of at least 1, got ${value}: use 1`)
   }
   if (problems.length > 0 || worldSize === 0) return problems
   const model = config.tensorModelParallelSize * config.pipelineModelParallelSize * config.contextParallelSize
@@ -92,17 +96,17 @@ export function parallelProblems(config: ParallelConfig, worldSize = 0): string[
   if (worldSize < model) {
     problems.push(
       `tp·pp·cp = ${model} but ${worldSize} ${worldSize === 1 ? 'rank runs' : 'ranks run'}: ` +
-        `viaduct run --nproc-per-node ${model} SCRIPT`,
+        `viaduct run --nproc-per-node ${model} SCRIPT; of another command --nproc-per-node ${model}`,
     )
   } else if (worldSize % model !== 0) {
     const below = worldSize - (worldSize % model)
-    problems.push(
-      `the ${worldSize} ranks must be a multiple of tp·pp·cp = ${model}: use ${below} or ${below + model} ranks`,
-    )
+    const near = [below, below + model].filter(works)
+    const ranks = near.length > 0 ? near : [model]
+    problems.push(`the ${worldSize} ranks must be a multiple of tp·pp·cp = ${model}: use ${ranks.join(' or ')} ranks`)
   } else if ((worldSize / config.pipelineModelParallelSize) % experts !== 0) {
     problems.push(
       `ep·etp = ${experts} must divide tp·cp·dp = ${worldSize / config.pipelineModelParallelSize}: ` +
-        `use ${smallestWorld(config)} ranks or a multiple`,
+        `use ${smallestWorld(config)} ranks (dp ${smallestWorld(config) / model}) or a multiple`,
     )
   }
   return problems
@@ -114,6 +118,17 @@ const unbuilt = {
   expertModelParallelSize: 'expert parallelism',
   expertTensorParallelSize: 'expert tensor parallelism',
 } as const
+
+/** The layout with 1 on axes that are more. */
+export function withoutAxes(config: ParallelConfig, axes: readonly (keyof ParallelConfig)[]): ParallelConfig {
+  const more = axes.filter((key) => Number(config[key]) > 1)
+  return { ...config, ...Object.fromEntries(more.map((key) => [key, 1])) }
+}
+
+/** The layout without the axes that models in memory do not have yet. */
+export function withoutUnbuilt(config: ParallelConfig): ParallelConfig {
+  return withoutAxes(config, Object.keys(unbuilt) as (keyof typeof unbuilt)[])
+}
 
 /** What a model in memory cannot be cut into, by name: what is not built yet, and what only makes sense there. */
 export function unrunnableProblems(config: ParallelConfig): string[] {
@@ -130,8 +145,8 @@ export function unrunnableProblems(config: ParallelConfig): string[] {
 }
 
 /** As parallelProblems, and what training and inference cannot do yet. */
-export function runProblems(config: ParallelConfig, worldSize = 0): string[] {
-  return [...parallelProblems(config, worldSize), ...unrunnableProblems(config)]
+export function runProblems(config: ParallelConfig, worldSize = 0, works?: RanksWork): string[] {
+  return [...parallelProblems(config, worldSize, works), ...unrunnableProblems(config)]
 }
 
 /** @throws ERR_LAYOUT_INVALID with all problems, when there are any. */

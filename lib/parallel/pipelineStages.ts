@@ -1,6 +1,6 @@
 // Which stage, and which chunk of it, holds each block. With virtual stages the pipeline passes all stages once for chunk 0, then
 // again for chunk 1: "slots" below are these passes in order, slot = chunk * pp + stage. Counts are Megatron's.
-import { type ParallelConfig, refuseLayout } from './config.js'
+import { defaultParallel, type ParallelConfig, refuseLayout } from './config.js'
 
 /** A block of the model by index, or what lies before and after all blocks. */
 export type LayerPlace = number | 'embedding' | 'final'
@@ -29,7 +29,9 @@ export interface PipelineStages {
 /** Longest expanded layout, in characters: some hundred times more than any model has layers. */
 const longestLayout = 100_000
 
-const layoutForm = 'E embedding, t block, L loss, | next stage, t*3 and (tt|)*3 repetition, e.g. Et*3|(tt|)*2tL'
+const layoutForm = 'E embedding, t block, L loss, | next stage, t*3 and (tt|)*3 repetition'
+
+const accounting = ['accountForEmbeddingInPipelineSplit', 'accountForLossInPipelineSplit'] as const
 
 /** The stages of a layout string, repetitions written out. */
 function readLayout(text: string): { stages: string[]; problem: string | null } {
@@ -42,16 +44,12 @@ function readLayout(text: string): { stages: string[]; problem: string | null } 
     .replaceAll(',', '')
     .replace(/\(([^()]+)\)\*(\d+)/g, repeat)
     .replace(/([^*()])\*(\d+)/g, repeat)
-  const at = `pipelineModelParallelLayout=${JSON.stringify(text)}`
-  if (length > longestLayout) return { stages: [], problem: `${at} has more than ${longestLayout} layers` }
+  if (length > longestLayout) return { stages: [], problem: `has more than ${longestLayout} layers` }
   if (written.includes('m'))
-    return { stages: [], problem: `${at} has a layer m (multi-token prediction): the model has none, leave it out` }
+    return { stages: [], problem: 'has a layer m (multi-token prediction): the model has none, leave it out' }
   const strange = /[^EtL|]/.exec(written)
   if (strange)
-    return {
-      stages: [],
-      problem: `${at} has ${JSON.stringify(strange[0])} where one of these is expected: ${layoutForm}`,
-    }
+    return { stages: [], problem: `has ${JSON.stringify(strange[0])} where one of these is expected: ${layoutForm}` }
   return { stages: written.split('|'), problem: null }
 }
 
@@ -65,31 +63,25 @@ function exampleLayout(parallel: ParallelConfig, numLayers: number): string {
 
 function slotsOfLayout(text: string, parallel: ParallelConfig, numLayers: number, problems: string[]): number[] {
   const { pipelineModelParallelSize: pp, virtualPipelineModelParallelSize: vpp } = parallel
-  const before = problems.length
   const { stages, problem } = readLayout(text)
-  if (problem !== null) {
-    problems.push(problem)
-    return []
-  }
   const at = `pipelineModelParallelLayout=${JSON.stringify(text)}`
-  if (stages.length % pp !== 0 || (vpp !== null && stages.length !== pp * vpp)) {
-    const wanted = vpp === null ? `a multiple of pipelineModelParallelSize=${pp}` : `pp·vpp = ${pp * vpp}`
-    problems.push(`${at} must have ${wanted} stages, got ${stages.length}`)
+  const say = (what: string) => problems.push(`${at} ${what}; this fits: ${exampleLayout(parallel, numLayers)}`)
+  if (problem !== null) say(problem)
+  else {
+    if (stages.length % pp !== 0 || (vpp !== null && stages.length !== pp * vpp)) {
+      const wanted = vpp === null ? `a multiple of pipelineModelParallelSize=${pp}` : `pp·vpp = ${pp * vpp}`
+      say(`must have ${wanted} stages, got ${stages.length}`)
+    }
+    const all = stages.join('')
+    const ends = stages[0]?.startsWith('E') && stages.at(-1)?.endsWith('L')
+    if (!ends || all.lastIndexOf('E') !== 0 || all.indexOf('L') !== all.length - 1)
+      say('must begin with its only E in the first stage and end with its only L in the last')
+    const blocks = all.split('t').length - 1
+    if (blocks !== numLayers) say(`must have numLayers=${numLayers} times t, got ${blocks}`)
   }
-  const all = stages.join('')
-  const ends = stages[0]?.startsWith('E') && stages.at(-1)?.endsWith('L')
-  if (!ends || all.lastIndexOf('E') !== 0 || all.indexOf('L') !== all.length - 1)
-    problems.push(`${at} must begin with its only E in the first stage and end with its only L in the last`)
-  const blocks = all.split('t').length - 1
-  if (blocks !== numLayers) problems.push(`${at} must have numLayers=${numLayers} times t, got ${blocks}`)
-  for (const key of ['numLayersInFirstPipelineStage', 'numLayersInLastPipelineStage'] as const) {
-    if (parallel[key] !== null) problems.push(`${key}=${parallel[key]} conflicts with ${at}: give one of them`)
-  }
-  for (const key of ['accountForEmbeddingInPipelineSplit', 'accountForLossInPipelineSplit'] as const) {
-    if (parallel[key]) problems.push(`${key}=true conflicts with ${at}: give one of them`)
-  }
-  const wrong = problems.length - 1
-  if (wrong >= before) problems[wrong] += `; this fits: ${exampleLayout(parallel, numLayers)}`
+  for (const [key, count] of fixedEnds(parallel))
+    if (count !== null) problems.push(`${key}=${count} conflicts with ${at}: leave it out`)
+  for (const key of accounting) if (parallel[key]) problems.push(`${key}=true conflicts with ${at}: use false`)
   return stages.map((stage) => stage.split('t').length - 1)
 }
 
@@ -121,41 +113,24 @@ function evenSlots(parallel: ParallelConfig, numLayers: number): number[] | null
   return counts.every((count) => Number.isInteger(count) && count >= 0) ? counts : null
 }
 
-/** What could be written instead, each by itself. */
-function waysOut(parallel: ParallelConfig, numLayers: number): string[] {
-  const counts = Array.from({ length: numLayers + 2 }, (_, i) => i + 1)
-  const works = (change: Partial<ParallelConfig>) => evenSlots({ ...parallel, ...change }, numLayers) !== null
-  const stages = counts.filter((size) => works({ pipelineModelParallelSize: size }))
-  const ends = fixedEnds(parallel).flatMap(([key, count]) => {
-    const fits = counts.filter((size) => size < numLayers && works({ [key]: size }))
-    return count === null || fits.length === 0 ? [] : [`${key} ${fits.join(', ')}`]
-  })
-  const sizes = stages.length === 0 ? [] : [`${stages.join(', ')} stages`]
-  return [...sizes, ...ends, `pipelineModelParallelLayout=${exampleLayout(parallel, numLayers)}`]
-}
-
-function slotsOfSizes(parallel: ParallelConfig, numLayers: number, problems: string[]): number[] {
+/** What is wrong about sizes, fixed ends and accounting, without ways out. */
+function spreadProblems(parallel: ParallelConfig, numLayers: number): string[] {
+  const problems: string[] = []
   const pp = parallel.pipelineModelParallelSize
   const chunks = parallel.virtualPipelineModelParallelSize ?? 1
-  const accounted =
-    (parallel.accountForEmbeddingInPipelineSplit ? 1 : 0) + (parallel.accountForLossInPipelineSplit ? 1 : 0)
-  const needsStages = 'needs pipelineModelParallelSize of at least 2, got 1: raise that, or use null'
+  const ends = fixedEnds(parallel).filter(([, count]) => count !== null) as [string, number][]
+  const accounted = accounting.filter((key) => parallel[key]).length
+  const needsStages = 'needs pipelineModelParallelSize of at least 2, got 1'
   if (chunks > 1 && pp === 1) problems.push(`virtualPipelineModelParallelSize=${chunks} ${needsStages}`)
-  for (const [key, count] of fixedEnds(parallel)) {
-    if (count === null) continue
+  for (const [key, count] of ends) {
     if (pp === 1) problems.push(`${key}=${count} ${needsStages}`)
     if (!Number.isInteger(count) || count < 1 || count % chunks !== 0)
       problems.push(
-        `${key} must be a whole number that virtualPipelineModelParallelSize=${chunks} divides, got ${count}: ` +
-          `use ${chunks} or a multiple of it`,
+        `${key} must be a whole number that virtualPipelineModelParallelSize=${chunks} divides, got ${count}`,
       )
-    if (accounted > 0)
-      problems.push(`${key}=${count} conflicts with accounting for the embedding or the loss: give one of them`)
+    if (accounted > 0) problems.push(`${key}=${count} conflicts with accounting for the embedding or the loss`)
   }
-  if (problems.length > 0) return []
-  const slots = evenSlots(parallel, numLayers)
-  if (slots !== null) return slots
-  const ends = fixedEnds(parallel).filter(([, count]) => count !== null)
+  if (problems.length > 0 || evenSlots(parallel, numLayers) !== null) return problems
   const free = pp - ends.length
   const what = [
     `numLayers=${numLayers}`,
@@ -163,10 +138,36 @@ function slotsOfSizes(parallel: ParallelConfig, numLayers: number, problems: str
     ...ends.map(([key, count]) => `less ${key}=${count}`),
   ]
   const over = chunks > 1 ? `${free} stages of ${chunks} chunks` : `${free} ${free === 1 ? 'stage' : 'stages'}`
-  problems.push(
-    `pipelineModelParallelSize=${pp}: ${what.join(', ')} cannot be spread evenly over ${over}: ` +
-      `use ${waysOut(parallel, numLayers).join(', or ')}`,
-  )
+  return [`pipelineModelParallelSize=${pp}: ${what.join(', ')} cannot be spread evenly over ${over}`]
+}
+
+/** What could be written instead, each by itself and enough. */
+function waysOut(parallel: ParallelConfig, numLayers: number): string[] {
+  const works = (change: Partial<ParallelConfig>) => spreadProblems({ ...parallel, ...change }, numLayers).length === 0
+  const counts = Array.from({ length: numLayers + 2 }, (_, i) => i + 1)
+  const ends = fixedEnds(parallel).flatMap(([key, count]) => (count === null ? [] : [key]))
+  const sizes = (['pipelineModelParallelSize', ...ends] as const).flatMap((key) => {
+    // An end that takes all leaves nothing to the other stages.
+    const most = key === 'pipelineModelParallelSize' ? counts.length : numLayers - 1
+    const good = counts.filter((count) => count <= most && works({ [key]: count }))
+    return good.length === 0 ? [] : [`${key}=${good.join(', ')}`]
+  })
+  const vpp = parallel.virtualPipelineModelParallelSize === null ? [] : (['virtualPipelineModelParallelSize'] as const)
+  const fixed = [...ends, ...accounting.filter((key) => parallel[key])]
+  const leave = (keys: readonly (keyof ParallelConfig)[]) =>
+    works(Object.fromEntries(keys.map((key) => [key, defaultParallel[key]]))) ? [`no ${keys.join(' and no ')}`] : []
+  const one = [...vpp, ...fixed].flatMap((key) => leave([key]))
+  const all = one.length === 0 && vpp.length + fixed.length > 1 ? leave([...vpp, ...fixed]) : []
+  if (parallel.pipelineModelParallelSize === 1) return [...sizes, ...one, ...all]
+  const without = fixed.length === 0 ? '' : `, without ${fixed.join(' and ')}`
+  return [...sizes, ...one, ...all, `pipelineModelParallelLayout=${exampleLayout(parallel, numLayers)}${without}`]
+}
+
+function slotsOfSizes(parallel: ParallelConfig, numLayers: number, problems: string[]): number[] {
+  const wrong = spreadProblems(parallel, numLayers)
+  if (wrong.length === 0) return evenSlots(parallel, numLayers) ?? []
+  const ways = waysOut(parallel, numLayers).join(', or ')
+  problems.push(...wrong.map((problem) => `${problem}: use ${ways}`))
   return []
 }
 

@@ -1,12 +1,16 @@
 // Layouts that cannot be: refused by every command before a process starts, a file is written or a folder for ranks is made, with
-// all problems together and what works instead.
+// all problems together and what works instead: each way out that is named is taken. F35 of the fault list is among them.
 import { cpSync, existsSync, mkdirSync, readdirSync, watch } from 'node:fs'
 import { join } from 'node:path'
+import fc from 'fast-check'
 import { beforeAll, describe, expect, test } from 'vitest'
+import { defaultParallel, type ParallelConfig } from '../../lib/parallel/config.js'
+import { pipelineProblems } from '../../lib/parallel/pipelineStages.js'
 import { startCommand } from '../faults/launched.js'
 import { llamaFixtures } from '../fixtures/safetensorsFile.js'
 import { temporaryFolder } from '../hostile/temporary.js'
 import { copyFixture, plainEnvironment, viaductFile } from './commandLine.js'
+import { changed, problemsOf, waysOut } from './waysOut.js'
 
 const folder = temporaryFolder()
 const inside = (...names: string[]) => join(folder, ...names)
@@ -26,7 +30,7 @@ const imports = (model: string, ...args: string[]) => ['import', model, 'out', .
 
 const heads = (tp: number) => `tensorModelParallelSize must divide numAttentionHeads=4, got ${tp}: use 1, 2, 4`
 const noExperts = (key: string) => `${key}=2: the model has no experts, use 1`
-const needsStages = (what: string) => `${what} needs pipelineModelParallelSize of at least 2, got 1`
+const needsStages = (what: string) => `${what} needs pipelineModelParallelSize of at least 2, got 1: use no `
 
 type Row = readonly [what: string, args: readonly string[], problems: readonly string[]]
 
@@ -50,12 +54,12 @@ const rows: Row[] = [
   [
     'ranks that tp does not divide',
     train('--tp', '2', '--nproc-per-node', '3'),
-    ['the 3 ranks must be a multiple of tp·pp·cp = 2: use 2 or 4 ranks'],
+    ['the 3 ranks must be a multiple of tp·pp·cp = 2: use 2 ranks'],
   ],
   [
     'a world too small',
     train('--tp', '4', '--nproc-per-node', '2'),
-    ['tp·pp·cp = 4 but 2 ranks run: viaduct run --nproc-per-node 4'],
+    ['tp·pp·cp = 4 but 2 ranks run: viaduct run --nproc-per-node 4 SCRIPT; of another command --nproc-per-node 4'],
   ],
   [
     'a --dp that conflicts',
@@ -75,7 +79,9 @@ const rows: Row[] = [
   [
     'blocks over stages',
     train('--pp', '2'),
-    ['numLayers=3 cannot be spread evenly over 2 stages: use 1, 3 stages, or pipelineModelParallelLayout=Et*2|tL'],
+    [
+      'numLayers=3 cannot be spread evenly over 2 stages: use pipelineModelParallelSize=1, 3, or pipelineModelParallelLayout=Et*2|tL',
+    ],
   ],
   ['virtual stages of one', train('--vpp', '2'), [needsStages('virtualPipelineModelParallelSize=2')]],
   ['ep without experts', train('--ep', '2'), [noExperts('expertModelParallelSize')]],
@@ -97,12 +103,14 @@ const rows: Row[] = [
   [
     'more stages than blocks',
     logits('--pp', '3'),
-    ['numLayers=2 cannot be spread evenly over 3 stages: use 1, 2 stages'],
+    ['numLayers=2 cannot be spread evenly over 3 stages: use pipelineModelParallelSize=1, 2, or pipeline'],
   ],
   [
     'a first stage of one',
     logits('--num-layers-in-first-pipeline-stage', '1'),
-    [needsStages('numLayersInFirstPipelineStage=1')],
+    [
+      'numLayersInFirstPipelineStage=1 needs pipelineModelParallelSize of at least 2, got 1: use pipelineModelParallelSize=2, or no',
+    ],
   ],
   ['virtual stages of one', logits('--vpp', '2'), [needsStages('virtualPipelineModelParallelSize=2')]],
   ['heads', generate('--tp', '3'), [heads(3)]],
@@ -120,7 +128,11 @@ const rows: Row[] = [
   [
     'a layout string whose ends are wrong, and its blocks too',
     verify('--pp', '2', '--pipeline-layout', 'tE|L'),
-    ['must begin with its only E in the first stage', 'must have numLayers=2 times t, got 1; this fits: Et|tL'],
+    [
+      'must begin with its only E in the first stage',
+      '; this fits: Et|tL\n',
+      'must have numLayers=2 times t, got 1; this fits: Et|tL',
+    ],
   ],
   [
     'a layout string of other letters',
@@ -131,14 +143,14 @@ const rows: Row[] = [
     'a first stage of more than all',
     verify('--pp', '2', '--num-layers-in-first-pipeline-stage', '3'),
     [
-      'less numLayersInFirstPipelineStage=3 cannot be spread evenly over 1 stage: use',
-      'numLayersInFirstPipelineStage 1',
+      'less numLayersInFirstPipelineStage=3 cannot be spread evenly over 1 stage: use numLayersInFirstPipelineStage=1, or no',
+      'or pipelineModelParallelLayout=Et|tL, without numLayersInFirstPipelineStage',
     ],
   ],
   [
     'more chunks than blocks',
     verify('--pp', '2', '--vpp', '2'),
-    ['numLayers=2 cannot be spread evenly over 2 stages of 2 chunks'],
+    ['numLayers=2 cannot be spread evenly over 2 stages of 2 chunks: use no virtualPipelineModelParallelSize, or'],
   ],
   ['a share of experts', imports('olmoe', '--ep', '4'), ['must divide the 6 experts, got 4: use 1, 2, 3, 6']],
   [
@@ -149,12 +161,12 @@ const rows: Row[] = [
   [
     'ranks that experts do not fill',
     imports('olmoe', '--ep', '2', '--dp', '3'),
-    ['ep·etp = 2 must divide tp·cp·dp = 3: use 2 ranks or a multiple'],
+    ['ep·etp = 2 must divide tp·cp·dp = 3: use 2 ranks (dp 2) or a multiple'],
   ],
   [
     'two ways to say the stages',
     imports('plain', '--pp', '2', '--pipeline-layout', 'Et|tL', '--num-layers-in-first-pipeline-stage', '1'),
-    ['numLayersInFirstPipelineStage=1 conflicts with pipelineModelParallelLayout="Et|tL": give one of them'],
+    ['numLayersInFirstPipelineStage=1 conflicts with pipelineModelParallelLayout="Et|tL": leave it out'],
   ],
   ['heads, by several processes', imports('plain', '--tp', '3', '--nproc-per-node', '2'), [heads(3)]],
   ['an odd number of heads', imports('one_kv', '--tp', '2'), ['must divide numAttentionHeads=5, got 2: use 1']],
@@ -189,11 +201,18 @@ describe.concurrent('impossible', () => {
     },
   )
 
+  test('by the flags that set the fields', async () => {
+    const { err } = await refuse('tmp-flags', verify('--pp', '2', '--vpp', '2'))
+    expect(err.trimEnd().split('\n').at(-1)).toBe(
+      'flags: --pp is pipelineModelParallelSize, --vpp is virtualPipelineModelParallelSize, --pipeline-layout is pipelineModelParallelLayout',
+    )
+  })
+
   test('as data, for programs', async () => {
     const { code, out } = await refuse('tmp-json', logits('--tp', '3', '--ep', '2', '--json'))
     const { error } = JSON.parse(out)
     expect([code, error.code]).toEqual([2, 'ERR_LAYOUT_INVALID'])
-    expect(error.details.problems.length).toBeGreaterThanOrEqual(3)
+    expect(error.details.problems).toHaveLength(3)
   })
 
   test.each([
@@ -204,5 +223,57 @@ describe.concurrent('impossible', () => {
     const { code, err } = await refuse(`tmp-ranks-${size}`, logits('--tp', '2', '--dp', '3'), launcher)
     expect(code, err).toBe(2)
     expect(err).toContain(problem)
+  })
+})
+
+/** Every choice of one entry of each list. */
+const choices = <T>(lists: readonly (readonly T[])[]): T[][] =>
+  lists.reduce<T[][]>((all, list) => all.flatMap((chosen) => list.map((one) => [...chosen, one])), [[]])
+
+describe('the ways out that are named', () => {
+  test.each(rows.map(([what, args]) => [`${args[0]} ${args.slice(2).join(' ')}`, what, args] as const))(
+    'work: %s (%s)',
+    async (_line, _what, args) => {
+      const problems = await problemsOf(folder, args)
+      expect(problems.length).toBeGreaterThan(0)
+      const ways = waysOut(problems)
+      for (const named of ways) expect(named.length, problems.join('\n')).toBeGreaterThan(0)
+      for (const chosen of choices(ways)) {
+        const line = changed(args, chosen.flat())
+        expect(await problemsOf(folder, line), `${problems.join('\n')}\n${line.join(' ')}`).toEqual([])
+      }
+    },
+  )
+
+  test('work for stages of any numbers', () => {
+    const end = fc.option(fc.nat(5), { freq: 1 })
+    const parallels = fc.record({
+      ...Object.fromEntries(Object.entries(defaultParallel).map(([key, value]) => [key, fc.constant(value)])),
+      pipelineModelParallelSize: fc.integer({ min: 1, max: 5 }),
+      virtualPipelineModelParallelSize: fc.option(fc.integer({ min: 1, max: 3 }), { freq: 1 }),
+      numLayersInFirstPipelineStage: end,
+      numLayersInLastPipelineStage: end,
+      accountForEmbeddingInPipelineSplit: fc.boolean(),
+      accountForLossInPipelineSplit: fc.boolean(),
+      pipelineModelParallelLayout: fc.option(fc.constantFrom('Et|tL', 'E|t|L', 'tE|L', 'Ex|L', 'Etm|L'), { freq: 1 }),
+    }) as fc.Arbitrary<ParallelConfig>
+    const valueOf = (key: string, text: string | undefined) => {
+      if (text === undefined) return defaultParallel[key as keyof ParallelConfig]
+      return /^(\d+|false)$/.test(text) ? JSON.parse(text) : text
+    }
+    let refused = 0
+    const works = (parallel: ParallelConfig, layers: number) => {
+      const problems = pipelineProblems(parallel, layers)
+      if (problems.length === 0) return
+      refused++
+      for (const chosen of choices(waysOut(problems))) {
+        const changes = chosen.flat().map(([key, text]) => [key, valueOf(key, text)])
+        expect(changes.length).toBeGreaterThan(0)
+        const other = { ...parallel, ...Object.fromEntries(changes) }
+        expect(pipelineProblems(other, layers), `${problems.join('\n')}\n${JSON.stringify(changes)}`).toEqual([])
+      }
+    }
+    fc.assert(fc.property(parallels, fc.integer({ min: 1, max: 12 }), works), { seed: 5, numRuns: 500 })
+    expect(refused).toBeGreaterThan(200)
   })
 })

@@ -2,8 +2,7 @@
 // activations, picture.
 import { writeFile } from 'node:fs/promises'
 import { ViaductError } from '../../base/errors.js'
-import { configProblems, type ResolvedConfig, refuseConfig, resolve } from '../../config/resolve.js'
-import { parallelOf } from '../../parallel/config.js'
+import type { ResolvedConfig } from '../../config/resolve.js'
 import {
   bubbleFormula,
   defaultSchedule,
@@ -15,11 +14,10 @@ import {
 import { describePrice, priceOf } from '../../plan/price.js'
 import { type PassCosts, simulate } from '../../plan/timeline.js'
 import { timelineSvg } from '../../plan/timelineSvg.js'
-import { chosenWorld } from '../layout.js'
 import { memoryTable } from '../memoryTable.js'
 import { fetchModel } from '../modelSource.js'
 import { print, say, table } from '../terminal.js'
-import { type TrainFlags, trainConfig } from '../trainConfig.js'
+import { resolveTraining, type TrainFlags, trainConfig } from '../trainConfig.js'
 
 interface Flags extends TrainFlags {
   schedule?: ScheduleKind
@@ -82,9 +80,7 @@ async function plannedRun(recipe: string | undefined, overrides: string[], flags
   const config = await trainConfig(recipe, overrides, fetched === null ? flags : { ...flags, hf: fetched.folder })
   if (flags.schedule !== undefined) config.model.pipelineSchedule = flags.schedule
   if (flags.groupSize !== undefined) config.model.microbatchGroupSizePerVpStage = flags.groupSize
-  const { worldSize, conflicts } = chosenWorld(parallelOf(config.model), flags.dp, null)
-  refuseConfig([...conflicts, ...configProblems(config, worldSize)])
-  return resolve(config, worldSize)
+  return resolveTraining(config, flags, null).resolved
 }
 
 /** @param about - told in JSON besides. */

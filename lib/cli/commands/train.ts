@@ -1,19 +1,16 @@
 // `viaduct train`: starts the world of the layout and runs the loop, or, with --dry-run, only tells what would run.
 import { ViaductError } from '../../base/errors.js'
 import { toPlain, toYaml } from '../../config/overrides.js'
-import { configProblems, refuseConfig, resolve } from '../../config/resolve.js'
 import { isAddress } from '../../io/hub/remoteFolder.js'
-import { parallelOf } from '../../parallel/config.js'
 import { describePrice, priceOf } from '../../plan/price.js'
 import type { DeviceKind } from '../../tensor/device.js'
 import { forwardStep } from '../../train/forwardStep.js'
 import { pretrain } from '../../train/pretrain.js'
-import { chosenWorld } from '../layout.js'
 import { memoryTable } from '../memoryTable.js'
 import { fetchModel } from '../modelSource.js'
 import { isFirstRank, launchedRanks, onRanks } from '../ranks.js'
 import { print, say } from '../terminal.js'
-import { type TrainFlags, trainConfig } from '../trainConfig.js'
+import { resolveTraining, type TrainFlags, trainConfig } from '../trainConfig.js'
 
 interface Flags extends TrainFlags {
   nprocPerNode?: number
@@ -34,10 +31,7 @@ export async function trainCommand(recipe: string | undefined, overrides: string
   const fetched = flags.hf === undefined ? null : await fetchModel(flags.hf, flags)
   const config = await trainConfig(recipe, overrides, fetched === null ? flags : { ...flags, hf: fetched.folder })
   const given = launchedRanks() ?? flags.nprocPerNode ?? null
-  const { worldSize: ranks, conflicts } = chosenWorld(parallelOf(config.model), flags.dp, given)
-  // Everything that can be wrong is found here, before a process starts.
-  refuseConfig([...conflicts, ...configProblems(config, ranks)])
-  const resolved = resolve(config, ranks)
+  const { resolved, ranks } = resolveTraining(config, flags, given)
   if (flags.dryRun) {
     const price = priceOf(resolved, null)
     if (flags.json) return print(JSON.stringify({ config: toPlain(config), price, ranks }))

@@ -161,7 +161,7 @@ describe('resolve', () => {
       'model.tensorModelParallelSize must divide numQueryGroups=4 or be a multiple of it, got 3: use 1, 2, 4',
       'model.tensorModelParallelSize must divide ffnHiddenSize=256, got 3: use 1, 2, 4',
       'train.globalBatchSize=7 must be divisible by train.microBatchSize=2 times the data-parallel size 2 (6 ranks / tp·pp·cp = 3): use train.globalBatchSize=4 or 8',
-      'optimizer.minLr=1 is larger than optimizer.lr=0.0003',
+      'optimizer.minLr=1 is larger than optimizer.lr=0.0003: use at most 0.0003',
       'scheduler.lrWarmupIters=20 must be less than scheduler.lrDecayIters=10 (train.trainIters): shorten the warm-up or set a longer decay',
       'tokenizer.vocabSize=200 is more than model.vocabSize=100: tokens would have no embedding',
       'dataset.path must be set for dataset.kind=text',

@@ -324,7 +324,7 @@ describe('a layout that does not fit', () => {
       'stages',
       { pipelineModelParallelSize: 3 },
       3,
-      [/numLayers=4 cannot be spread evenly over 3 stages: use 1, 2, 4 stages/],
+      [/numLayers=4 cannot be spread evenly over 3 stages: use pipelineModelParallelSize=1, 2, 4, or/],
     ],
     ['world', { tensorModelParallelSize: 2 }, 3, [/the 3 ranks must be a multiple of tp·pp·cp = 2/]],
     [

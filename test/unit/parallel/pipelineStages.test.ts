@@ -157,18 +157,23 @@ describe('a written layout', () => {
 })
 
 it.each<[string, ParallelConfig, number, RegExp]>([
-  ['an uneven number', sized(3, null), 8, /numLayers=8 cannot be spread evenly over 3 stages: use 1, 2, 4, 8 stages/],
+  [
+    'an uneven number',
+    sized(3, null),
+    8,
+    /numLayers=8 cannot be spread evenly over 3 stages: use pipelineModelParallelSize=1, 2, 4, 8, or/,
+  ],
   [
     'chunks that do not divide',
     sized(2, 3),
     8,
-    /over 2 stages of 3 chunks: use pipelineModelParallelLayout=Et\*2\|t\*2\|t\|t\|t\|tL/,
+    /over 2 stages of 3 chunks: use no virtualPipelineModelParallelSize, or pipelineModelParallelLayout=Et\*2\|t\*2\|t\|t\|t\|tL/,
   ],
   [
     'chunks of one stage',
     sized(1, 2),
     8,
-    /virtualPipelineModelParallelSize=2 needs pipelineModelParallelSize of at least 2/,
+    /virtualPipelineModelParallelSize=2 needs .* of at least 2, got 1: use pipelineModelParallelSize=2, 4, or no virtual/,
   ],
   ['a first stage alone', sized(1, null, { numLayersInFirstPipelineStage: 2 }), 8, /needs pipelineModelParallelSize/],
   [
