@@ -1,20 +1,10 @@
 // Writes a Hugging Face folder: files of the right size are laid out first, then every rank puts its bytes at their places, then
 // the folder gets its name in one step. A full disk or a failed rank leaves the former target as it was and nothing else.
-import { mkdir, rm } from 'node:fs/promises'
+import { mkdir } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import type { HfParcel } from '../checkpoint/hfParcel.js'
-import { onFirst, type Ranks, together } from '../checkpoint/ranks.js'
-import {
-  checkTarget,
-  commitFolder,
-  flush,
-  ioError,
-  makeFolder,
-  removeMade,
-  removeStale,
-  temporaryName,
-  writeFlushed,
-} from '../io/atomic.js'
+import { growTogether, onFirst, type Ranks, together } from '../checkpoint/ranks.js'
+import { checkTarget, flush, writeFlushed } from '../io/atomic.js'
 import { copyRegion, createFile, type FileTensor, settleAll } from '../io/blocks.js'
 import { identityRegion } from '../tensor/region.js'
 import type { ExportPlan, PlannedTensor } from './exportPlan.js'
@@ -39,33 +29,19 @@ export async function writeHfFolder(
   fill: (tensors: readonly (PlannedTensor & { readonly place: FileTensor })[]) => Promise<void>,
 ): Promise<void> {
   const { ranks } = options
-  let made: string | null = null
-  const temporary = await onFirst(ranks, async () => {
-    await checkTarget(target, options.overwrite ?? false)
-    made = await makeFolder(dirname(target)).catch((cause: unknown) => {
-      throw ioError(cause, `cannot make ${dirname(target)}`)
-    })
-    await removeStale(dirname(target))
-    const folder = temporaryName(target)
-    try {
-      await mkdir(folder)
-    } catch (cause) {
-      throw ioError(cause, `cannot make ${target}`)
-    }
-    return folder
-  })
-  try {
+  const admit = () => checkTarget(target, options.overwrite ?? false)
+  await growTogether(ranks, target, admit, async (folder, commit) => {
     await onFirst(ranks, async () => {
       for (const { name, header } of plan.files) {
-        await mkdir(dirname(join(temporary, name)), { recursive: true })
-        await createFile(join(temporary, name), header.fileBytes, header.bytes)
+        await mkdir(dirname(join(folder, name)), { recursive: true })
+        await createFile(join(folder, name), header.fileBytes, header.bytes)
       }
-      if (options.files !== false) await parcel.writeFiles(temporary)
-      if (plan.index) await writeFlushed(join(temporary, plan.index.name), plan.index.text)
+      if (options.files !== false) await parcel.writeFiles(folder)
+      if (plan.index) await writeFlushed(join(folder, plan.index.name), plan.index.text)
     })
     const placed = plan.tensors.map((tensor) => ({
       ...tensor,
-      place: { path: join(temporary, tensor.file), offset: tensor.offset, dtype: tensor.dtype, shape: tensor.shape },
+      place: { path: join(folder, tensor.file), offset: tensor.offset, dtype: tensor.dtype, shape: tensor.shape },
     }))
     await together(ranks, async () => {
       await fill(placed.filter(({ origin }) => !('carried' in origin)))
@@ -77,12 +53,8 @@ export async function writeHfFolder(
       )
     })
     await onFirst(ranks, async () => {
-      for (const { name } of plan.files) await flush(join(temporary, name))
-      await commitFolder(temporary, target)
+      for (const { name } of plan.files) await flush(join(folder, name))
+      await commit()
     })
-  } catch (error) {
-    if (ranks.rank === 0) await rm(temporary, { recursive: true, force: true })
-    if (made !== null) await removeMade(dirname(target), made)
-    throw error
-  }
+  })
 }

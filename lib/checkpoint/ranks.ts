@@ -1,6 +1,7 @@
 // The processes that save or load together, as this folder needs them: small host values gathered from all. An error on one
 // rank becomes an error on all, so that none waits for one that is gone.
 import { ViaductError } from '../base/errors.js'
+import { GrowingFolder } from '../io/growingFolder.js'
 import { allGatherObject } from '../parallel/collectives.js'
 import type { Mesh } from '../parallel/mesh.js'
 
@@ -57,4 +58,29 @@ export async function together<T>(ranks: Ranks, work: () => Promise<T>): Promise
 export async function onFirst<T>(ranks: Ranks, work: () => Promise<T>): Promise<T> {
   const all = await together(ranks, async () => (ranks.rank === 0 ? { result: await work() } : {}))
   return (all[0] as { result: T }).result
+}
+
+/**
+ * A folder that all ranks fill beside its target. Rank 0 makes it, and gives it the target's name by `commit` as a part of its own
+ * work; when any rank fails nothing of it is left.
+ * @param admit - on rank 0, before anything is made: refuses the target.
+ */
+export async function growTogether(
+  ranks: Ranks,
+  target: string,
+  admit: () => Promise<void>,
+  fill: (folder: string, commit: () => Promise<void>) => Promise<void>,
+): Promise<void> {
+  let growing = null as GrowingFolder | null
+  const folder = await onFirst(ranks, async () => {
+    await admit()
+    growing = await GrowingFolder.begin(target)
+    return growing.folder
+  })
+  try {
+    await fill(folder, async () => growing?.commit())
+  } catch (error) {
+    await growing?.abandon()
+    throw error
+  }
 }

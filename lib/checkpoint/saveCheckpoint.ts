@@ -1,20 +1,9 @@
 // Saving: every rank writes the pieces that it owns into its own file; rank 0 adds the index and everything else, then the
 // folder gets its name in one step and the tracker moves last. Killed at any instant, the old or the new checkpoint is complete.
-import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { DType } from '../base/dtype.js'
 import { stopIfAborted, ViaductError } from '../base/errors.js'
-import {
-  commitFolder,
-  flush,
-  ioError,
-  makeFolder,
-  removeMade,
-  removeStale,
-  temporaryName,
-  writeFileAtomic,
-  writeFlushed,
-} from '../io/atomic.js'
+import { flush, writeFileAtomic, writeFlushed } from '../io/atomic.js'
 import { createFile, type FileTensor, hashRange, settleAll, writeRegion } from '../io/blocks.js'
 import { encodeHeader } from '../io/safetensorsHeader.js'
 import { tilingFault, volume } from '../tensor/region.js'
@@ -31,7 +20,7 @@ import {
   pieceKey,
   trackerName,
 } from './checkpointIndex.js'
-import { onFirst, type Ranks, solo, together } from './ranks.js'
+import { growTogether, onFirst, type Ranks, solo, together } from './ranks.js'
 
 /** A logical tensor of which this rank holds a shard. */
 export interface SavedTensor {
@@ -67,34 +56,19 @@ export async function saveCheckpoint(
 ): Promise<string> {
   const ranks = options.ranks ?? solo
   const target = join(dir, iterationFolder(iteration))
-  let made: string | null = null
-  const temporary = await onFirst(ranks, async () => {
-    try {
-      made = await makeFolder(dir)
-      await removeStale(dir)
-      const folder = temporaryName(target)
-      await mkdir(folder)
-      return folder
-    } catch (cause) {
-      throw ioError(cause, `cannot make ${target}`)
-    }
-  })
-  try {
-    const index = await writePieces(temporary, [...tensors], ranks, options.signal)
+  const anyTarget = async () => {}
+  await growTogether(ranks, target, anyTarget, async (folder, commit) => {
+    const index = await writePieces(folder, [...tensors], ranks, options.signal)
     await onFirst(ranks, async () => {
-      for (const [name, text] of Object.entries(options.files ?? {})) await writeFlushed(join(temporary, name), text)
-      await options.extras?.(temporary)
-      await writeFlushed(join(temporary, indexName), formatIndex(iteration, index))
+      for (const [name, text] of Object.entries(options.files ?? {})) await writeFlushed(join(folder, name), text)
+      await options.extras?.(folder)
+      await writeFlushed(join(folder, indexName), formatIndex(iteration, index))
       stopIfAborted(options.signal, 'checkpoint')
-      await commitFolder(temporary, target)
+      await commit()
       await writeFileAtomic(join(dir, trackerName), `${iteration}\n`)
     })
-    return target
-  } catch (error) {
-    if (ranks.rank === 0) await rm(temporary, { recursive: true, force: true })
-    if (made !== null) await removeMade(dir, made)
-    throw error
-  }
+  })
+  return target
 }
 
 interface Claim {

@@ -7,6 +7,7 @@ import { basename, join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { ViaductError } from '../base/errors.js'
 import { commitFolder, ioError, unfinishedName, writeFileAtomic } from './atomic.js'
+import { Parents } from './growingFolder.js'
 
 /** A process that writes. */
 export interface Writer {
@@ -60,6 +61,7 @@ export class UnfinishedFolder {
   readonly folder: string
   /** Where the output grows. */
   readonly output: string
+  private parents: Parents | null = null
 
   constructor(readonly target: string) {
     this.folder = unfinishedName(target)
@@ -81,16 +83,18 @@ export class UnfinishedFolder {
   }
 
   /**
-   * Makes the folder's own and says what is there.
+   * Makes the folder's own, and the target's parents, and says what is there.
    * @param writers - the processes that will write: while one of them lives, nobody else may.
    * @param resume - false: what is there is removed.
    * @throws ERR_TARGET_BUSY
    */
   async claim(fingerprint: string, writers: readonly Writer[], resume: boolean): Promise<Found> {
+    this.parents = await Parents.make(this.target)
     try {
       await mkdir(this.folder, { recursive: true })
       await this.takeLock(writers)
     } catch (cause) {
+      await this.parents.takeBack()
       throw ioError(cause, `cannot make ${this.target}`)
     }
     try {
@@ -155,6 +159,12 @@ export class UnfinishedFolder {
       if (name !== basename(this.lock)) await rm(join(this.folder, name), { recursive: true, force: true })
     await rm(this.lock, { force: true })
     await rmdir(this.folder).catch(() => {}) // another process has claimed it by now
+  }
+
+  /** Removes everything, and the target's parents as far as `claim` has made them. */
+  async abandon(): Promise<void> {
+    await this.remove()
+    await this.parents?.takeBack()
   }
 
   /** Leaves what is there to a later process. */

@@ -7,7 +7,7 @@ import { dirname, join } from 'node:path'
 
 import { stopIfAborted, ViaductError } from '../../base/errors.js'
 import { onFirst, type Ranks, together } from '../../checkpoint/ranks.js'
-import { flush, ioError, makeFolder, removeMade, removeStale } from '../../io/atomic.js'
+import { flush } from '../../io/atomic.js'
 import { createFile, ioCounters, settleAll } from '../../io/blocks.js'
 import type { RemoteBytes } from '../../io/hub/remoteBytes.js'
 import type { SafetensorsHeader } from '../../io/safetensorsHeader.js'
@@ -141,17 +141,9 @@ export async function convert(
     .digest('hex')
   const writers = await ranks.gather(await thisWriter())
   const unfinished = new UnfinishedFolder(plan.target)
-  let made: string | null = null
   const found = await onFirst(ranks, async () => {
-    if (await unfinished.isCommitted(fingerprint)) {
-      await removeStale(dirname(plan.target))
-      return unfinished.claim(fingerprint, writers, true)
-    }
+    if (await unfinished.isCommitted(fingerprint)) return unfinished.claim(fingerprint, writers, true)
     await plan.admit()
-    made = await makeFolder(dirname(plan.target)).catch((cause: unknown) => {
-      throw ioError(cause, `cannot make ${dirname(plan.target)}`)
-    })
-    await removeStale(dirname(plan.target))
     return unfinished.claim(fingerprint, writers, options.resume ?? true)
   })
   const before = ioCounters()
@@ -191,8 +183,7 @@ export async function convert(
         await unfinished.leave()
         throw resumableError(error as ViaductError)
       }
-      await unfinished.remove()
-      if (made !== null) await removeMade(dirname(plan.target), made)
+      await unfinished.abandon()
     }
     throw error
   }
