@@ -3,7 +3,6 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { envInt, envText } from './env.js'
-import { ViaductError } from './errors.js'
 
 /** Contents of an error file, as far as they could be read. */
 export interface RankError {
@@ -14,17 +13,23 @@ export interface RankError {
   readonly timeMs: number | null
 }
 
+/** A script may come with a copy of Viaduct of its own, so with another class of this name. */
+function codeOf(error: Error & { readonly code?: unknown }): string | null {
+  return error.name === 'ViaductError' && typeof error.code === 'string' ? error.code : null
+}
+
 /** Writes the error to TORCHELASTIC_ERROR_FILE; nothing where that is not set. The first error of a process stays. Never throws. */
 export function writeErrorFile(error: unknown): void {
   const file = envText('TORCHELASTIC_ERROR_FILE')
   if (file === undefined) return
   const shown = error instanceof Error ? error : new Error(String(error))
   const now = Date.now()
+  const code = codeOf(shown)
   const contents = {
-    message: shown instanceof ViaductError ? `${shown.code} ${shown.message}` : `${shown.name}: ${shown.message}`,
+    message: code === null ? `${shown.name}: ${shown.message}` : `${code} ${shown.message}`,
     timestamp: Math.floor(now / 1000),
     timestampMs: now,
-    code: shown instanceof ViaductError ? shown.code : null,
+    code,
     stack: shown.stack ?? null,
     rank: envInt('RANK') ?? null,
   }

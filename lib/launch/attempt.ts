@@ -1,7 +1,7 @@
 // One attempt: this node's ranks from their start to the end of the last, stopped together when one fails or falls silent, a
 // signal comes or another node says so. Who failed first is decided in firstCause.ts.
 import { heartbeatMs } from '../parallel/heartbeat.js'
-import { failed, firstCause, howEnded, isConsequence } from './firstCause.js'
+import { failed, firstCause, howEnded } from './firstCause.js'
 import { processState } from './heartbeats.js'
 import { type RankEnd, RankProcess, type RankSetup, shellCode } from './rankProcess.js'
 import type { Watchdog } from './watchdog.js'
@@ -9,7 +9,7 @@ import type { Watchdog } from './watchdog.js'
 /** Silence that explains a failure which has come already. */
 const suspiciousMs = 4 * heartbeatMs
 
-/** Ranks that lost another one fail by themselves, and say what they waited for: for so long they may. */
+/** Ranks that lost another one fail by themselves, and say which and in what: for so long they may. */
 const consequencePatienceMs = 1000
 
 /** After a failure there is nothing left to save together; where a host is lost, ranks may wait for it without end. */
@@ -29,7 +29,6 @@ export class Attempt {
   readonly #silences = new Map<number, { ms: number; state: string }>()
   #killer: NodeJS.Timeout | undefined
   #over = false
-  readonly #ends: RankEnd[] = []
   /** All ranks' ends, when the last one has ended. */
   readonly ended: Promise<readonly RankEnd[]>
   /** True when all ranks ended well, false as soon as one did not or fell silent. */
@@ -45,7 +44,6 @@ export class Attempt {
     const ends = this.#ranks.map(async (rank) => {
       const end = { ...(await rank.ended), silence: this.#silences.get(rank.rank) ?? null }
       watchdog.remove(rank.pid)
-      this.#ends.push(end)
       return end
     })
     let looking: NodeJS.Timeout | undefined
@@ -86,10 +84,8 @@ export class Attempt {
       this.stop('SIGTERM', Math.min(lostHostGraceMs, this.#times.graceMs))
       return
     }
-    if (this.#ends.every((end) => !failed(end) || end.silence !== null || isConsequence(end.error))) {
-      await Promise.race([this.ended, new Promise((go) => setTimeout(go, consequencePatienceMs))])
-      this.#killSilent(suspiciousMs)
-    }
+    await Promise.race([this.ended, new Promise((go) => setTimeout(go, consequencePatienceMs))])
+    this.#killSilent(suspiciousMs)
     this.stop('SIGTERM', Math.min(failureGraceMs, this.#times.graceMs))
   }
 

@@ -10,7 +10,7 @@ const consequences = ['ERR_COMM', 'ERR_TIMEOUT', 'ERR_ABORTED', 'ERR_RANK_FAILED
 export const failed = (end: RankEnd) => end.exitCode !== 0
 
 /** Whether the rank's error says that it lost others. */
-export function isConsequence(error: RankError | null): boolean {
+function isConsequence(error: RankError | null): boolean {
   return error?.code != null && consequences.includes(error.code)
 }
 

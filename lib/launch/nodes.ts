@@ -29,6 +29,9 @@ const lookMs = heartbeatMs / 2
 /** Silence that explains a failure which has come already; a launcher that is gone had so long to connect again. */
 const suspiciousMs = 4 * heartbeatMs
 
+/** Launchers that fell silent within so long were lost together. */
+const sameTimeMs = 2 * heartbeatMs
+
 /** A pause of this launcher is worth a word for so long. */
 const recentMs = 10_000
 
@@ -217,17 +220,14 @@ export class Nodes {
     })
     const isLost = ({ ms, gone }: { ms: number; gone: boolean }) =>
       gone ? ms >= Math.min(goneMs, silenceMs || goneMs) : silenceMs > 0 && ms >= silenceMs
-    if (!others.some(isLost)) return null
-    // What cuts off one host often cuts off others, a look later.
-    others.sort((a, b) => b.ms - a.ms || a.node - b.node)
-    const [first] = others as [(typeof others)[number]]
+    const [first] = others.filter(isLost).sort((a, b) => b.ms - a.ms || a.node - b.node)
+    if (first === undefined) return null
+    // What cuts off one host often cuts off others at the same time.
+    const alike = others.filter((one) => one.node !== first.node && (isLost(one) || one.ms >= first.ms - sameTimeMs))
     const why = first.gone
       ? `its launcher is gone`
       : `its launcher gave no sign of life for ${seconds(first.ms)}, that host is frozen or out of reach`
-    return this.#lostEnd(
-      others.map(({ node }) => node),
-      `${why}${this.#pauseText()}`,
-    )
+    return this.#lostEnd([first.node, ...alike.map(({ node }) => node)], `${why}${this.#pauseText()}`)
   }
 
   #pauseText(): string {

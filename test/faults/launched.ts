@@ -44,7 +44,7 @@ export function startCommand(
     child.on('close', (code) => resolve({ code, out, err }))
   })
   const until = async (pattern: RegExp) => {
-    for (let i = 0; i < 1500; i++) {
+    for (const end = Date.now() + 60_000; Date.now() < end; ) {
       const match = pattern.exec(out + err)
       if (match !== null) return match
       await new Promise((resolve) => setTimeout(resolve, 20))
@@ -81,14 +81,21 @@ export async function gone(pids: readonly number[], ms: number): Promise<number[
 
 export const pidsIn = (text: string) => [...text.matchAll(/pid=(\d+)/g)].map((match) => Number(match[1]))
 
-/** A port of 127.0.0.1 that nobody has. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as { port: number }
-      server.close(() => resolve(port))
+const given = new Set<number>()
+
+/** A port of 127.0.0.1 that nobody has, another one at each call. */
+export async function freePort(): Promise<number> {
+  for (;;) {
+    const port = await new Promise<number>((resolve) => {
+      const server = createServer().listen(0, '127.0.0.1', () => {
+        const { port } = server.address() as { port: number }
+        server.close(() => resolve(port))
+      })
     })
-  })
+    if (given.has(port)) continue
+    given.add(port)
+    return port
+  }
 }
 
 /** Processes that were started with this text in a variable of their environment. */
@@ -107,7 +114,7 @@ export function processesWith(variable: string): number[] {
 
 /** Those that are left when their launcher has ended; the shell that watched it may be a moment behind. */
 export async function leftWith(variable: string): Promise<number[]> {
-  const end = Date.now() + 1000
+  const end = Date.now() + 2000
   for (;;) {
     const left = processesWith(variable)
     if (left.length === 0 || Date.now() > end) return left

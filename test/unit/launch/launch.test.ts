@@ -239,6 +239,14 @@ describe('error files', () => {
     // torchrun wants a whole number of seconds beside a message of text.
     expect(Number.isInteger(JSON.parse(readFileSync(file, 'utf8')).timestamp)).toBe(true)
   })
+  it('keep the code of an error that another copy of Viaduct has thrown', () => {
+    const other = mkdtempSync(join(tmpdir(), 'viaduct-error-'))
+    const file = join(other, 'error.json')
+    vi.stubEnv('TORCHELASTIC_ERROR_FILE', file)
+    writeErrorFile(Object.assign(new Error('[allReduce] lost'), { name: 'ViaductError', code: 'ERR_COMM' }))
+    expect(readErrorFile(file)).toMatchObject({ message: 'ERR_COMM [allReduce] lost', code: 'ERR_COMM' })
+    rmSync(other, { recursive: true })
+  })
   it("are read in torchrun's form too, and broken ones not at all", () => {
     const folder2 = mkdtempSync(join(tmpdir(), 'viaduct-error-'))
     const file = join(folder2, 'e.json')
