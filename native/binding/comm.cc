@@ -7,8 +7,8 @@
 #include <map>
 #include <mutex>
 
-#include "../cpu/gloo_comm.h"
 #include "../comm_order.h"
+#include "../cpu/gloo_comm.h"
 #include "../heartbeat.h"
 #include "../plugin.h"
 #include "../presence.h"
@@ -253,8 +253,10 @@ Promise splitComm(Env& env, int64_t id, int colour, int key, const std::string& 
     CommPtr comm = work();
     if (comm == nullptr) return 0;
     part->host = comm->host() == nullptr ? comm : comm->host();
-    if (part->host != comm) part->device = comm;
-    else part->on = nullptr;
+    if (part->host != comm)
+      part->device = comm;
+    else
+      part->on = nullptr;
     return tables->add(tables->groups, part);
   });
 }
@@ -347,34 +349,20 @@ void barrier(Env& env, int64_t comm, Stream& s) { commFor(env, comm, s)->barrier
 
 std::vector<Row> commRows() {
   return {
-      row("storeServer", &storeServer),
-      row("storeServerClose", &storeServerClose),
-      row("storeClient", &storeClient),
-      row("storeSet", &storeSet),
-      row("storeGet", &storeGet),
-      row("storeAdd", &storeAdd),
-      row("storeCheck", &storeCheck),
-      row("storeAddress", &storeAddress),
-      row("storeClose", &storeClose),
-      row("startPresence", &startPresence),
-      row("presence", &presence),
-      row("stopPresence", &stopPresence),
-      row("startHeartbeat", &heartbeat),
-      row("connectGloo", &connectGloo),
-      row("connectDevice", &connectDevice),
-      row("splitComm", &splitComm),
-      row("gatherBytes", &gatherBytes),
-      row("commInfo", &commInfo),
-      row("abortComm", &abortComm),
-      row("setCommTimeout", &setCommTimeout),
-      row("closeComm", &closeComm),
-      row("allReduce", &allReduce),
-      row("allGather", &allGather),
-      row("reduceScatter", &reduceScatter),
-      row("broadcast", &broadcast),
-      row("allToAll", &allToAll),
-      row("pointToPoint", &pointToPoint),
-      row("barrier", &barrier),
+      row("storeServer", &storeServer),     row("storeServerClose", &storeServerClose),
+      row("storeClient", &storeClient),     row("storeSet", &storeSet),
+      row("storeGet", &storeGet),           row("storeAdd", &storeAdd),
+      row("storeCheck", &storeCheck),       row("storeAddress", &storeAddress),
+      row("storeClose", &storeClose),       row("startPresence", &startPresence),
+      row("presence", &presence),           row("stopPresence", &stopPresence),
+      row("startHeartbeat", &heartbeat),    row("connectGloo", &connectGloo),
+      row("connectDevice", &connectDevice), row("splitComm", &splitComm),
+      row("gatherBytes", &gatherBytes),     row("commInfo", &commInfo),
+      row("abortComm", &abortComm),         row("setCommTimeout", &setCommTimeout),
+      row("closeComm", &closeComm),         row("allReduce", &allReduce),
+      row("allGather", &allGather),         row("reduceScatter", &reduceScatter),
+      row("broadcast", &broadcast),         row("allToAll", &allToAll),
+      row("pointToPoint", &pointToPoint),   row("barrier", &barrier),
   };
 }
 

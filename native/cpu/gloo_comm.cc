@@ -51,7 +51,7 @@ struct State {
   std::condition_variable turnCame;
   uint64_t turn = 0;  // the ticket that may run
   std::optional<Error> failure;
-  CommOrder order;  // as called
+  CommOrder order;                       // as called
   std::vector<uint64_t> sent, received;  // point-to-point transfers by peer
 
   std::string ranks(const std::vector<int>& peers) const {
@@ -214,10 +214,9 @@ class CpuCommunicator final : public Communicator {
 
   void allToAll(Stream& s, Out out, In in, std::vector<int64_t> sendCounts, std::vector<int64_t> recvCounts) override {
     auto bytes = checkAllToAll(out, in, sendCounts, recvCounts, s_->rank, s_->size);
-    enqueueTicket(s, s_->issue(CommOp::AllToAll, 0, static_cast<int64_t>(commBytes(in))),
-                  [=, bytes = std::move(bytes)](Collective c) {
-                    runAllToAll(c, out.data, in.data, bytes.send, bytes.recv);
-                  });
+    enqueueTicket(
+        s, s_->issue(CommOp::AllToAll, 0, static_cast<int64_t>(commBytes(in))),
+        [=, bytes = std::move(bytes)](Collective c) { runAllToAll(c, out.data, in.data, bytes.send, bytes.recv); });
   }
 
   void pointToPoint(Stream& s, std::vector<P2p> group) override;

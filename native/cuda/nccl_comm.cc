@@ -114,24 +114,24 @@ class NcclCommunicator final : public Communicator {
 
   void allToAll(Stream& s, Out out, In in, std::vector<int64_t> sendCounts, std::vector<int64_t> recvCounts) override {
     auto bytes = checkAllToAll(out, in, sendCounts, recvCounts, rank(), size());
-    enqueueTicket(
-        s, group_->issue(CommOp::AllToAll, 0, static_cast<int64_t>(commBytes(in))),
-        [=, &lib = nccl_, bytes = std::move(bytes)](ncclComm_t comm, cudaStream_t stream) {
-          return together(lib, [&] {
-            const char* from = in.as<char>();
-            char* to = out.as<char>();
-            ncclResult_t result = ncclSuccess;
-            const auto ok = [&] { return result == ncclSuccess || result == ncclInProgress; };
-            for (size_t p = 0; p < bytes.send.size() && ok(); ++p) {
-              if (bytes.send[p] > 0) result = lib.send(from, bytes.send[p], ncclInt8, static_cast<int>(p), comm, stream);
-              if (bytes.recv[p] > 0 && ok())
-                result = lib.recv(to, bytes.recv[p], ncclInt8, static_cast<int>(p), comm, stream);
-              from += bytes.send[p];
-              to += bytes.recv[p];
-            }
-            return result;
-          });
-        });
+    enqueueTicket(s, group_->issue(CommOp::AllToAll, 0, static_cast<int64_t>(commBytes(in))),
+                  [=, &lib = nccl_, bytes = std::move(bytes)](ncclComm_t comm, cudaStream_t stream) {
+                    return together(lib, [&] {
+                      const char* from = in.as<char>();
+                      char* to = out.as<char>();
+                      ncclResult_t result = ncclSuccess;
+                      const auto ok = [&] { return result == ncclSuccess || result == ncclInProgress; };
+                      for (size_t p = 0; p < bytes.send.size() && ok(); ++p) {
+                        if (bytes.send[p] > 0)
+                          result = lib.send(from, bytes.send[p], ncclInt8, static_cast<int>(p), comm, stream);
+                        if (bytes.recv[p] > 0 && ok())
+                          result = lib.recv(to, bytes.recv[p], ncclInt8, static_cast<int>(p), comm, stream);
+                        from += bytes.send[p];
+                        to += bytes.recv[p];
+                      }
+                      return result;
+                    });
+                  });
   }
 
   void pointToPoint(Stream& s, std::vector<P2p> group) override {

@@ -10,9 +10,9 @@ namespace viaduct::cuda {
 
 namespace {
 
-constexpr auto kLook = std::chrono::milliseconds(20);         // of the watchdog, while something runs
-constexpr auto kSlow = std::chrono::milliseconds(1000);       // an operation that runs longer is told to the others
-constexpr auto kHearOthers = std::chrono::milliseconds(1500); // longer than kSlow: who is in the operation has told it
+constexpr auto kLook = std::chrono::milliseconds(20);          // of the watchdog, while something runs
+constexpr auto kSlow = std::chrono::milliseconds(1000);        // an operation that runs longer is told to the others
+constexpr auto kHearOthers = std::chrono::milliseconds(1500);  // longer than kSlow: who is in the operation has told it
 constexpr auto kLeave = std::chrono::seconds(10);
 constexpr int64_t kStoreSliceMs = 500;  // between looks for an abort
 
@@ -121,8 +121,8 @@ Error NcclGroup::lost(ncclResult_t result) {
   }
   const std::string who = others.absent.empty() ? "a connection" : ranks(others.absent);
   return Error("ERR_COMM", commOpName(flight->ticket.op),
-               place(flight->ticket) + " lost " + who + ": see that rank's output (" +
-                   nccl_.getErrorString(result) + ")" + last);
+               place(flight->ticket) + " lost " + who + ": see that rank's output (" + nccl_.getErrorString(result) +
+                   ")" + last);
 }
 
 // ---- order
@@ -295,8 +295,7 @@ void NcclGroup::watch() {
       ready_ = true;
     }
     changed_.notify_all();
-    while (lookOnce()) {
-    }
+    while (lookOnce()) {}
   } catch (const Error& error) {
     end(error);
   } catch (const std::exception& error) {
@@ -321,9 +320,9 @@ void NcclGroup::connect() {
       throwIfFailed();
       try {
         const std::vector<uint8_t> bytes = store_->get(key, kStoreSliceMs);
-        VIADUCT_CHECK(bytes.size() == sizeof id.internal, "ERR_COMM", "connect",
-                      "expected an id of " + std::to_string(sizeof id.internal) + " bytes, got " +
-                          std::to_string(bytes.size()));
+        VIADUCT_CHECK(
+            bytes.size() == sizeof id.internal, "ERR_COMM", "connect",
+            "expected an id of " + std::to_string(sizeof id.internal) + " bytes, got " + std::to_string(bytes.size()));
         std::memcpy(id.internal, bytes.data(), bytes.size());
         break;
       } catch (const Error& error) {
@@ -346,8 +345,10 @@ bool NcclGroup::lookOnce() {
   std::optional<Flight> running;
   {
     std::unique_lock<std::mutex> lock(mutex_);
-    if (record_.open()) changed_.wait_for(lock, kLook);
-    else changed_.wait(lock, [this] { return failure_ || closing_ || record_.open(); });
+    if (record_.open())
+      changed_.wait_for(lock, kLook);
+    else
+      changed_.wait(lock, [this] { return failure_ || closing_ || record_.open(); });
     if (failure_ || closing_) return false;
     record_.look();
     if (const Flight* flight = record_.running()) running = *flight;
@@ -404,8 +405,10 @@ void NcclGroup::leave(bool failed) {
     }
     failed = result != ncclSuccess;
   }
-  if (failed) nccl_.commAbort(comm_);
-  else nccl_.commDestroy(comm_);
+  if (failed)
+    nccl_.commAbort(comm_);
+  else
+    nccl_.commDestroy(comm_);
   comm_ = nullptr;
 }
 

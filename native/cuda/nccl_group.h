@@ -40,8 +40,7 @@ class NcclGroup : public std::enable_shared_from_this<NcclGroup> {
   CommTicket issue(CommOp op, uint64_t bytes, int64_t payload, std::vector<int> peers = {});
   /// From a command of `s`: when the operation's turn has come, `call` starts it on the communicator's stream, behind all of
   /// `s` so far; what follows on `s` comes behind it.
-  void run(const CommTicket& ticket, CudaStream& s,
-           const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& call);
+  void run(const CommTicket& ticket, CudaStream& s, const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& call);
   /// From a thread that may block: cuts the communicator. Null for a negative colour.
   std::shared_ptr<NcclGroup> split(const CommTicket& ticket, int colour, int key,
                                    const std::function<std::unique_ptr<Communicator>()>& splitHost,

@@ -28,9 +28,9 @@ class RollCall {
   /// This rank is in `flight`.
   void tell(const Flight& flight);
   struct Others {
-    std::vector<int> absent;     // ranks not heard from in this operation
-    int different = -1;          // a rank that is at another one under the same number
-    std::string what;            // that one
+    std::vector<int> absent;  // ranks not heard from in this operation
+    int different = -1;       // a rank that is at another one under the same number
+    std::string what;         // that one
   };
   /// Where the others are; waits for up to `patience` for those not heard from.
   Others others(const Flight& flight, Clock::duration patience);

@@ -348,7 +348,8 @@ const uint64_t* gatherLanes(const char* file, int line, unsigned mask, uint64_t 
   return self.lanes;
 }
 
-cudaError_t launch(cudaStream_t stream, dim3 grid, dim3 block, size_t sharedBytes, const std::function<void()>& kernel) {
+cudaError_t launch(cudaStream_t stream, dim3 grid, dim3 block, size_t sharedBytes,
+                   const std::function<void()>& kernel) {
   static auto* state = new Launch();
   settle(stream);
   const uint64_t count = uint64_t{block.x} * block.y * block.z;

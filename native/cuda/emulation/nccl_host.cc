@@ -6,10 +6,10 @@ namespace viaduct::cuda {
 void ncclOptions(const DeviceOptions&) {}
 
 const Nccl& nccl() {
-  static const Nccl twin = {ncclGetUniqueId,    ncclCommInitRankConfig, ncclCommSplit,    ncclCommGetAsyncError,
-                            ncclCommFinalize,   ncclCommDestroy,        ncclCommAbort,    ncclGetErrorString,
-                            ncclGetLastError,   ncclGroupStart,         ncclGroupEnd,     ncclAllReduce,
-                            ncclAllGather,      ncclReduceScatter,      ncclBroadcast,    ncclSend,
+  static const Nccl twin = {ncclGetUniqueId,  ncclCommInitRankConfig, ncclCommSplit, ncclCommGetAsyncError,
+                            ncclCommFinalize, ncclCommDestroy,        ncclCommAbort, ncclGetErrorString,
+                            ncclGetLastError, ncclGroupStart,         ncclGroupEnd,  ncclAllReduce,
+                            ncclAllGather,    ncclReduceScatter,      ncclBroadcast, ncclSend,
                             ncclRecv};
   return twin;
 }

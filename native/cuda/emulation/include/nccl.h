@@ -28,7 +28,8 @@ struct ncclConfig_t {
   int blocking;
   const char* commName;
 };
-#define NCCL_CONFIG_INITIALIZER {1, nullptr}
+#define NCCL_CONFIG_INITIALIZER \
+  { 1, nullptr }
 
 enum ncclRedOp_t { ncclSum = 0, ncclProd = 1, ncclMax = 2, ncclMin = 3 };
 enum ncclDataType_t {
