@@ -70,6 +70,8 @@ export class Nodes {
   readonly #member = randomUUID()
   #round!: Round
   #attempt = 0
+  /** When this round began: what a launcher missed before, it has made good by coming. */
+  #begun = 0
   /** Nodes lost in the last attempt: nobody waits for them. */
   lost: readonly number[] = []
   /** For how long this launcher had no turn, and when. */
@@ -122,6 +124,7 @@ export class Nodes {
       joinMs,
     }
     this.#round = await meet(this.#store, comer, stop)
+    this.#begun = performance.now()
     this.#attempt = Math.max(...this.#round.nodes.map(({ attempts }) => attempts))
     this.lost = []
   }
@@ -208,15 +211,17 @@ export class Nodes {
   /** Launchers that were silent or gone for so long; 0 for silence: never. */
   #look(silenceMs: number, goneMs: number): AttemptEnd | null {
     if (this.#presence === null) return null
-    const { unansweredMs, silent } = native.presence(this.#presence)
+    const presence = native.presence(this.#presence)
+    const inRound = (ms: number) => Math.min(ms, performance.now() - this.#begun)
+    const unansweredMs = inRound(presence.unansweredMs)
     if (this.rank !== 0 && silenceMs > 0 && unansweredMs >= silenceMs)
       return this.#lostEnd(
         [0],
         `its launcher has not answered for ${seconds(unansweredMs)}, that host is frozen or out of reach`,
       )
     const others = this.#round.nodes.flatMap(({ member }, node) => {
-      const found = node === this.rank ? undefined : silent.find((one) => one.member === member)
-      return found === undefined ? [] : [{ node, ...found }]
+      const found = node === this.rank ? undefined : presence.silent.find((one) => one.member === member)
+      return found === undefined ? [] : [{ node, gone: found.gone, ms: inRound(found.ms) }]
     })
     const isLost = ({ ms, gone }: { ms: number; gone: boolean }) =>
       gone ? ms >= Math.min(goneMs, silenceMs || goneMs) : silenceMs > 0 && ms >= silenceMs
