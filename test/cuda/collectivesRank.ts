@@ -215,7 +215,7 @@ async function checkAll(): Promise<void> {
 }
 
 async function fault(): Promise<void> {
-  const world = await initDistributed({ timeoutMs: scenario === 'absent' ? Number(timeout) : 60_000 })
+  const world = await initDistributed({ timeoutMs: 60_000 })
   const gpu = Ctx.create({ device: 'cuda' })
   const last = world.rank === world.size - 1
   const begin = Date.now()
@@ -226,9 +226,9 @@ async function fault(): Promise<void> {
     if (scenario !== 'absent') {
       for (let i = 0; i < 3; i++) allReduce(gpu, t, world.group)
       await gpu.stream.sync()
-      await barrier(world.group)
-      world.group.setTimeout(Number(timeout))
     }
+    await barrier(world.group)
+    world.group.setTimeout(Number(timeout))
     if (last) {
       await sleep(300)
       if (scenario === 'kill') process.kill(process.pid, 'SIGKILL')
