@@ -115,7 +115,9 @@ describe('wrong use', () => {
     const uneven = await viaduct(folder, 'import', 'plain', 'c', '--pp', '3', '--ep', '2')
     expect([uneven.code, uneven.stderr]).toEqual([
       2,
-      expect.stringMatching(/the model has no experts, use 1[\s\S]*cannot be spread evenly over 3 stages: use pipelineModelParallelSize=1, 2/),
+      expect.stringMatching(
+        /the model has no experts, use 1[\s\S]*cannot be spread evenly over 3 stages: use pipelineModelParallelSize=1, 2/,
+      ),
     ])
     const tp = await viaduct(folder, 'verify', 'plain', '--tp', '3')
     expect([tp.code, tp.stderr]).toEqual([2, expect.stringContaining('use 1, 2')])
