@@ -97,6 +97,9 @@ class Backend {
   /// a, b float of one dtype; y that dtype or F32; `accumulate` adds to y (then y is F32, or a's dtype). Sums over K in F32.
   /// Cut into tiles by shape alone: bit-equal for every number of threads.
   virtual void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) VIADUCT_OP
+  /// Some rows of y[rows,N] = a . op(b) (+ bias[N]): y and a are these rows, two or more. The bits that `matmul` gives them
+  /// among all, of which there are 17 or more.
+  virtual void matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) VIADUCT_OP
 
   // ---- normalisation (norm.cc); x [T,H] row-strided in T, w [H], statistics F32 [T]
   /// h = x (+ residual); y = h * rstd * (w + zeroCentered), rstd = 1/sqrt(mean(h^2)+eps). `sum` receives h when a residual is given.

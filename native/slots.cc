@@ -40,18 +40,25 @@ Storage::Storage(Backend& backend, std::shared_ptr<Stream> owner, size_t bytes, 
 
 Storage::~Storage() {
   if (data_ == nullptr) return;
-  if (others_.empty()) {
+  std::vector<std::shared_ptr<Event>> after;
+  for (const Use& use : others_) {
+    if (!owner_->isBehind(*use.stream, use.position)) after.push_back(use.stream->record());
+  }
+  if (after.empty()) {
     backend_.release(data_, *owner_);
     return;
   }
-  std::vector<std::shared_ptr<Event>> after;
-  for (const auto& stream : others_) after.push_back(stream->record());
   late_->add(data_, backend_, owner_, std::move(after));
   late_->settle(false);
 }
 
 void Storage::noteOther(const std::shared_ptr<Stream>& stream) {
-  if (std::find(others_.begin(), others_.end(), stream) == others_.end()) others_.push_back(stream);
+  const auto found = std::find_if(others_.begin(), others_.end(), [&](const Use& use) { return use.stream == stream; });
+  if (found != others_.end()) {
+    found->position = stream->position();
+  } else {
+    others_.push_back({stream, stream->position()});
+  }
 }
 
 SlotTable::SlotTable() : late_(std::make_shared<LateFrees>()) {

@@ -57,6 +57,11 @@ class Storage {
   int64_t version = 0;
 
  private:
+  /// The last use on another stream than the owner: the commands that it had by then.
+  struct Use {
+    std::shared_ptr<Stream> stream;
+    uint64_t position;
+  };
   void noteOther(const std::shared_ptr<Stream>& stream);
 
   Backend& backend_;
@@ -64,7 +69,7 @@ class Storage {
   std::shared_ptr<LateFrees> late_;
   void* data_ = nullptr;
   size_t bytes_;
-  std::vector<std::shared_ptr<Stream>> others_;
+  std::vector<Use> others_;
 };
 
 struct Slot {

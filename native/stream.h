@@ -21,6 +21,13 @@ struct OpTime {
   double seconds = 0;
 };
 
+/// A command's time on the machine's steady clock, in seconds: the same for all streams and processes of a host.
+struct Span {
+  std::string op;
+  double start = 0;
+  double end = 0;
+};
+
 constexpr size_t kMaxCommandBytes = size_t{16} << 10;
 
 /// How a queue handles a command of some type: it moves it into memory of its own, so that none is allocated for a command.
@@ -65,6 +72,11 @@ class Stream {
 
   /// A point after all that was enqueued so far.
   virtual std::shared_ptr<Event> record() = 0;
+  /// Commands enqueued so far.
+  virtual uint64_t position() const = 0;
+  /// Whether what is enqueued here from now on runs after the first `position` commands of `other`, because this stream waits for an
+  /// event there. False where that is not known. From any thread.
+  virtual bool isBehind(const Stream& other, uint64_t position) const = 0;
   /// Later commands of this stream start after the event.
   virtual void waitFor(std::shared_ptr<Event> event) = 0;
   /// Blocks the caller until the queue is empty. Never throws; see error().
@@ -89,6 +101,10 @@ class Stream {
   virtual void startProfile() {}
   /// What was timed since startProfile(), slowest first; ends it. Wait for the stream before.
   virtual std::vector<OpTime> endProfile() { return {}; }
+  /// Notes each command's time from here on, of the first 100,000. Nothing where the device takes the times.
+  virtual void startTrace() {}
+  /// What was noted since startTrace(), in order; ends it. Wait for the stream before.
+  virtual std::vector<Span> endTrace() { return {}; }
 
   virtual int64_t id() const = 0;
 

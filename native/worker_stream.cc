@@ -57,7 +57,12 @@ class WorkerStream::Queue {
   size_t used_ = 0;
 };
 
+constexpr size_t kMostSpans = 100000;
+
 struct WorkerStream::State {
+  explicit State(int64_t id) : id(id) {}
+
+  const int64_t id;
   mutable std::mutex mutex;
   std::condition_variable work;     // the worker sleeps here
   std::condition_variable passing;  // waits for `passed` sleep here
@@ -69,8 +74,11 @@ struct WorkerStream::State {
   std::atomic<uint64_t> pushed{0};
   std::atomic<uint64_t> passed{0};
   std::atomic<int> waiters{0};
-  std::atomic<bool> profiling{false};
+  std::atomic<bool> timing{false};  // profiling or tracing
+  bool profiling = false;
+  bool tracing = false;
   std::map<std::string, OpTime> profile;
+  std::vector<Span> trace;
   WorkerHooks around;
   std::thread::id worker;
   bool sleeping = false;
@@ -83,14 +91,21 @@ struct WorkerStream::State {
       around.after(item.op);
       return;
     }
-    const auto from = std::chrono::steady_clock::now();
+    const double start = secondsNow();
     item.kind->run(item.command);
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - from;
-    addTime(item.op, took.count());
+    const double end = secondsNow();
+    addTime(item.op, end - start);
+    std::lock_guard<std::mutex> lock(mutex);
+    if (tracing && trace.size() < kMostSpans) trace.push_back({item.op, start, end});
+  }
+
+  static double secondsNow() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 
   void addTime(const char* op, double seconds) {
     std::lock_guard<std::mutex> lock(mutex);
+    if (!profiling) return;
     OpTime& time = profile[op];
     time.count += 1;
     time.seconds += seconds;
@@ -172,7 +187,7 @@ std::exception_ptr located(std::exception_ptr failure, const char* op, const std
 }  // namespace
 
 WorkerStream::WorkerStream(int64_t id, std::function<void(WorkerStream*)> ended, WorkerHooks hooks)
-    : id_(id), ended_(std::move(ended)), state_(std::make_shared<State>()) {
+    : id_(id), ended_(std::move(ended)), state_(std::make_shared<State>(id)) {
   state_->around = std::move(hooks);
   worker_ = std::thread([state = state_] { run(*state); });
   state_->worker = worker_.get_id();
@@ -227,7 +242,7 @@ void WorkerStream::run(State& state) {
         item.kind->run(item.command);
       } else if (!state.poisoned.load()) {
         try {
-          if (state.profiling.load(std::memory_order_relaxed)) {
+          if (state.timing.load(std::memory_order_relaxed)) {
             state.runTimed(item);
           } else {
             item.kind->run(item.command);
@@ -267,11 +282,30 @@ std::shared_ptr<Event> WorkerStream::record() { return std::make_shared<WorkerEv
 void WorkerStream::waitFor(std::shared_ptr<Event> event) {
   auto* other = dynamic_cast<WorkerEvent*>(event.get());
   if (other != nullptr && other->state == state_) return;  // its own past
-  if (event->done() && event->failure() == nullptr) return;
-  enqueue("waitEvent", [event = std::move(event), own = state_.get()] {
-    event->wait();
-    if (const std::exception_ptr error = event->failure()) own->poison(error);
-  });
+  if (!event->done() || event->failure() != nullptr) {
+    enqueue("waitEvent", [event, own = state_.get()] {
+      event->wait();
+      if (const std::exception_ptr error = event->failure()) own->poison(error);
+    });
+  }
+  noteWait(event);
+}
+
+void WorkerStream::noteWait(const std::shared_ptr<Event>& event) {
+  const auto* other = dynamic_cast<const WorkerEvent*>(event.get());
+  if (other == nullptr) return;
+  std::lock_guard<std::mutex> lock(waitedMutex_);
+  Waited& waited = waited_[other->state->id];
+  waited.other = other->state;
+  waited.point = std::max(waited.point, other->point);
+}
+
+uint64_t WorkerStream::position() const { return state_->pushed.load(); }
+
+bool WorkerStream::isBehind(const Stream& other, uint64_t position) const {
+  std::lock_guard<std::mutex> lock(waitedMutex_);
+  const auto found = waited_.find(other.id());
+  return found != waited_.end() && found->second.point >= position;
 }
 
 void WorkerStream::drain() {
@@ -292,6 +326,15 @@ void WorkerStream::fail(std::exception_ptr error) { state_->poison(std::move(err
 
 void WorkerStream::reset() {
   drain();
+  // Waits that were skipped: memory may have been given back behind them.
+  std::map<int64_t, Waited> waited;
+  {
+    std::lock_guard<std::mutex> lock(waitedMutex_);
+    waited = waited_;
+  }
+  for (const auto& [_, wait] : waited) {
+    if (const auto other = wait.other.lock()) other->waitUntilPassed(wait.point);
+  }
   std::lock_guard<std::mutex> lock(state_->mutex);
   state_->error = nullptr;
   state_->poisoned.store(false);
@@ -305,12 +348,14 @@ void WorkerStream::onFailure(std::function<void(std::exception_ptr)> hook) {
 void WorkerStream::startProfile() {
   std::lock_guard<std::mutex> lock(state_->mutex);
   state_->profile.clear();
-  state_->profiling.store(true);
+  state_->profiling = true;
+  state_->timing.store(true);
 }
 
 std::vector<OpTime> WorkerStream::endProfile() {
   std::lock_guard<std::mutex> lock(state_->mutex);
-  state_->profiling.store(false);
+  state_->profiling = false;
+  state_->timing.store(state_->tracing);
   std::vector<OpTime> times;
   for (auto& [op, time] : state_->profile) {
     time.op = op;
@@ -319,6 +364,21 @@ std::vector<OpTime> WorkerStream::endProfile() {
   state_->profile.clear();
   std::sort(times.begin(), times.end(), [](const OpTime& a, const OpTime& b) { return a.seconds > b.seconds; });
   return times;
+}
+
+void WorkerStream::startTrace() {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->trace.clear();
+  if (state_->around.before) return;
+  state_->tracing = true;
+  state_->timing.store(true);
+}
+
+std::vector<Span> WorkerStream::endTrace() {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->tracing = false;
+  state_->timing.store(state_->profiling);
+  return std::exchange(state_->trace, {});
 }
 
 void WorkerStream::setPlace(std::shared_ptr<const std::string> place) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -31,6 +32,8 @@ class WorkerStream : public Stream {
   ~WorkerStream() override;
 
   std::shared_ptr<Event> record() override;
+  uint64_t position() const override;
+  bool isBehind(const Stream& other, uint64_t position) const override;
   void waitFor(std::shared_ptr<Event> event) override;
   void drain() override;
   void notify(std::function<void(std::exception_ptr)> done) override;
@@ -41,6 +44,8 @@ class WorkerStream : public Stream {
   void setPlace(std::shared_ptr<const std::string> place) override;
   void startProfile() override;
   std::vector<OpTime> endProfile() override;
+  void startTrace() override;
+  std::vector<Span> endTrace() override;
   int64_t id() const override { return id_; }
   /// Whether the caller is some stream's worker.
   static bool onWorker();
@@ -57,6 +62,8 @@ class WorkerStream : public Stream {
   std::string place() const;
   /// Adds a time that was measured elsewhere to the profile.
   void addTime(const char* op, double seconds);
+  /// What is enqueued from here on runs behind the event of another stream's queue: for isBehind().
+  void noteWait(const std::shared_ptr<Event>& event);
 
  private:
   struct State;  // shared with events, which may outlive the stream
@@ -67,6 +74,14 @@ class WorkerStream : public Stream {
   /// `always`: a command that runs on a poisoned stream too.
   void push(const char* op, const CommandKind& kind, void* command, bool always);
   static void run(State& state);
+
+  /// Up to where this stream has waited for another one.
+  struct Waited {
+    std::weak_ptr<State> other;
+    uint64_t point = 0;
+  };
+  mutable std::mutex waitedMutex_;
+  std::map<int64_t, Waited> waited_;  // by the other one's id
 
   const int64_t id_;
   std::function<void(WorkerStream*)> ended_;

@@ -80,6 +80,13 @@ export interface OpTime {
   readonly seconds: number
 }
 
+/** When a command ran, in seconds on the machine's steady clock: one for all streams and processes of a host. */
+export interface Span {
+  readonly op: string
+  readonly start: number
+  readonly end: number
+}
+
 /** What the slot table holds for a handle; strides and offset in elements. */
 export interface TensorInfo {
   readonly shape: readonly number[]
@@ -186,6 +193,8 @@ export interface Addon {
   debugDelay(stream: Stream, microseconds: integer): void
   startProfile(stream: Stream): void
   endProfile(stream: Stream): readonly OpTime[]
+  startTrace(stream: Stream): void
+  endTrace(stream: Stream): readonly Span[]
   threadMicroseconds(): number
 
   // files (native/binding/io.cc): a tensor in a file is (path, byte offset, dtype, shape), row-major
@@ -255,6 +264,7 @@ export interface Addon {
     transB: boolean,
     accumulate: boolean,
   ): void
+  matmulRows(stream: Stream, y: Out, a: In, b: In, bias: OptIn, transB: boolean, rows: integer): void
   rmsNormForward(
     stream: Stream,
     y: Out,

@@ -15,6 +15,7 @@ std::vector<Row> opRows() {
       row("sumRows", &Backend::sumRows),
       row("addBias", &Backend::addBias),
       row("matmul", &Backend::matmul),
+      row("matmulRows", &Backend::matmulRows),
       row("rmsNormForward", &Backend::rmsNormForward),
       row("rmsNormBackwardInput", &Backend::rmsNormBackwardInput),
       row("rmsNormBackwardWeight", &Backend::rmsNormBackwardWeight),

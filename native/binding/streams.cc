@@ -47,6 +47,17 @@ Value endProfile(Stream& stream) {
   return Value(std::move(rows));
 }
 
+void startTrace(Stream& stream) { stream.startTrace(); }
+
+Value endTrace(Stream& stream) {
+  std::vector<Value> rows;
+  for (Span& span : stream.endTrace()) {
+    rows.push_back(Value(
+        Value::Record{{"op", Value(std::move(span.op))}, {"start", Value(span.start)}, {"end", Value(span.end)}}));
+  }
+  return Value(std::move(rows));
+}
+
 int64_t recordEvent(Env& env, Stream& stream) { return env.addEvent(stream.record()); }
 void waitEvent(Env& env, Stream& stream, int64_t event) { stream.waitFor(env.event(event)); }
 bool eventDone(Env& env, int64_t event) { return env.event(event)->done(); }
@@ -92,6 +103,7 @@ std::vector<Row> streamRows() {
       row("debugFail", &debugFail),           row("debugDelay", &debugDelay),
       row("debugFailTasks", &debugFailTasks), row("startProfile", &startProfile),
       row("endProfile", &endProfile),         row("threadMicroseconds", &threadMicroseconds),
+      row("startTrace", &startTrace),         row("endTrace", &endTrace),
   };
 }
 

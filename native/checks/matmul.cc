@@ -34,4 +34,11 @@ MatmulShape checkMatmul(const TensorRef& y, const TensorRef& a, const TensorRef&
   return g;
 }
 
+void checkMatmulRows(const TensorRef& y, int64_t rows) {
+  const int64_t m = y.ndim == 2 ? y.shape[0] : 0;
+  VIADUCT_CHECK(m != 1 && rows >= m && rows >= kLeastSharedRows, "ERR_SHAPE", "matmulRows",
+                "expected at least 2 rows of a product of at least " + std::to_string(kLeastSharedRows) + ", got " +
+                    std::to_string(m) + " of " + std::to_string(rows) + ": call matmul for all rows");
+}
+
 }  // namespace viaduct

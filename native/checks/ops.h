@@ -25,6 +25,10 @@ struct MatmulShape {
 };
 MatmulShape checkMatmul(const TensorRef& y, const TensorRef& a, const TensorRef& b, const TensorRef& bias, bool transA,
                         bool transB);
+/// Products of fewer rows are not multiplied in pieces: their kernels depend on the number of rows.
+constexpr int64_t kLeastSharedRows = 17;
+/// y: some rows of a product of so many.
+void checkMatmulRows(const TensorRef& y, int64_t rows);
 
 // ---- embedding.cc
 void checkEmbeddingForward(const TensorRef& y, const TensorRef& w, const TensorRef& ids);

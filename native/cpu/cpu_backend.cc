@@ -99,6 +99,7 @@ bool CpuBackend::supports(const std::string& op, DType dtype, std::string* why) 
       {"sumRows", Float},
       {"addBias", Float},
       {"matmul", Float},
+      {"matmulRows", Float},
       {"rmsNormForward", Float},
       {"rmsNormBackwardInput", Float},
       {"rmsNormBackwardWeight", Float},

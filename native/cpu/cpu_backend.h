@@ -43,6 +43,7 @@ class CpuBackend final : public Backend {
   // matmul.cc
   void setMatmulEngine(const std::string& engine) override;
   void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
+  void matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) override;
 
   // norm.cc
   void rmsNormForward(Stream& s, Out y, Out rstd, OptOut sum, In x, OptIn residual, In w, double eps,

@@ -71,14 +71,23 @@ void tile(float* c, int64_t ldc, const MatmulArgs& g, int64_t row, int64_t col, 
   }
 }
 
+// Tiles in a column. A last row joins the tile above: oneDNN sums a single row in another order than rows beside others.
+int64_t tilesDown(const MatmulArgs& g, const MatmulCut& cut) {
+  return std::max<int64_t>(1, (g.m + cut.mt - 2) / cut.mt);
+}
+int64_t rowsOfTile(const MatmulArgs& g, const MatmulCut& cut, int64_t row) {
+  const int64_t left = g.m - row;
+  return left <= cut.mt + 1 ? left : cut.mt;
+}
+
 void runTiles(const MatmulArgs& g, const MatmulCut& cut, const float* bias) {
-  const int64_t rows = (g.m + cut.mt - 1) / cut.mt;
+  const int64_t rows = tilesDown(g, cut);
   const int64_t cols = (g.n + cut.nt - 1) / cut.nt;
   parallelFor(rows * cols, [&](int64_t task) {
     // Down a column of tiles first: neighbours in time share the columns of b.
     const int64_t row = task % rows * cut.mt;
     const int64_t col = task / rows * cut.nt;
-    const int64_t m = std::min(cut.mt, g.m - row);
+    const int64_t m = rowsOfTile(g, cut, row);
     const int64_t n = std::min(cut.nt, g.n - col);
     const float* b = bias != nullptr ? bias + col : nullptr;
     if (g.yDtype == DType::F32) {
@@ -93,7 +102,7 @@ void runTiles(const MatmulArgs& g, const MatmulCut& cut, const float* bias) {
 
 // Few tiles and a long k: parts of k go to F32 planes, which are then summed in order.
 void runParts(const MatmulArgs& g, const MatmulCut& cut, const float* bias) {
-  const int64_t rows = (g.m + cut.mt - 1) / cut.mt;
+  const int64_t rows = tilesDown(g, cut);
   const int64_t cols = (g.n + cut.nt - 1) / cut.nt;
   const int64_t length = roundUp((g.k + cut.parts - 1) / cut.parts, 8);
   const int64_t parts = (g.k + length - 1) / length;
@@ -104,7 +113,7 @@ void runParts(const MatmulArgs& g, const MatmulCut& cut, const float* bias) {
     const int64_t row = task / parts % rows * cut.mt;
     const int64_t col = task / parts / rows * cut.nt;
     const int64_t k0 = part * length;
-    tile(planes + part * plane + row * g.n + col, g.n, g, row, col, std::min(cut.mt, g.m - row),
+    tile(planes + part * plane + row * g.n + col, g.n, g, row, col, rowsOfTile(g, cut, row),
          std::min(cut.nt, g.n - col), k0, std::min(length, g.k - k0), false,
          part == 0 && bias != nullptr ? bias + col : nullptr);
   });
@@ -122,6 +131,7 @@ void runParts(const MatmulArgs& g, const MatmulCut& cut, const float* bias) {
 
 // Rows of decoding: memory-bound, so weights are read once, in their own dtype, without packing.
 constexpr int64_t kFewRows = 16;
+static_assert(kFewRows < kLeastSharedRows);
 
 void runFewRows(const MatmulArgs& g, const float* bias) {
   const bool direct = g.a.dtype == DType::F32 && g.a.colStride == 1;
@@ -196,11 +206,13 @@ void runMatmul(const MatmulArgs& g) {
     loadRow(bias.data(), g.bias, g.biasDtype, 1, g.n);
   }
   const float* b = bias.empty() ? nullptr : bias.data();
-  if (g.m <= kFewRows && g.b.rowStride == 1 && g.k > 0) {
+  const int64_t rows = std::max(g.m, g.wholeRows);
+  if (rows <= kFewRows && g.b.rowStride == 1 && g.k > 0) {
     runFewRows(g, b);
     return;
   }
-  const MatmulCut cut = cutMatmul(g.m, g.n, g.k);
+  // An element's sum knows the parts of k, with oneDNN also the width of its tile, but not which rows are in the tile.
+  const MatmulCut cut = cutMatmul(rows, g.n, g.k);
   if (cut.parts > 1) {
     runParts(g, cut, b);
   } else {
@@ -228,7 +240,11 @@ std::string matmulEngine(DType dtype) {
 
 void CpuBackend::setMatmulEngine(const std::string& name) { cpu::setMatmulEngine(name); }
 
-void CpuBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) {
+namespace {
+
+/// Checks a product and gives it as the kernels take it.
+MatmulArgs checkedProduct(const TensorRef& y, const TensorRef& a, const TensorRef& b, const TensorRef& bias,
+                          bool transA, bool transB) {
   const MatmulShape shape = checkMatmul(y, a, b, bias, transA, transB);
   MatmulArgs g;
   g.m = shape.m;
@@ -243,8 +259,22 @@ void CpuBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA,
   const MatrixView bv{b.data, b.dtype, b.stride[0], 1};
   g.a = transA ? av.transposed() : av;
   g.b = transB ? bv.transposed() : bv;
+  return g;
+}
+
+}  // namespace
+
+void CpuBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) {
+  MatmulArgs g = checkedProduct(y, a, b, bias, transA, transB);
   g.accumulate = accumulate;
   s.enqueue("matmul", [g] { runMatmul(g); });
+}
+
+void CpuBackend::matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) {
+  MatmulArgs g = checkedProduct(y, a, b, bias, false, transB);
+  checkMatmulRows(y, rows);
+  g.wholeRows = rows;
+  s.enqueue("matmulRows", [g] { runMatmul(g); });
 }
 
 }  // namespace viaduct::cpu

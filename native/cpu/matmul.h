@@ -21,6 +21,7 @@ struct MatmulArgs {
   int64_t n = 0;
   int64_t k = 0;
   bool accumulate = false;
+  int64_t wholeRows = 0;  // more than m: these are rows of a product of so many, and get the bits that they have there
 };
 
 /// Runs on the calling thread and its team. Bit-equal for every number of threads.

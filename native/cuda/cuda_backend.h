@@ -77,6 +77,7 @@ class CudaBackend final : public Backend {
 
   // matmul.cc; the product itself in matmul_cublaslt.cc, under emulation in emulation/matmul_host.cc
   void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
+  void matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) override;
 
   // attention.cc; what computes it in ops/attention_forward.cu and attention_backward.cu
   void attentionForward(Stream& s, Out out, Out lse, In q, In k, In v, OptIn firstKey, OptIn keyEnd, double scale,
@@ -87,6 +88,8 @@ class CudaBackend final : public Backend {
 
  private:
   bool settleAll();
+  void multiply(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate,
+                int64_t wholeRows);
 
   const DeviceOptions options_;
   Device device_;

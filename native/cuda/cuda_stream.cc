@@ -70,12 +70,14 @@ void CudaStream::waitFor(std::shared_ptr<Event> event) {
   auto other = std::dynamic_pointer_cast<CudaEvent>(event);
   if (other == nullptr) return WorkerStream::waitFor(std::move(event));
   if (other->stream == id()) return;  // its own past
-  if (other->done() && other->failure() == nullptr) return;
-  enqueue("waitEvent", [this, other = std::move(other)] {
-    other->host->wait();
-    if (const std::exception_ptr error = other->failure()) return fail(error);
-    check(cudaStreamWaitEvent(stream_, other->device->get(), 0), "cudaStreamWaitEvent");
-  });
+  if (!other->done() || other->failure() != nullptr) {
+    enqueue("waitEvent", [this, other] {
+      other->host->wait();
+      if (const std::exception_ptr error = other->failure()) return fail(error);
+      check(cudaStreamWaitEvent(stream_, other->device->get(), 0), "cudaStreamWaitEvent");
+    });
+  }
+  noteWait(other->host);
 }
 
 void CudaStream::drain() {

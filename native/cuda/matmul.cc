@@ -27,7 +27,20 @@ void emptySum(CudaBackend& backend, Stream& s, InOut y, OptIn bias, bool accumul
 }  // namespace
 
 void CudaBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) {
+  multiply(s, y, a, b, bias, transA, transB, accumulate, 0);
+}
+
+void CudaBackend::matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) {
+  checkMatmulRows(y, rows);
+  InOut result;
+  static_cast<TensorRef&>(result) = y;
+  multiply(s, result, a, b, bias, false, transB, false, rows);
+}
+
+void CudaBackend::multiply(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate,
+                           int64_t wholeRows) {
   MatmulArgs g{};
+  g.wholeRows = wholeRows;
   g.shape = checkMatmul(y, a, b, bias, transA, transB);
   if (g.shape.m == 0 || g.shape.n == 0) return;
   VIADUCT_CHECK(!bias.present() || bias.dtype == y.dtype, "ERR_DTYPE", "matmul",
@@ -57,11 +70,12 @@ void CudaBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA
   const size_t bytes = matmulScratch(g, device_);
   const Scratch scratch(*this, s, bytes);
   CudaStream& stream = cudaStream(s);
-  s.enqueue("matmul", [g, &stream, memory = scratch.as<char>(), bytes] { startMatmul(g, stream, memory, bytes); });
+  s.enqueue(wholeRows > 0 ? "matmulRows" : "matmul",
+            [g, &stream, memory = scratch.as<char>(), bytes] { startMatmul(g, stream, memory, bytes); });
 }
 
 namespace {
-const Support support{{"matmul", Takes::Float}};
+const Support support{{"matmul", Takes::Float}, {"matmulRows", Takes::Float}};
 }
 
 }  // namespace viaduct::cuda

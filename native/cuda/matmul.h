@@ -23,6 +23,7 @@ struct MatmulArgs {
   bool transA;
   bool transB;
   bool accumulate;
+  int64_t wholeRows;  // more than m: these are rows of a product of so many, and its algorithm computes them
 };
 
 /// Scratch memory that a product may use, in bytes.

@@ -34,6 +34,7 @@ struct Lt {
   decltype(&cublasLtMatmulDescCreate) descCreate = nullptr;
   decltype(&cublasLtMatmulDescSetAttribute) descSet = nullptr;
   decltype(&cublasLtMatrixLayoutCreate) layoutCreate = nullptr;
+  decltype(&cublasLtMatrixLayoutDestroy) layoutDestroy = nullptr;
   decltype(&cublasLtMatmulPreferenceCreate) preferenceCreate = nullptr;
   decltype(&cublasLtMatmulPreferenceSetAttribute) preferenceSet = nullptr;
   decltype(&cublasLtMatmulPreferenceDestroy) preferenceDestroy = nullptr;
@@ -47,6 +48,7 @@ struct Lt {
     library.find("cublasLtMatmulDescCreate", &descCreate);
     library.find("cublasLtMatmulDescSetAttribute", &descSet);
     library.find("cublasLtMatrixLayoutCreate", &layoutCreate);
+    library.find("cublasLtMatrixLayoutDestroy", &layoutDestroy);
     library.find("cublasLtMatmulPreferenceCreate", &preferenceCreate);
     library.find("cublasLtMatmulPreferenceSetAttribute", &preferenceSet);
     library.find("cublasLtMatmulPreferenceDestroy", &preferenceDestroy);
@@ -55,8 +57,8 @@ struct Lt {
 };
 
 /// Everything that an algorithm depends on. Alignments are powers of two up to 256 bytes.
-using PlanKey = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool, bool, bool,
-                           bool, std::tuple<uint32_t, uint32_t, uint32_t>>;
+using PlanKey = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool, bool,
+                           bool, bool, std::tuple<uint32_t, uint32_t, uint32_t>>;
 
 struct Plan {
   cublasLtMatmulDesc_t product = nullptr;
@@ -113,9 +115,16 @@ Plan makePlan(const Lt& lt, cublasLtHandle_t handle, const MatmulArgs& g) {
     set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, static_cast<int32_t>(typeOf(g.biasDtype)));
     set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
   }
-  checkLt(lt.layoutCreate(&plan.first, typeOf(g.dtype), u(g.transB ? k : n), u(g.transB ? n : k), g.ldb), "a layout");
-  checkLt(lt.layoutCreate(&plan.second, typeOf(g.dtype), u(g.transA ? m : k), u(g.transA ? k : m), g.lda), "a layout");
-  checkLt(lt.layoutCreate(&plan.result, typeOf(g.yDtype), u(n), u(m), g.ldy), "a layout");
+  const auto layout = [&](DType dtype, int64_t rows, int64_t columns, int64_t ld) {
+    cublasLtMatrixLayout_t made = nullptr;
+    checkLt(lt.layoutCreate(&made, typeOf(dtype), u(rows), u(columns), ld), "a layout");
+    return made;
+  };
+  const auto second = [&](int64_t rows) { return layout(g.dtype, g.transA ? rows : k, g.transA ? k : rows, g.lda); };
+  const auto result = [&](int64_t rows) { return layout(g.yDtype, n, rows, g.ldy); };
+  plan.first = layout(g.dtype, g.transB ? k : n, g.transB ? n : k, g.ldb);
+  plan.second = second(m);
+  plan.result = result(m);
 
   cublasLtMatmulPreference_t preference = nullptr;
   checkLt(lt.preferenceCreate(&preference), "a preference");
@@ -129,9 +138,16 @@ Plan makePlan(const Lt& lt, cublasLtHandle_t handle, const MatmulArgs& g) {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignmentOf(g.y));
   cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
-  const cublasStatus_t status = lt.heuristic(handle, plan.product, plan.first, plan.second, plan.result, plan.result,
-                                             preference, 1, &found, &count);
+  const int64_t rows = std::max(m, g.wholeRows);
+  const cublasLtMatrixLayout_t allSecond = rows == m ? plan.second : second(rows);
+  const cublasLtMatrixLayout_t allResult = rows == m ? plan.result : result(rows);
+  const cublasStatus_t status =
+      lt.heuristic(handle, plan.product, plan.first, allSecond, allResult, allResult, preference, 1, &found, &count);
   lt.preferenceDestroy(preference);
+  if (rows != m) {
+    lt.layoutDestroy(allSecond);
+    lt.layoutDestroy(allResult);
+  }
   VIADUCT_CHECK(status == CUBLAS_STATUS_SUCCESS && count > 0, "ERR_UNSUPPORTED", "matmul",
                 "expected cuBLASLt to have an algorithm for " + std::to_string(m) + " x " + std::to_string(n) + " x " +
                     std::to_string(k) + " of " + dtypeName(g.dtype) + ", got none (status " +
@@ -172,6 +188,7 @@ void startMatmul(const MatmulArgs& g, CudaStream& stream, void* scratch, size_t 
   if (handle == nullptr) checkLt(lt.create(&handle), "cublasLtCreate");
   const PlanKey key{gpu,
                     g.shape.m,
+                    std::max(g.shape.m, g.wholeRows),
                     g.shape.n,
                     g.shape.k,
                     g.ldy,

@@ -192,6 +192,29 @@ describe.each(['float32', 'bfloat16'] as const)('elementwise in %s', (dtype) => 
       })
     }
   })
+
+  test.each([false, true])('rows of a matmul apart, transposed: %s', async (transB) => {
+    const [m, n, k] = [20, 13, 5]
+    await close(dtype === 'float32' ? 1e-6 : 4e-3, async (bench) => {
+      const a = bench.tensor([m, k], dtype, randomBytes('a', m * k, dtype))
+      const b = bench.tensor(transB ? [n, k] : [k, n], dtype, randomBytes('b', n * k, dtype))
+      const bias = bench.tensor([n], dtype, randomBytes('bias', n, dtype))
+      const [whole, parts] = [bench.tensor([m, n], dtype), bench.tensor([m, n], dtype)]
+      native.matmul(bench.stream, whole, a, b, bias, false, transB, false)
+      for (const [first, count] of [
+        [0, 3],
+        [3, 17],
+      ] as const) {
+        const rows = (of: number, width: number) => native.view(of, [count, width], [width, 1], first * width)
+        const [y, x] = [rows(parts, n), rows(a, k)]
+        native.matmulRows(bench.stream, y, x, b, bias, transB, m)
+        for (const view of [y, x]) native.free(view)
+      }
+      const [together, apart] = [await bench.read(whole, [m, n], dtype), await bench.read(parts, [m, n], dtype)]
+      expect(apart).toEqual(together)
+      return [{ bytes: apart, dtype }]
+    })
+  })
 })
 
 test('float16 computes in float32 and rounds once', async () => {

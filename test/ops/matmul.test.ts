@@ -125,6 +125,50 @@ describe.each(['builtin', 'onednn'])('matmul by %s', (engine) => {
   })
 })
 
+/** Whether rows, multiplied apart, have the bytes that they have together. */
+async function sameInPieces(m: number, n: number, k: number, dtype: number, transB: boolean, cuts: readonly number[]) {
+  const a = tensor([m, k], random('rows a', m * k, dtype), dtype)
+  const b = tensor(transB ? [n, k] : [k, n], random('rows b', n * k, dtype), dtype)
+  const bias = tensor([n], random('rows bias', n, dtype), dtype)
+  const [whole, pieces] = [empty([m, n], dtype), empty([m, n], dtype)]
+  native.matmul(stream, whole, a, b, bias, false, transB, false)
+  const ends = [...cuts, m]
+  ends.forEach((end, i) => {
+    const from = ends[i - 1] ?? 0
+    const part = (of: number, width: number) => {
+      const handle = native.view(of, [end - from, width], [width, 1], from * width)
+      handles.push(handle)
+      return handle
+    }
+    native.matmulRows(stream, part(pieces, n), part(a, k), b, bias, transB, m)
+  })
+  const [one, other] = [await native.download(stream, whole), await native.download(stream, pieces)]
+  drop()
+  return Buffer.compare(new Uint8Array(one), new Uint8Array(other)) === 0
+}
+
+test('rows that are multiplied apart have the bits that they have among all rows', async () => {
+  const sizes = [
+    [17, 40, 600],
+    [512, 48, 2000], // the sum is cut into other parts for fewer rows
+    [1024, 512, 512], // wide tiles for some rows, narrow ones for all
+    [385, 544, 64],
+  ] as const
+  let seen = 0
+  for (const [m, n, k] of sizes) {
+    for (const transB of [true, false]) {
+      for (const cuts of [[m >> 1], [2, 7, m - 2], [m >> 2, m >> 1, 3 * (m >> 2)]]) {
+        for (const dtype of [F32, BF16]) {
+          const what = `[${m}, ${n}] x ${k}, ${transB}, cut at ${cuts}, dtype ${dtype}`
+          expect(await sameInPieces(m, n, k, dtype, transB, cuts), what).toBe(true)
+          seen++
+        }
+      }
+    }
+  }
+  expect(seen).toBe(48)
+})
+
 test('a not-a-number spreads to its row and column only', async () => {
   const a = Float32Array.from({ length: 20 * 9 }, () => 1)
   a[3 * 9 + 4] = Number.NaN
@@ -241,5 +285,7 @@ test('a wrong product is refused at the call', () => {
   }
   expect(code(() => native.matmul(stream, empty([4, 4]), x, x, 0, false, false, false))).toBe('ERR_SHAPE')
   expect(code(() => native.matmul(stream, empty([4, 4], BF16), x, x, 0, false, true, false))).toBe('ERR_DTYPE')
+  expect(code(() => native.matmulRows(stream, empty([4, 4]), x, x, 0, true, 16))).toBe('ERR_SHAPE')
+  expect(code(() => native.matmulRows(stream, empty([4, 4]), x, x, 0, true, 3))).toBe('ERR_SHAPE')
   expect(code(() => native.setMatmulEngine(device, 'mkl'))).toBe('ERR_UNSUPPORTED')
 })

@@ -102,6 +102,42 @@ test('a block that another stream still uses waits for it', async () => {
   native.destroyStream(other)
 })
 
+test('a block serves its stream at once when that waits for the last use on another one, and not for an earlier one', async () => {
+  const other = native.createStream(device)
+  const waitFor = (point: number) => {
+    native.waitEvent(stream, point)
+    native.destroyEvent(point)
+  }
+  const [x, copy] = [native.empty(stream, floats(1), F32), native.empty(other, floats(1), F32)]
+  native.fill(stream, x, 5)
+  await native.syncStream(stream)
+  const where = address(x)
+  native.debugDelay(other, 100_000)
+  const early = native.recordEvent(other)
+  native.copy(other, copy, x)
+  const last = native.recordEvent(other)
+  waitFor(early)
+  const alias = native.view(x, floats(1), [1], 0)
+  native.free(x)
+  waitFor(last)
+  native.free(alias)
+  const y = native.empty(stream, floats(1), F32)
+  expect(address(y)).toBe(where)
+  native.fill(stream, y, 6)
+  expect(new Float32Array(await native.download(other, copy)).every((value) => value === 5)).toBe(true)
+
+  native.debugDelay(other, 100_000)
+  const before = native.recordEvent(other)
+  native.copy(other, copy, y)
+  waitFor(before)
+  native.free(y)
+  const z = native.empty(stream, floats(1), F32)
+  expect(address(z)).not.toBe(where)
+  await native.syncStream(other)
+  for (const handle of [z, copy]) native.free(handle)
+  native.destroyStream(other)
+})
+
 test('memory freed by a stream that ended serves the others', () => {
   const other = native.createStream(device)
   const x = native.empty(other, floats(8), F32)

@@ -63,6 +63,33 @@ test('a full queue blocks its caller until half is free', async () => {
   native.free(x)
 })
 
+test('a trace has the times of the commands that ran while it was on, on one clock for all streams', async () => {
+  const other = native.createStream(device)
+  const x = native.empty(stream, [2], F32)
+  native.fill(stream, x, 1)
+  await native.syncStream(stream)
+  for (const s of [stream, other]) native.startTrace(s)
+  native.debugDelay(stream, 20_000)
+  native.fill(stream, x, 2)
+  const event = native.recordEvent(stream)
+  native.waitEvent(other, event)
+  native.destroyEvent(event)
+  native.debugDelay(other, 1000)
+  await Promise.all([native.syncStream(stream), native.syncStream(other)])
+  const [first, second] = [native.endTrace(stream), native.endTrace(other)]
+  native.fill(stream, x, 3)
+  await native.syncStream(stream)
+  expect(first.map(({ op }) => op)).toEqual(['debugDelay', 'fill'])
+  expect(second.map(({ op }) => op)).toEqual(['waitEvent', 'debugDelay'])
+  const [delay, fill] = first as [(typeof first)[0], (typeof first)[0]]
+  expect(delay.end - delay.start).toBeGreaterThanOrEqual(0.02)
+  expect(fill.start).toBeGreaterThanOrEqual(delay.end)
+  expect(second[1]?.start).toBeGreaterThanOrEqual(fill.end)
+  expect(native.endTrace(stream)).toEqual([])
+  native.free(x)
+  native.destroyStream(other)
+})
+
 test('an event orders two streams', async () => {
   const other = native.createStream(device)
   const x = native.empty(stream, [1], F32)
