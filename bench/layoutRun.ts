@@ -22,6 +22,8 @@ export interface LayoutArgs extends Record<string, unknown> {
   readonly dtype: 'float32' | 'bfloat16'
   /** Tensor-parallel ranks, with sequence parallelism; the rest are data-parallel. */
   readonly tp: number
+  /** Collectives of tp beside products or behind them; default: as the program decides. */
+  readonly tpCommOverlap?: boolean
   /** Sequences of a step over all ranks, and tokens of each. */
   readonly batch: readonly [number, number]
   /** Of each rank. */
@@ -34,7 +36,7 @@ let run: { readonly state: TrainState; readonly args: LayoutArgs } | null = null
 export async function loadLayout(args: LayoutArgs): Promise<object> {
   await run?.state.dispose()
   run = null
-  const { shape, dtype, tp, batch, microBatches } = args
+  const { shape, dtype, tp, tpCommOverlap = null, batch, microBatches } = args
   const ranks = Number(process.env['WORLD_SIZE'] ?? 1)
   const [sequences, seqLength] = batch
   const config = runConfig({
@@ -49,6 +51,7 @@ export async function loadLayout(args: LayoutArgs): Promise<object> {
       seqLength,
       tensorModelParallelSize: tp,
       sequenceParallel: tp > 1,
+      tpCommOverlap,
     }),
     mixedPrecision: dtype === 'float32' ? 'fp32' : 'bf16_mixed',
     train: {

@@ -62,13 +62,17 @@ function startScript(env: Readonly<Record<string, string>>): Side {
   return new ProcessSide('Viaduct', process.execPath, ['--import', 'tsx', join(packageRoot(), 'bench/ours.ts')], env)
 }
 
-/** Starts our side with that many threads, in one process or as the ranks of a world, which share the threads. */
-export function startOurs(threads: number, processes = 1): Side {
-  if (processes === 1) return startScript({ VIADUCT_NUM_THREADS: String(threads) })
+/**
+ * Starts our side with that many threads, in one process or as the ranks of a world, which share the threads.
+ * @param env - more variables.
+ */
+export function startOurs(threads: number, processes = 1, env: Readonly<Record<string, string>> = {}): Side {
+  if (processes === 1) return startScript({ ...env, VIADUCT_NUM_THREADS: String(threads) })
   const jobId = `bench-${process.pid}`
   const store = native.storeServer('127.0.0.1', 0, jobId)
   const ranks = Array.from({ length: processes }, (_, rank) =>
     startScript({
+      ...env,
       VIADUCT_NUM_THREADS: String(Math.max(1, Math.floor(threads / processes))),
       RANK: String(rank),
       WORLD_SIZE: String(processes),

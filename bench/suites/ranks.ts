@@ -115,6 +115,46 @@ async function twoRanks(options: BenchOptions, size: SizeName, dtype: DtypeName)
   }
 }
 
+const overlapOf = (size: SizeName, dtype: DtypeName) =>
+  `${stepOf(size, dtype)}: tp 2 with sp, collectives beside products`
+
+/** What it gains to run collectives of tensor parallelism beside products, over what ranks of one host and of several have. */
+async function tpOverlap(options: BenchOptions, size: SizeName, dtype: DtypeName): Promise<Row[]> {
+  const { batch, seqLength, text } = sizes[size]
+  const rows: Row[] = []
+  for (const [transport, env] of [
+    ['shared memory', {}],
+    ['TCP', { VIADUCT_TRANSPORT: 'gloo' }],
+  ] as const) {
+    process.stderr.write(`${overlapOf(size, dtype)}, ${transport} `)
+    const [beside, behind] = [new Layout(startOurs(2, 2, env)), new Layout(startOurs(2, 2, env))]
+    try {
+      for (const [layout, tpCommOverlap] of [[beside, true] as const, [behind, false] as const])
+        await layout.load({
+          shape: shapes[size],
+          dtype,
+          tp: 2,
+          tpCommOverlap,
+          batch: [batch, seqLength],
+          microBatches: 1,
+        })
+      const [pairs = []] = await alternate(beside, [behind], options.pairs, options.limitSeconds)
+      if (beside.losses.join() !== behind.losses.join())
+        throw new Error('expected equal bits beside and behind products')
+      const about = {
+        suite: 'ranks',
+        work: `${overlapOf(size, dtype)}, ${transport}`,
+        peer: 'behind products',
+        note: text,
+      }
+      rows.push(await rowOf(options, { ...about, parity: 'losses equal to the bit' }, pairs))
+    } finally {
+      for (const { side } of [beside, behind]) side.end()
+    }
+  }
+  return rows
+}
+
 /** The largest distance of times from the best line through them, in parts of the time. */
 function offLine(points: readonly (readonly [x: number, seconds: number])[]): number {
   const n = points.length
@@ -183,8 +223,10 @@ async function growth(options: BenchOptions, dtype: DtypeName): Promise<Row[]> {
 export async function ranksSuite(options: BenchOptions): Promise<Row[]> {
   const rows: Row[] = []
   for (const dtype of options.dtypes) {
-    for (const size of options.sizes)
+    for (const size of options.sizes) {
       if (stepOf(size, dtype).includes(options.only)) rows.push(...(await twoRanks(options, size, dtype)))
+      if (overlapOf(size, dtype).includes(options.only)) rows.push(...(await tpOverlap(options, size, dtype)))
+    }
     if (growthOf(dtype).includes(options.only)) rows.push(...(await growth(options, dtype)))
   }
   return rows

@@ -19,6 +19,7 @@ import type { TransformerConfig } from './transformerConfig.js'
 export interface BlockSpec {
   readonly config: TransformerConfig
   readonly tp: Group
+  readonly tpCommOverlap: boolean
   /** Index in the whole model. */
   readonly layer: number
   /** Parts that run again in the backward pass instead of keeping their activations. */
@@ -39,10 +40,11 @@ function inits({ initMethodStd: std, numLayers }: TransformerConfig): { input: I
 }
 
 function linears(spec: BlockSpec, prefix: string, input: string, output: string) {
-  const { config, tp } = spec
+  const { config, tp, tpCommOverlap } = spec
   const { paramsDtype: dtype } = config
   const options = (name: string, init: Init) => ({
     tp,
+    tpCommOverlap,
     weight: spec.shard(`${prefix}.${name}.weight`) as ShardSpec,
     bias: spec.shard(`${prefix}.${name}.bias`),
     dtype,

@@ -42,6 +42,8 @@ export interface GPTOptions {
   readonly recompute?: Partial<RecomputeSettings>
   /** Where tp > 1, norms and dropout see a run of the tokens on each rank. Default false. */
   readonly sequenceParallel?: boolean
+  /** Where tp > 1, its collectives run beside the products of the linears. Default false. */
+  readonly tpCommOverlap?: boolean
   /** What this chunk of a pipeline stage holds; default: the whole model. */
   readonly part?: PipelinePart
   /** How this rank's shards are cut; default: over tp alone, as one stage has them. */
@@ -97,7 +99,7 @@ export class GPTModel extends Module {
   ) {
     super()
     const tp = options.groups.get('tp')
-    const { paddedVocabSize: paddedVocab, sequenceParallel = false } = options
+    const { paddedVocabSize: paddedVocab, sequenceParallel = false, tpCommOverlap = false } = options
     const part = options.part ?? { first: 0, end: config.numLayers, hasEmbedding: true, hasHead: true }
     const dtype = config.paramsDtype
     const init = { kind: 'normal', std: config.initMethodStd } as const
@@ -121,7 +123,7 @@ export class GPTModel extends Module {
     const again = selectedModules(recompute)
     const layers = new Map<number, TransformerLayer>()
     for (let layer = part.first; layer < part.end; layer++)
-      layers.set(layer, new TransformerLayer({ config, tp, layer, shard, again }))
+      layers.set(layer, new TransformerLayer({ config, tp, tpCommOverlap, layer, shard, again }))
     this.part = part
     this.embedding = embedding && this.child('embedding', new LanguageModelEmbedding(embedding))
     if (part.hasHead) {
@@ -132,7 +134,8 @@ export class GPTModel extends Module {
         dtype,
         shard: needed('decoder.final_layernorm.weight'),
       })
-      const output = { tp, weight: needed(tied ? words : 'output_layer.weight'), bias: null, dtype, init }
+      const weight = needed(tied ? words : 'output_layer.weight')
+      const output = { tp, tpCommOverlap, weight, bias: null, dtype, init }
       this.decoder = this.child('decoder', new Decoder(layers, norm))
       const shared = tied ? embedding?.weight : undefined
       this.outputLayer = this.child('output_layer', new ColumnParallelLinear(output, shared))

@@ -116,6 +116,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   expertModelParallelSize = defaultParallel.expertModelParallelSize
   expertTensorParallelSize = defaultParallel.expertTensorParallelSize
   sequenceParallel = defaultParallel.sequenceParallel
+  tpCommOverlap: boolean | null = defaultParallel.tpCommOverlap
   pipelineModelParallelLayout = defaultParallel.pipelineModelParallelLayout
   numLayersInFirstPipelineStage = defaultParallel.numLayersInFirstPipelineStage
   numLayersInLastPipelineStage = defaultParallel.numLayersInLastPipelineStage
@@ -222,6 +223,8 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
     await mesh.kvReplicas(this.numQueryGroups)
     const config = { ...transformerFields(this), paramsDtype: options.dtype ?? this.paramsDtype }
     const { paddedVocabSize, sequenceParallel } = this
+    const sharesMemory = device.kind === 'cpu' && mesh.get('tp').info()?.transport === 'shm'
+    const tpCommOverlap = this.tpCommOverlap ?? !sharesMemory
     const { rank, size } = mesh.world
     const cut = rowCutter(config, this, size, rank, { paddedVocab: paddedVocabSize })
     const stages = pipelineStages(this, this.numLayers)
@@ -232,6 +235,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
         paddedVocabSize,
         recompute: this,
         sequenceParallel,
+        tpCommOverlap,
         part,
         cut,
       })
@@ -310,5 +314,7 @@ function modelProblems(model: GPTModelProvider): string[] {
   }
   if (!['float32', 'bfloat16', 'float16'].includes(paramsDtype))
     problems.push(`paramsDtype must be float32, bfloat16 or float16, got ${paramsDtype}`)
+  if (![true, false, null].includes(model.tpCommOverlap))
+    problems.push(`tpCommOverlap must be true, false or null, got ${JSON.stringify(model.tpCommOverlap)}`)
   return problems
 }

@@ -45,6 +45,8 @@ export interface OpRule<A extends object, O extends Outputs> {
   remake?(ctx: Ctx, args: A, out: O, into: readonly Tensor[]): void
   /** Adds to main gradients of the weights that require one. */
   backwardWeight?(ctx: Ctx, args: A, out: O, d: OutputGradients<O>): void
+  /** Both backward rules at once, where an op can have more of them beside each other than one behind the other. */
+  backward?(ctx: Ctx, args: A, out: O, d: OutputGradients<O>, wanted: readonly boolean[]): readonly (Tensor | null)[]
 }
 
 /** An op: call it to enqueue it, and to record it when the context has a tape. */
@@ -92,6 +94,7 @@ class OpRecord<A extends object, O extends Outputs> implements TapeRecord {
   readonly inputs: readonly (Tensor | null)[]
   readonly saved: readonly Tensor[]
   readonly weights: readonly TrainableWeight[]
+  readonly backward?: NonNullable<TapeRecord['backward']>
 
   constructor(
     readonly rule: OpRule<A, O>,
@@ -103,6 +106,9 @@ class OpRecord<A extends object, O extends Outputs> implements TapeRecord {
     this.inputs = rule.inputs ? (rule.inputs(args) as readonly (Tensor | null)[]) : none
     this.saved = rule.saves ? present(rule.saves(args, out)) : none
     this.weights = rule.weights ? present(rule.weights(args)) : none
+    if (rule.backward)
+      this.backward = (ctx, dOutputs, wanted) =>
+        rule.backward?.(ctx, this.args, this.out, this.#named(dOutputs), wanted) ?? none
   }
 
   get name(): string {

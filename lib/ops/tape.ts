@@ -34,6 +34,8 @@ export interface TapeRecord {
   ): readonly (Tensor | null)[] | Promise<readonly (Tensor | null)[]>
   /** Adds to the main gradients of the weights. Called once, after backwardInput, at once or later. */
   backwardWeight?(ctx: Ctx, dOutputs: readonly (Tensor | null)[], options: BackwardOptions): void | Promise<void>
+  /** Both at once: called instead where some weight wants its gradient now. */
+  backward?(ctx: Ctx, dOutputs: readonly (Tensor | null)[], wanted: readonly boolean[]): readonly (Tensor | null)[]
   /** Outputs that `remake` makes again from the other saved tensors. */
   readonly remade?: readonly Tensor[]
   /** Enqueues the work that writes the same values into other tensors of the same shapes, in the order of `remade`. */
@@ -194,13 +196,16 @@ export class Tape {
         try {
           this.#bring(inner, record.saved)
           checkVersions(entry)
-          const result = record.backwardInput(inner, dOuts, entry.wanted, options)
+          const wantsNow = wantsWeights(record) && schedule === 'now'
+          const both = wantsNow ? record.backward?.(inner, dOuts, entry.wanted) : undefined
+          const result = both ?? record.backwardInput(inner, dOuts, entry.wanted, options)
           const dIns = result instanceof Promise ? await result : result
           for (let i = 0; i < record.inputs.length; i++) {
             const d = dIns[i]
             if (d && entry.wanted[i]) accumulate(inner, gradients, record.inputs[i] as Tensor, d)
           }
-          if (record.backwardWeight !== undefined && wantsWeights(record)) {
+          if (both !== undefined) tell(record, options)
+          else if (record.backwardWeight !== undefined && wantsWeights(record)) {
             if (schedule === 'defer') {
               // backwardInput may have written over what only it needed, so versions are taken anew.
               const versions = record.saved.map((t) => t.version)

@@ -6,7 +6,8 @@ import { assert } from '../base/errors.js'
 import type { Parameter } from '../nn/parameter.js'
 import type { TrainableWeight } from '../ops/weight.js'
 import { allReduce, reduceScatterInPlace } from '../parallel/collectives.js'
-import { sumSharedGradients } from '../parallel/gradientSums.js'
+import { sharedAxes, sumSharedGradients } from '../parallel/gradientSums.js'
+import { tensorParallelAxis } from '../parallel/productPieces.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import { volume } from '../tensor/region.js'
 import { withScope } from '../tensor/scope.js'
@@ -109,8 +110,22 @@ export class Gradients {
   #sumNext(compute: Ctx): void {
     const bucket = this.layout.buckets[this.#next--] as Bucket
     const ctx = this.#options.overlap ? compute.comm(dataParallelAxis) : compute
-    this.#measure(ctx, bucket.parameters)
-    sumSharedGradients(ctx, bucket.parameters)
+    const { parameters } = bucket
+    const withinTp = (parameter: Parameter) => {
+      const axes = sharedAxes(ctx, parameter)
+      return axes.length > 0 && axes.every((axis) => axis === tensorParallelAxis || axis === 'tp_kv')
+    }
+    const early = this.#options.overlap ? parameters.filter(withinTp) : []
+    if (early.length > 0) {
+      // Not behind the data-parallel sums of earlier buckets: what tp does next would wait for its turn until these are done.
+      const tp = compute.comm(tensorParallelAxis)
+      this.#measure(tp, early)
+      sumSharedGradients(tp, early)
+      ctx.stream.wait(tp.stream)
+    }
+    const rest = parameters.filter((parameter) => !early.includes(parameter))
+    this.#measure(ctx, rest)
+    sumSharedGradients(ctx, rest)
     using range = this.range(ctx, bucket)
     if (this.#options.sharded) reduceScatterInPlace(ctx, range, this.#group)
     else allReduce(ctx, range, this.#group)

@@ -11,6 +11,7 @@ import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { gatheredLinear } from './gatheredLinear.js'
+import { overlappedCopiedLinear, overlappedGatheredLinear } from './overlappedLinear.js'
 import { copyForwardReduceBackward } from './regions.js'
 
 export interface ParallelLinearOptions {
@@ -22,6 +23,8 @@ export interface ParallelLinearOptions {
   readonly bias: ShardSpec | null
   readonly dtype: DType
   readonly init: Init
+  /** Collectives run beside the products (overlappedLinear.ts). */
+  readonly tpCommOverlap: boolean
 }
 
 const zeros: Init = { kind: 'constant', value: 0 }
@@ -30,11 +33,13 @@ export class ColumnParallelLinear extends Module implements LinearLike {
   readonly weight: Parameter
   readonly bias: Parameter | null
   readonly #tp: Group
+  readonly #overlap: boolean
 
   /** @param shared - a weight of another module to use instead of an own one: tied embeddings. */
   constructor(options: ParallelLinearOptions, shared?: Parameter) {
     super()
     this.#tp = options.tp
+    this.#overlap = options.tpCommOverlap && options.tp.size > 1
     this.weight = this.parameter('weight', shared ?? new Parameter(options.weight, options.dtype, options.init))
     this.bias = options.bias ? this.parameter('bias', new Parameter(options.bias, options.dtype, zeros)) : null
   }
@@ -43,8 +48,11 @@ export class ColumnParallelLinear extends Module implements LinearLike {
   async forward(ctx: Ctx, x: Tensor): Promise<Tensor> {
     const { weight, bias } = this
     const tokens = ctx.batch?.sharedTokens
-    if (tokens !== undefined) return gatheredLinear(ctx, { x, weight, bias, tokens, group: this.#tp }).y
-    return linear(ctx, { x: copyForwardReduceBackward(ctx, x, this.#tp), weight, bias }).y
+    const group = this.#tp
+    if (tokens !== undefined)
+      return (this.#overlap ? overlappedGatheredLinear : gatheredLinear)(ctx, { x, weight, bias, tokens, group }).y
+    if (this.#overlap) return overlappedCopiedLinear(ctx, { x, weight, bias, group }).y
+    return linear(ctx, { x: copyForwardReduceBackward(ctx, x, group), weight, bias }).y
   }
 }
 

@@ -17,6 +17,11 @@ export interface ParallelConfig {
   expertTensorParallelSize: number
   /** Where tp > 1: norms and dropout on a run of the tokens on each rank; zeros fill up what tp does not divide. Default false. */
   sequenceParallel: boolean
+  /**
+   * Where tp > 1: its gathers and sums run beside the matrix products of the linears, on a stream of their own. On CPUs the same bits
+   * either way. Default null: where the ranks of tp do not share memory, since there nobody's core is free to copy meanwhile.
+   */
+  tpCommOverlap: boolean | null
   /** What each stage holds, in Megatron's form `Et|tt|tL`; null: blocks are spread evenly. See pipelineStages.ts. */
   pipelineModelParallelLayout: string | null
   /** Blocks of the first stage, over all its chunks; null: as many as the others. */
@@ -37,6 +42,7 @@ export const defaultParallel: Readonly<ParallelConfig> = {
   expertModelParallelSize: 1,
   expertTensorParallelSize: 1,
   sequenceParallel: false,
+  tpCommOverlap: null,
   pipelineModelParallelLayout: null,
   numLayersInFirstPipelineStage: null,
   numLayersInLastPipelineStage: null,

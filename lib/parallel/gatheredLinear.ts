@@ -6,7 +6,7 @@ import type { Ctx, Group } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { gatherShared, reduceScatterShared } from './sharedRows.js'
 
-interface GatheredLinearArgs extends LinearArgs {
+export interface GatheredLinearArgs extends LinearArgs {
   /** This rank's run of the rows, [sharedRows(T), K]. */
   readonly x: Tensor
   /** T, the rows of all ranks. */

@@ -5,6 +5,12 @@ import type { Parameter } from '../nn/parameter.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { allReduce } from './collectives.js'
 
+/** The axes over which blocks of its gradient are summed, besides the data-parallel one, where that is more than one rank. */
+export function sharedAxes(ctx: Ctx, { shard, requiresGrad }: Parameter): string[] {
+  const axes = requiresGrad ? new Set(shard.blocks.flatMap((block) => block.gradSum)) : []
+  return [...axes].filter((axis) => ctx.groups.get(axis).size > 1)
+}
+
 /** Sums each block's main gradient over the axes that its shard names. Call once for each, after its last backward pass of a step. */
 export function sumSharedGradients(ctx: Ctx, parameters: Iterable<Parameter>): void {
   for (const parameter of parameters) {

@@ -8,16 +8,19 @@ import { addBias, linear } from '../ops/linear.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { ParallelLinearOptions } from './columnLinear.js'
+import { overlappedScatteredLinear, overlappedSummedLinear } from './overlappedLinear.js'
 import { sumParts } from './regions.js'
 
 export class RowParallelLinear extends Module implements LinearLike {
   readonly weight: Parameter
   readonly bias: Parameter | null
   readonly #tp: Group
+  readonly #overlap: boolean
 
-  constructor({ tp, weight, bias, dtype, init }: ParallelLinearOptions) {
+  constructor({ tp, weight, bias, dtype, init, tpCommOverlap }: ParallelLinearOptions) {
     super()
     this.#tp = tp
+    this.#overlap = tpCommOverlap && tp.size > 1
     this.weight = this.parameter('weight', new Parameter(weight, dtype, init))
     this.bias = bias ? this.parameter('bias', new Parameter(bias, dtype, { kind: 'constant', value: 0 })) : null
   }
@@ -26,7 +29,14 @@ export class RowParallelLinear extends Module implements LinearLike {
   async forward(ctx: Ctx, x: Tensor): Promise<Tensor> {
     const { weight, bias } = this
     if (this.#tp.size === 1) return linear(ctx, { x, weight, bias }).y
-    const y = sumParts(ctx, linear(ctx, { x, weight }).y, this.#tp)
+    const y = this.#overlap ? this.#overlapped(ctx, x) : sumParts(ctx, linear(ctx, { x, weight }).y, this.#tp)
     return bias ? addBias(ctx, { x: y, bias }).y : y
+  }
+
+  #overlapped(ctx: Ctx, x: Tensor): Tensor {
+    const args = { x, weight: this.weight, group: this.#tp }
+    return ctx.batch?.sharedTokens === undefined
+      ? overlappedSummedLinear(ctx, args).y
+      : overlappedScatteredLinear(ctx, args)
   }
 }

@@ -120,6 +120,7 @@ function drawAny(random: Random, { numLayers }: Variant): Layout {
     model: {
       tensorModelParallelSize: tp,
       sequenceParallel: tp > 1 && coin(random),
+      tpCommOverlap: coin(random),
       pipelineModelParallelSize: pp,
       ...(pp > 1 ? { ...stages, ...schedule } : {}),
       ...(random() < 0.5 ? pick(random, recomputeForms) : {}),

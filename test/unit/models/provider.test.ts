@@ -45,6 +45,15 @@ describe('GPTModelProvider', () => {
     expect(() => new GPTModelProvider({ ...init, [key]: 2 })).toThrowError(message)
   })
 
+  test('tpCommOverlap is true, false, or null for what suits the transport', () => {
+    const provider = new GPTModelProvider(init)
+    expect(provider.tpCommOverlap).toBeNull()
+    Reflect.set(provider, 'tpCommOverlap', 'yes')
+    expect(() => provider.finalize()).toThrow(/tpCommOverlap must be true, false or null, got "yes"/)
+    provider.tpCommOverlap = true
+    provider.finalize()
+  })
+
   test('finalize reports everything at once and freezes', () => {
     const wrong = new GPTModelProvider({ ...init, numQueryGroups: 3, numLayers: 0, attentionDropout: 1 })
     wrong.contextParallelSize = 2

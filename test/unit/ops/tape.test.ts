@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { native } from '../../../lib/addon/load.js'
 import { gatedActivation } from '../../../lib/ops/activation.js'
 import { crossEntropy } from '../../../lib/ops/crossEntropy.js'
+import { defineOp } from '../../../lib/ops/define.js'
 import { dropout } from '../../../lib/ops/dropout.js'
 import { add, mul } from '../../../lib/ops/elementwise.js'
 import { embedding } from '../../../lib/ops/embedding.js'
@@ -135,6 +136,46 @@ describe('tape', () => {
 
   test('deferred weight gradients are bit-equal', async () => {
     expect(await run({ weights: 'defer' })).toEqual(await run())
+  })
+
+  test('an op that has both backward rules at once is asked for both where a weight wants its gradient now', async () => {
+    const calls: string[] = []
+    const scale = defineOp<{ x: Tensor; weight: TrainableWeight }, { y: Tensor }>({
+      ...linear.rule,
+      backwardInput(...given) {
+        calls.push('input')
+        return linear.rule.backwardInput?.(...given) ?? []
+      },
+      backwardWeight(...given) {
+        calls.push('weight')
+        linear.rule.backwardWeight?.(...given)
+      },
+      backward(ctx, args, out, d, wanted) {
+        calls.push('both')
+        linear.rule.backwardWeight?.(ctx, args, out, d)
+        return linear.rule.backwardInput?.(ctx, args, out, d, wanted) ?? []
+      },
+    })
+    const told: string[] = []
+    const run = async (weights: 'now' | 'defer') =>
+      await withScope(root, async (inner) => {
+        const tape = new Tape()
+        const x = Tensor.full(inner, [3, H], 'float32', 0.5)
+        tape.watch(x)
+        const { y } = scale(inner.with({ tape }), { x, weight: net.fc1 })
+        const options = { weights, onWeight: ({ name }: TrainableWeight) => told.push(name) }
+        const found = await tape.backward(inner, [y], [Tensor.full(inner, y.shape, 'float32', 1)], options)
+        await tape.backwardWeight(inner, options)
+        return [...((await found.get(x)?.toFloat32Array()) ?? [])]
+      })
+    const now = await run('now')
+    expect(calls.splice(0)).toEqual(['both'])
+    expect(await run('defer')).toEqual(now)
+    expect(calls.splice(0)).toEqual(['input', 'weight'])
+    expect(told).toEqual(['fc1', 'fc1'])
+    net.fc1.requiresGrad = false
+    expect(await run('now')).toEqual(now)
+    expect(calls).toEqual(['input'])
   })
 
   test('recompute is bit-equal, dropout included, with weight gradients now and deferred', async () => {
