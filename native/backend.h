@@ -57,6 +57,10 @@ class Backend {
     }
   }
 
+  /// y = x, in the order of `s`, a stream of this device: of the two, contiguous and alike, one lies in this device's memory and the
+  /// other in the host backend's.
+  virtual void copyBetween(Stream& s, Out y, In x, bool toHost) { copy(s, y, x); }
+
   virtual std::unique_ptr<Stream> createStream(int64_t id) = 0;
   virtual void setNumThreads(int64_t n) = 0;
   virtual int64_t numThreads() const = 0;

@@ -176,6 +176,8 @@ export interface Addon {
   liveSlots(): number
   upload(stream: Stream, y: Out, data: bytes): void
   download(stream: Stream, x: In): Promise<ArrayBuffer>
+  /** y = x between the stream's device and the host (device `host`), contiguous and alike, in the stream's order. */
+  copyBetween(stream: Stream, y: Out, x: In): void
 
   // streams and events (native/binding/streams.cc)
   createStream(device: integer): number

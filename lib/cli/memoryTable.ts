@@ -11,18 +11,30 @@ function nameOf({ first, end, hasEmbedding, hasHead }: PipelinePart): string {
 }
 
 /**
- * A row a stage: its blocks, chunk by chunk, and what a rank of it needs at its peak.
+ * A row a stage: its blocks, chunk by chunk, and what a rank of it needs at its peak; of the host's memory where something is offloaded.
  * @param stages - as memoryByStage gives them.
  */
 export function memoryTable({ config }: ResolvedConfig, stages: readonly MemoryUse[]): string {
   const { model } = config
   const { chunks, partOf } = pipelineStages(model, model.numLayers)
+  const offloads = stages.some(({ host }) => host > 0)
   return table(
-    ['stage', 'blocks', 'weights', 'gradients', 'optimizer', 'activations', 'total a rank'],
-    stages.map(({ weights, gradients, optimizer, activations, total }, stage) => [
+    [
+      'stage',
+      'blocks',
+      'weights',
+      'gradients',
+      'optimizer',
+      'activations',
+      'total a rank',
+      ...(offloads ? ['host'] : []),
+    ],
+    stages.map(({ weights, gradients, optimizer, activations, total, host }, stage) => [
       String(stage),
       Array.from({ length: chunks }, (_, chunk) => nameOf(partOf(stage, chunk))).join(' | '),
-      ...[weights, gradients, optimizer, activations, total].map((bytes) => formatBytes(Math.round(bytes))),
+      ...[weights, gradients, optimizer, activations, total, ...(offloads ? [host] : [])].map((bytes) =>
+        formatBytes(Math.round(bytes)),
+      ),
     ]),
   )
 }

@@ -42,6 +42,10 @@ export interface OptimizerSection {
   weightDecay: number
   /** Largest global gradient norm; larger gradients are scaled down to it. 0: no clipping. */
   clipGrad: number
+  /** Moments and master weights lie in the host's memory, and the host updates the parameters. The same bits on CPUs. */
+  optimizerCpuOffload: boolean
+  /** optimizerCpuOffload: the share of the state and of the updates that the host takes, [0, 1]. */
+  optimizerOffloadFraction: number
 }
 
 /** How data-parallel ranks share gradients and optimizer state. Results are the same bits whatever is chosen here. */
@@ -190,6 +194,8 @@ export const schemas: { readonly [K in SectionName]: z.ZodType<Sections[K]> } = 
     adamEps: positive,
     weightDecay: notNegative,
     clipGrad: notNegative,
+    optimizerCpuOffload: z.boolean(),
+    optimizerOffloadFraction: z.number().min(0).max(1),
   }),
   ddp: z.strictObject({
     useDistributedOptimizer: z.boolean(),
@@ -256,6 +262,8 @@ export const defaults: Sections = {
     adamEps: 1e-5,
     weightDecay: 0.1,
     clipGrad: 1,
+    optimizerCpuOffload: false,
+    optimizerOffloadFraction: 1,
   },
   ddp: {
     useDistributedOptimizer: true,

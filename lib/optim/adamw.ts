@@ -1,16 +1,19 @@
 // AdamW with float32 moments. bfloat16 parameters have float32 master weights, which are what is optimised; float32 parameters
 // are changed in place. Sharded over data-parallel ranks, a rank has the state of its ranges only (flatLayout.ts). What changes
-// per step travels in one device slot. State is named `optimizer.<slot>.<parameter>`.
+// per step travels in one device slot. The host may have a part of each range (hostUpdates.ts). State is named `optimizer.<slot>.<parameter>`.
 import { native } from '../addon/load.js'
 import type { DType } from '../base/dtype.js'
 import { contiguousStrides } from '../base/shape.js'
 import { type DdpSection, defaults } from '../config/sections.js'
 import type { Parameter } from '../nn/parameter.js'
 import type { Ctx } from '../tensor/ctx.js'
+import { volume } from '../tensor/region.js'
 import { flatRanges, type ShardSpec } from '../tensor/shardSpec.js'
 import { Tensor } from '../tensor/tensor.js'
-import { FlatLayout, type Segment } from './flatLayout.js'
+import { Arrivals } from './arrivals.js'
+import { type Bucket, FlatLayout, type Range, type Segment } from './flatLayout.js'
 import { dataParallelAxis, Gradients } from './gradients.js'
+import { HostUpdates, type Staging } from './hostUpdates.js'
 import { ParameterBuckets } from './parameterBuckets.js'
 
 export interface AdamWOptions {
@@ -19,6 +22,9 @@ export interface AdamWOptions {
   readonly adamEps: number
   /** Decoupled; matrices only. */
   readonly weightDecay: number
+  /** As in OptimizerSection. Default: false, and 1. */
+  readonly optimizerCpuOffload?: boolean
+  readonly optimizerOffloadFraction?: number
 }
 
 /** A piece of optimizer state in the coordinates of its parameter. */
@@ -43,6 +49,8 @@ export interface AdamWStep {
 /** The state of a parameter, or of the part of it that lies in this rank's range of a bucket. */
 interface Slots {
   readonly segment: Segment
+  /** Where the host has the state and makes the update, what travels; null: the device does. */
+  readonly staging: Staging | null
   /** Of `data`'s local shape, or flat for a part. */
   readonly expAvg: Tensor
   readonly expAvgSq: Tensor
@@ -63,6 +71,8 @@ export class AdamW {
   readonly #sharing: Sharing
   /** Where the parameters lie when the optimizer is sharded. */
   readonly #parameters: ParameterBuckets | null
+  readonly #arrivals = new Arrivals()
+  readonly #host: HostUpdates | null
   readonly #flat: Tensor[] = []
   /** By bucket. */
   readonly #slots: readonly (readonly Slots[])[]
@@ -86,42 +96,63 @@ export class AdamW {
       [...parameters].filter((parameter) => parameter.requiresGrad),
       { parts: size, bucketSize: bucketSize ?? Math.max(40_000_000, 1_000_000 * size) },
     )
-    this.#parameters = this.isSharded ? new ParameterBuckets(ctx, layout) : null
+    this.#parameters = this.isSharded ? new ParameterBuckets(ctx, layout, this.#arrivals) : null
     this.gradients = new Gradients(ctx, layout, { sharded: this.isSharded, overlap: overlapGradReduce })
+    const { optimizerCpuOffload: offloads = false, optimizerOffloadFraction = 1 } = options
+    const fraction = offloads ? optimizerOffloadFraction : 0
+    this.#host = fraction > 0 ? new HostUpdates(ctx) : null
     this.#slots = layout.buckets.map((bucket, index) => {
       const range = this.isSharded ? layout.part(bucket, rank) : bucket
-      const own = this.#parameters?.own(ctx, index)
-      const state = () => {
-        const flat = Tensor.zeros(ctx, [range.length], 'float32').keep()
-        this.#flat.push(flat)
-        return flat
-      }
-      const [expAvg, expAvgSq, master] = [state(), state(), bucket.dtype === 'float32' ? null : state()]
-      return layout.segments(bucket, range).map((segment) => {
-        const { parameter, offset, count } = segment
-        const isWhole = own === undefined
-        const view = (flat: Tensor, shape: readonly number[]) =>
-          flat.view(ctx, shape, contiguousStrides(shape), offset).keep()
-        const shape = isWhole ? parameter.shard.localShape : [count]
-        const gradient = { start: range.start + offset, length: count }
-        return {
-          segment,
-          expAvg: view(expAvg, shape),
-          expAvgSq: view(expAvgSq, shape),
-          master: master === null ? null : view(master, shape),
-          part: isWhole ? null : { gradient: this.gradients.range(ctx, gradient).keep(), data: view(own, shape) },
-        }
-      })
+      const [hosted, resident] = split(range, fraction)
+      return [...this.#slotsOf(ctx, index, hosted, true), ...this.#slotsOf(ctx, index, resident, false)]
     })
     this.#step = Tensor.zeros(ctx, [4], 'float32').keep()
     this.masterFromModel(ctx)
   }
 
+  /** State of what lies in a range of a bucket: flat tensors of zeros, and each parameter's part of them. */
+  #slotsOf(ctx: Ctx, index: number, range: Range, onHost: boolean): Slots[] {
+    const { layout } = this.gradients
+    const bucket = layout.buckets[index] as Bucket
+    const segments = layout.segments(bucket, range)
+    if (segments.length === 0) return []
+    const home = onHost ? (this.#host as HostUpdates).home(ctx) : ctx
+    const flat = (dtype: DType = 'float32') => {
+      const zeros = Tensor.zeros(home, [range.length], dtype).keep()
+      this.#flat.push(zeros)
+      return zeros
+    }
+    const [expAvg, expAvgSq, master] = [flat(), flat(), bucket.dtype === 'float32' ? null : flat()]
+    const staging = onHost ? { gradient: flat(), data: flat(bucket.dtype) } : null
+    return segments.map((segment) => {
+      const { parameter, begin, offset, count } = segment
+      const { localShape } = parameter.shard
+      const isWhole = !this.isSharded && count === volume(localShape)
+      const shape = isWhole ? localShape : [count]
+      const view = (flat: Tensor) => flat.view(home, shape, contiguousStrides(shape), offset).keep()
+      const part = () => ({
+        gradient: this.gradients.range(ctx, { start: range.start + offset, length: count }).keep(),
+        data: parameter.data.view(ctx, shape, contiguousStrides(shape), begin).keep(),
+      })
+      return {
+        segment,
+        staging: staging && { gradient: view(staging.gradient), data: view(staging.data) },
+        expAvg: view(expAvg),
+        expAvgSq: view(expAvgSq),
+        master: master === null ? null : view(master),
+        part: isWhole ? null : part(),
+      }
+    })
+  }
+
   /** Master weights become the model's weights: after the model was loaded without optimizer state. */
   masterFromModel(ctx: Ctx): void {
-    this.#parameters?.arrive()
-    for (const { segment, master, part } of this.#slots.flat()) {
-      if (master !== null) native.copy(ctx.stream.id, master.handle, (part ?? segment.parameter).data.handle)
+    this.#arrivals.arrive()
+    for (const { segment, staging, master, part } of this.#slots.flat()) {
+      if (master === null) continue
+      const { data } = part ?? segment.parameter
+      if (staging !== null) this.#host?.takeMaster(ctx, { master, data, staging })
+      else native.copy(ctx.stream.id, master.handle, data.handle)
     }
   }
 
@@ -134,28 +165,46 @@ export class AdamW {
     this.updates++
     const step = Float32Array.of(lr, 1 - adamBeta1 ** this.updates, 1 - adamBeta2 ** this.updates, factor)
     native.upload(ctx.stream.id, this.#step.handle, step)
-    this.#parameters?.arrive()
+    this.#arrivals.arrive()
+    this.#host?.begin(ctx, step)
     for (const [bucket, slots] of this.#slots.entries()) {
-      for (const { segment, expAvg, expAvgSq, master, part } of slots) {
+      for (const { segment, staging, expAvg, expAvgSq, master, part } of slots) {
         const { parameter } = segment
         const { data } = part ?? parameter
+        const gradient = part?.gradient ?? (parameter.mainGrad as Tensor)
+        const decay = parameter.decays ? weightDecay : 0
+        if (staging !== null) {
+          this.#host?.update({ gradient, data, expAvg, expAvgSq, master, staging, weightDecay: decay }, this.options)
+          continue
+        }
         native.adamw(
           ctx.stream.id,
           (master ?? data).handle,
           expAvg.handle,
           expAvgSq.handle,
           master === null ? 0 : data.handle,
-          (part?.gradient ?? (parameter.mainGrad as Tensor)).handle,
+          gradient.handle,
           this.#step.handle,
           adamBeta1,
           adamBeta2,
           adamEps,
-          parameter.decays ? weightDecay : 0,
+          decay,
         )
       }
-      this.#parameters?.gather(ctx, bucket)
+      this.#publish(ctx, bucket)
     }
-    if (!this.#sharing.overlapParamGather) this.#parameters?.arrive()
+    this.#host?.end(ctx)
+    if (this.isSharded && !this.#sharing.overlapParamGather) this.#arrivals.arrive()
+  }
+
+  /** What this rank has updated of a bucket, here or on the host, is given to the other data-parallel ranks and to later readers. */
+  #publish(ctx: Ctx, index: number): void {
+    if (this.#host === null) return this.#parameters?.gather(ctx, index)
+    const arrived = this.#host.arrived(ctx)
+    arrived.stream.wait(ctx.stream)
+    if (this.#parameters !== null) return this.#parameters.gather(arrived, index)
+    const { parameters } = this.gradients.layout.buckets[index] as Bucket
+    this.#arrivals.expect(parameters, arrived.stream.record(), ctx.stream)
   }
 
   /**
@@ -175,19 +224,34 @@ export class AdamW {
     }
   }
 
-  /** Resolves when all ranks have what the last step updated; a rank that leaves before takes it from them. */
+  /** Resolves when all ranks have what the last step updated, and the host its state; a rank that leaves before takes it from them. */
   async settle(ctx: Ctx): Promise<void> {
-    await this.#parameters?.settle(ctx)
+    const isComing = this.#arrivals.size > 0
+    this.#arrivals.arrive()
+    await this.#host?.settle()
+    if (isComing && this.isSharded) await ctx.device.communication(dataParallelAxis).sync()
   }
 
   dispose(): void {
-    for (const { expAvg, expAvgSq, master, part } of this.#slots.flat())
-      for (const view of [expAvg, expAvgSq, master, part?.gradient, part?.data]) view?.dispose()
+    this.#arrivals.arrive()
+    this.#host?.dispose()
+    for (const { expAvg, expAvgSq, master, part, staging } of this.#slots.flat())
+      for (const view of [expAvg, expAvgSq, master, part?.gradient, part?.data, staging?.gradient, staging?.data])
+        view?.dispose()
     for (const flat of this.#flat) flat.dispose()
     this.#step.dispose()
     this.gradients.dispose()
     this.#parameters?.dispose()
   }
+}
+
+/** The front and the rest of a range; the border lies where places of parameters may. */
+function split({ start, length }: Range, fraction: number): [Range, Range] {
+  const front = Math.min(length, Math.round((length * fraction) / 16) * 16)
+  return [
+    { start, length: front },
+    { start: start + front, length: length - front },
+  ]
 }
 
 /** A flat part of a local tensor as boxes of the logical one. */

@@ -14,11 +14,14 @@ export interface MemoryUse {
   readonly weights: number
   /** Main gradients, float32. */
   readonly gradients: number
-  /** Moments, and float32 masters of bfloat16 weights. */
+  /** Moments, and float32 masters of bfloat16 weights, but for what the host has. */
   readonly optimizer: number
   /** The most in a step beside the others. */
   readonly activations: number
+  /** Of the device: all of the above. */
   readonly total: number
+  /** Of the host's memory: what is offloaded there, and what travels. */
+  readonly host: number
 }
 
 /** Bytes that a training step needs at its peak on a rank of each pipeline stage. */
@@ -34,14 +37,19 @@ export function most(stages: readonly MemoryUse[]): MemoryUse {
 
 /** As memoryByStage, of one stage. */
 export function stageMemory(resolved: ResolvedConfig, stage: number): MemoryUse {
-  const { ddp } = resolved.config
+  const { ddp, optimizer: settings } = resolved.config
   const parameters = localParameters(resolved, stage)
   const sharers = ddp.useDistributedOptimizer ? resolved.dataParallelSize : 1
   const weights = parameters * dtypeBytes(resolved.paramsDtype)
   const gradients = parameters * 4
-  const optimizer = (parameters * (resolved.paramsDtype === 'float32' ? 2 * 4 : 3 * 4)) / sharers
+  const hosted = settings.optimizerCpuOffload ? settings.optimizerOffloadFraction : 0
+  const state = (parameters * (resolved.paramsDtype === 'float32' ? 2 * 4 : 3 * 4)) / sharers
+  const optimizer = (1 - hosted) * state
   const activations = stageActivations(resolved, stage)
-  return { weights, gradients, optimizer, activations, total: weights + gradients + optimizer + activations }
+  const total = weights + gradients + optimizer + activations
+  // Gradients that come down, weights that go up.
+  const host = hosted * (state + (gradients + weights) / sharers)
+  return { weights, gradients, optimizer, activations, total, host }
 }
 
 /** Parameters that a rank of the stage holds; ranks of one stage hold equally many. */

@@ -55,6 +55,19 @@ export class Device {
     return device
   }
 
+  /**
+   * The host's memory beside a device: an arena and counters of its own, streams of the same processor. Opened at the first call.
+   * `native.copyBetween` on a stream of a device carries tensors over.
+   */
+  static host(): Device {
+    const existing = opened.get('host')
+    if (existing !== undefined) return existing
+    const index = native.openDevice('host')
+    const device = new Device(index, 'cpu', Stream.create(index, 'host'))
+    opened.set('host', device)
+    return device
+  }
+
   /** Name, one line of description and threads, for `doctor` and the first line of a run. */
   get info(): DeviceInfo {
     return native.deviceInfo(this.index)
@@ -101,7 +114,7 @@ export class Device {
     return Stream.create(this.index, name)
   }
 
-  /** The stream of collectives along a mesh axis that run beside compute: one an axis, made when it is first asked for. */
+  /** A stream for what travels beside compute, made when it is first asked for: of collectives one a mesh axis, of copies to the host. */
   communication(axis: string): Stream {
     const stream = this.#communication.get(axis) ?? this.createStream(`communication ${axis}`)
     this.#communication.set(axis, stream)

@@ -23,6 +23,14 @@ void Call::wrong(const char* expected) {
   throw Error("ERR_USAGE", name, "argument " + std::to_string(next) + ": expected " + expected);
 }
 
+void Call::elsewhere(const Slot& slot) const {
+  throw Error("ERR_UNSUPPORTED", name,
+              std::string("expected tensors of the stream's device, ") + stream->backend->name() + ", got " +
+                  describe(slot.tensor) + " in memory of " + slot.storage->backend().name() +
+                  (slot.storage->backend().name() == std::string(stream->backend->name()) ? " beside it" : "") +
+                  ": copyBetween carries it over");
+}
+
 void Call::tooFew() { throw Error("ERR_USAGE", name, "expected more arguments, got " + std::to_string(argc)); }
 
 std::vector<napi_value> Call::array(napi_value v, const char* expected) {

@@ -89,6 +89,12 @@ struct Call {
     }
     return slot;
   }
+  /// Throws ERR_UNSUPPORTED when the tensor lies in another device's memory than the call's stream works on.
+  const Slot& local(const Slot& slot) const {
+    if (stream != nullptr && &slot.storage->backend() != stream->backend) elsewhere(slot);
+    return slot;
+  }
+  [[noreturn]] void elsewhere(const Slot& slot) const;
   /// After the function returned: versions and last uses.
   void finish() {
     for (size_t i = 0; i < uses; ++i) finish(use[i]);
@@ -113,7 +119,7 @@ struct TensorArg {
     napi_value v = call.take();
     T tensor;
     if (Optional && call.number(v) == 0) return tensor;
-    static_cast<TensorRef&>(tensor) = call.slot(v, Write).tensor;
+    static_cast<TensorRef&>(tensor) = call.local(call.slot(v, Write)).tensor;
     return tensor;
   }
 };
@@ -123,7 +129,7 @@ struct TensorsArg {
     std::vector<T> tensors;
     for (napi_value v : call.array(call.take(), "an array of tensors")) {
       T tensor;
-      static_cast<TensorRef&>(tensor) = call.slot(v, Write, true).tensor;
+      static_cast<TensorRef&>(tensor) = call.local(call.slot(v, Write, true)).tensor;
       tensors.push_back(tensor);
     }
     return tensors;

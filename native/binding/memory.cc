@@ -6,9 +6,10 @@ namespace viaduct::binding {
 
 namespace {
 
+/// `cpu`; or `host`, the same processor beside a device: memory, counters and streams of its own.
 int64_t openDevice(Env& env, const std::string& kind) {
-  VIADUCT_CHECK(kind == "cpu", "ERR_UNSUPPORTED", "openDevice",
-                "expected cpu, got " + kind + ": a device of a plug-in is opened by openPlugin");
+  VIADUCT_CHECK(kind == "cpu" || kind == "host", "ERR_UNSUPPORTED", "openDevice",
+                "expected cpu or host, got " + kind + ": a device of a plug-in is opened by openPlugin");
   return env.openDevice(kind, createCpuBackend);
 }
 
@@ -144,6 +145,22 @@ Promise download(Env& env, Stream& stream, In x) {
   return Promise{deferred.promise()};
 }
 
+void copyBetween(Env& env, Stream& stream, const PinnedOut& y, const Pinned& x) {
+  Backend& device = env.backendOf(stream);
+  const bool toHost = &x.pin->backend() == &device;
+  const Backend& other = toHost ? y.pin->backend() : x.pin->backend();
+  VIADUCT_CHECK((toHost || &y.pin->backend() == &device) && other.onHost(), "ERR_UNSUPPORTED", "copyBetween",
+                std::string("expected a tensor of the stream's device and one of the host, got ") +
+                    x.pin->backend().name() + " to " + y.pin->backend().name() + " on a stream of " + device.name());
+  VIADUCT_CHECK(x.dtype == y.dtype && x.numel() == y.numel() && x.contiguous() && y.contiguous(), "ERR_SHAPE",
+                "copyBetween", "expected contiguous tensors that are alike, got " + describe(x) + " to " + describe(y));
+  Out to;
+  In from;
+  static_cast<TensorRef&>(to) = y;
+  static_cast<TensorRef&>(from) = x;
+  device.copyBetween(stream, to, from, toHost);
+}
+
 }  // namespace
 
 std::vector<Row> memoryRows() {
@@ -169,6 +186,7 @@ std::vector<Row> memoryRows() {
       row("liveSlots", &liveSlots),
       row("upload", &upload),
       row("download", &download),
+      row("copyBetween", &copyBetween),
   };
 }
 

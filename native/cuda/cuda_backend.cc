@@ -129,6 +129,16 @@ void CudaBackend::copyRows(void* to, size_t toPitch, const void* from, size_t fr
   check(cudaMemcpy2D(to, toPitch, from, fromPitch, width, rows, kind), "cudaMemcpy2D");
 }
 
+/// The host's memory is not pinned: the driver stages it, and a copy down ends before the worker goes on.
+void CudaBackend::copyBetween(Stream& s, Out y, In x, bool toHost) {
+  CudaStream& stream = cudaStream(s);
+  const size_t bytes = static_cast<size_t>(x.numel()) * dtypeBytes(x.dtype);
+  if (bytes == 0) return;
+  s.enqueue("copyBetween", [&stream, y, x, bytes, kind = toHost ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice] {
+    check(cudaMemcpyAsync(y.data, x.data, bytes, kind, stream.get()), "copyBetween");
+  });
+}
+
 std::unique_ptr<Stream> CudaBackend::createStream(int64_t id) {
   auto stream = std::make_unique<CudaStream>(id, device_, [this, id](WorkerStream* self) {
     std::lock_guard<std::mutex> lock(mutex_);

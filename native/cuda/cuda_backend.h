@@ -35,6 +35,7 @@ class CudaBackend final : public Backend {
   bool onHost() const override { return false; }
   void copyRows(void* to, size_t toPitch, const void* from, size_t fromPitch, size_t width, size_t rows,
                 bool toHost) override;
+  void copyBetween(Stream& s, Out y, In x, bool toHost) override;
   std::unique_ptr<Stream> createStream(int64_t id) override;
   void setNumThreads(int64_t n) override;
   int64_t numThreads() const override { return 1; }

@@ -43,6 +43,8 @@ const selective = (...recomputeModules: RecomputeModule[]): Model => ({
   recomputeModules,
 })
 const bf16 = { mixedPrecision: 'bf16_mixed' } as const
+const hosted = { optimizer: { optimizerCpuOffload: true } }
+const half = { optimizer: { optimizerCpuOffload: true, optimizerOffloadFraction: 0.5 } }
 const whole = { ddp: { useDistributedOptimizer: false, overlapParamGather: false } }
 
 type Row = readonly [name: string, ranks: number, model: Model, more?: Omit<MemoryTask, 'model'>]
@@ -54,6 +56,7 @@ const few: readonly Row[] = [
   ['pp 2, 1f1b', 2, pp(2)],
   ['dp 2, sharded, bf16', 2, {}, bf16],
   ['tp 2 with sp, full recompute', 2, { ...sp(2), ...full() }],
+  ['one rank, bf16, optimizer on the host', 1, {}, { ...bf16, ...hosted }],
 ]
 
 const all: readonly Row[] = [
@@ -79,6 +82,9 @@ const all: readonly Row[] = [
   ['pp 2, zb-h1, mlp again', 2, { ...pp(2, 'zb-h1'), ...selective('mlp') }],
   ['pp 2, vpp 2, full recompute of a layer', 2, { ...vpp(2, 2), ...full('block', 1) }],
   ['pp 2, tied, bf16', 2, { ...pp(2), ...tied }, bf16],
+  ['one rank, half of the optimizer on the host', 1, {}, half],
+  ['dp 2, sharded, bf16, half of the optimizer on the host', 2, {}, { ...bf16, ...half }],
+  ['pp 2, optimizer on the host', 2, pp(2), hosted],
   ['tp 4', 4, tp(4)],
   ['tp 4 with sp', 4, sp(4)],
   ['tp 4 with sp, 2 kv heads', 4, { ...sp(4), numQueryGroups: 2 }],
@@ -119,12 +125,14 @@ describe('memory is as planned', () => {
     const [, ranks] = row
     const resolved = resolve(memoryConfig(taskOf(row)), ranks)
     const { chunks } = resolved.config.model.scheduleSizes(1)
-    for (const { stage, weights, resting, peaks } of measured.get(name) as MeasuredMemory[]) {
+    for (const { stage, weights, resting, peaks, host } of measured.get(name) as MeasuredMemory[]) {
       const planned = stageMemory(resolved, stage)
       const near = (got: number, expected: number, share: number, what: string) =>
         expect(Math.abs(expected / got - 1), `stage ${stage}, ${what}: ${got}, planned ${expected}`).toBeLessThan(share)
       near(weights, planned.weights, 0.01, 'weights')
       near(resting - chunks * 16_384, planned.total - planned.activations, 0.01, 'between steps')
+      if (planned.host === 0) expect(host).toBe(0)
+      else near(host, planned.host, 0.02, 'host')
       for (const peak of peaks) {
         near(peak, planned.total, 0.1, 'peak')
         const activations = peak - resting

@@ -2,7 +2,7 @@
 // step. Rank 0 writes what all ranks found.
 import { writeFileSync } from 'node:fs'
 import { type RunConfig, runConfig } from '../../lib/config/runConfig.js'
-import type { DdpSection } from '../../lib/config/sections.js'
+import type { DdpSection, OptimizerSection } from '../../lib/config/sections.js'
 import type { RunData } from '../../lib/data/datasets.js'
 import type { TokenBatch } from '../../lib/models/batch.js'
 import { GPTModelProvider, type ProviderInit } from '../../lib/models/provider.js'
@@ -20,6 +20,7 @@ export interface MemoryTask {
   readonly globalBatchSize?: number
   readonly microBatchSize?: number
   readonly ddp?: Partial<DdpSection>
+  readonly optimizer?: Partial<OptimizerSection>
 }
 
 /** Bytes on one rank. */
@@ -31,10 +32,13 @@ export interface MeasuredMemory {
   readonly resting: number
   /** The most in a step, steps after the first. */
   readonly peaks: readonly number[]
+  /** The most on the host beside the device, in any step. */
+  readonly host: number
 }
 
 /** The run of a task: large enough that blocks of 512 bytes are as good as exact. */
-export function memoryConfig({ model, mixedPrecision, globalBatchSize, microBatchSize, ddp }: MemoryTask): RunConfig {
+export function memoryConfig(task: MemoryTask): RunConfig {
+  const { model, mixedPrecision, globalBatchSize, microBatchSize, ddp, optimizer } = task
   const config = runConfig({
     model: new GPTModelProvider({
       numLayers: 4,
@@ -53,6 +57,7 @@ export function memoryConfig({ model, mixedPrecision, globalBatchSize, microBatc
     scheduler: { lrDecayStyle: 'constant', lrWarmupIters: 0 },
   })
   Object.assign(config.ddp, ddp)
+  Object.assign(config.optimizer, optimizer)
   return config
 }
 
@@ -76,6 +81,9 @@ async function measure(task: MemoryTask): Promise<MeasuredMemory> {
     Ctx.create({ device }).empty([1], 'float32').dispose() // what waited for them is given back at the next allocation
     return device.memory().liveBytes
   }
+  const host = Device.host()
+  const hostBefore = host.memory().liveBytes
+  host.resetPeak()
   const before = live()
   let weights = 0
   config.model.registerPreWrapHook(async () => {
@@ -92,8 +100,9 @@ async function measure(task: MemoryTask): Promise<MeasuredMemory> {
   }
   const resting = live() - before
   const { rank: stage } = state.mesh.get('pp')
+  const hostPeak = host.memory().peakBytes - hostBefore
   await state.dispose()
-  return { stage, weights, resting, peaks }
+  return { stage, weights, resting, peaks, host: hostPeak }
 }
 
 const [, script, argument, path] = process.argv

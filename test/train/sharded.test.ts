@@ -5,17 +5,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { openCheckpoint } from '../../lib/checkpoint/checkpointIndex.js'
-import { loadCheckpoint } from '../../lib/checkpoint/loadCheckpoint.js'
-import { Ctx, Tensor } from '../../lib/tensor/index.js'
 import { volume } from '../../lib/tensor/region.js'
-import { replicated } from '../../lib/tensor/shardSpec.js'
+import { SavedRuns } from './savedRuns.js'
 import type { Findings } from './shardedRank.js'
 import { run, type Step, startScript, steps } from './startRanks.js'
 import { type Work, work } from './worker.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'viaduct-sharded-'))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
-const place = (name: string) => join(folder, name)
 
 // About 85000 parameters: buckets of 20000 elements are four or five.
 const base = { trainIters: 6, microBatchSize: 1, hiddenDropout: 0.1 }
@@ -27,42 +24,9 @@ const whole = {
   overlapGradReduce: false,
 }
 
-/** A run that leaves its steps and a checkpoint under its name. */
-const named = (name: string, more: Partial<Work> = {}): Work => ({
-  ...base,
-  metrics: place(`${name}.jsonl`),
-  save: place(name),
-  ...more,
-})
-
-/** Losses and norms as they were, to the last bit. */
-const curve = (name: string) =>
-  steps(place(`${name}.jsonl`)).map(({ step, loss, gradNorm }: Step) => ({ step, loss, gradNorm }))
-
-/** Bytes of all tensors of a checkpoint, weights and optimizer state, however they are cut. */
-async function contents(name: string): Promise<Map<string, Uint8Array>> {
-  const ctx = Ctx.create({ device: 'cpu' })
-  const checkpoint = await openCheckpoint(place(name))
-  const wanted = [...checkpoint.tensors].map(([key, { shape, dtype }]) => ({
-    name: key,
-    tensor: Tensor.zeros(ctx, shape, dtype),
-    shard: replicated(shape),
-  }))
-  await loadCheckpoint(checkpoint, wanted)
-  const bytes = new Map<string, Uint8Array>()
-  for (const { name: key, tensor } of wanted) bytes.set(key, await tensor.bytes())
-  ctx.scope.close()
-  return bytes
-}
-
-async function expectSameBits(a: string, b: string): Promise<void> {
-  expect(curve(a).length).toBe(base.trainIters)
-  expect(curve(a)).toEqual(curve(b))
-  const [left, right] = [await contents(a), await contents(b)]
-  expect([...left.keys()].sort()).toEqual([...right.keys()].sort())
-  expect([...left.keys()].filter((key) => key.startsWith('optimizer.exp_avg_sq.')).length).toBeGreaterThan(10)
-  for (const [key, bytes] of left) expect(Buffer.compare(bytes, right.get(key) as Uint8Array), key).toBe(0)
-}
+const runs = new SavedRuns(folder)
+const { place, curve } = { place: runs.place.bind(runs), curve: runs.curve.bind(runs) }
+const named = (name: string, more: Partial<Work> = {}): Work => runs.named(name, { ...base, ...more })
 
 // Sums over ranks have another order: the bounds of any layout (test/train/layouts.test.ts).
 function expectClose(name: string, expected: readonly Step[]): void {
@@ -117,7 +81,7 @@ beforeAll(async () => {
 
 describe('the sharded optimizer', () => {
   it.each(['dp2', 'dp2 bf16', 'dp4', 'tp2 dp2'])('has the losses, weights and state of the whole one: %s', (name) =>
-    expectSameBits(name, `${name} whole`),
+    runs.expectSameBits(name, `${name} whole`, base.trainIters),
   )
 
   it.each(['dp2', 'dp4', 'tp2 dp2'])('trains as one rank does: %s', (name) => expectClose(name, alone))
@@ -153,8 +117,7 @@ describe('its checkpoints', () => {
     const rest = curve('dp2').slice(3)
     expect(curve('dp2 again')).toEqual(rest)
     expect(curve('dp2 again whole')).toEqual(rest)
-    const [first, again] = [await contents('dp2'), await contents('dp2 again')]
-    for (const [key, bytes] of first) expect(Buffer.compare(bytes, again.get(key) as Uint8Array), key).toBe(0)
+    await runs.expectSameContents('dp2', 'dp2 again')
   })
 
   it.each(['dp4 again', 'tp2'])('go on in another layout: %s', (name) => expectClose(name, alone))

@@ -1,7 +1,7 @@
 // A rank of a training run for tests: the fixture's model on the fixture's data, as the JSON argument says; a list is done one
 // after the other. Rank 0 appends every step to `metrics` and prints it.
 
-import type { DdpSection } from '../../lib/config/sections.js'
+import type { DdpSection, OptimizerSection } from '../../lib/config/sections.js'
 import { initDistributed } from '../../lib/parallel/world.js'
 import { forwardStep, pretrain } from '../../lib/train/index.js'
 import { fixtureConfig, fixtureData } from './fixtureRun.js'
@@ -24,6 +24,7 @@ export interface Work {
   readonly metrics?: string
   readonly recompute?: boolean
   readonly ddp?: Partial<DdpSection>
+  readonly optimizer?: Partial<OptimizerSection>
   /** Puts a NaN into a gradient on one rank at one step. */
   readonly poison?: { readonly step: number; readonly rank: number; readonly parameter: string }
 }
@@ -45,6 +46,7 @@ export async function work(task: Work, log?: (line: string) => void) {
   config.logger.metricsFile = task.metrics ?? null
   if (task.recompute) config.model.recomputeGranularity = 'full'
   Object.assign(config.ddp, task.ddp)
+  Object.assign(config.optimizer, task.optimizer)
   const { poison } = task
   return await pretrain(
     config,
