@@ -177,7 +177,7 @@ export interface Addon {
   upload(stream: Stream, y: Out, data: bytes): void
   download(stream: Stream, x: In): Promise<ArrayBuffer>
   /** y = x between the stream's device and the host (device `host`), contiguous and alike, in the stream's order. */
-  copyBetween(stream: Stream, y: Out, x: In): void
+  copyBetween(stream: Stream, y: PinnedOut, x: Pinned): void
 
   // streams and events (native/binding/streams.cc)
   createStream(device: integer): number

@@ -208,6 +208,9 @@ function addTraining(program: Command): void {
     )
     .option('--recompute-num-layers <n>', 'full: layers of a group (uniform) or of a chunk (block)', positiveInt)
     .option('--recompute-modules <names>', 'selective: of core_attn,layernorm,mlp (default: core_attn)')
+    .option('--cpu-offloading-num-layers <n>', 'layers whose activations wait in host memory', positiveInt)
+    .option('--optimizer-cpu-offload', 'keep optimizer state in host memory and update there')
+    .option('--optimizer-offload-fraction <f>', 'share of the optimizer that the host takes (default: 1)', Number)
     .option('--nproc-per-node <n>', 'ranks to start here', positiveInt)
     .option(
       '--max-restarts <n>',

@@ -24,6 +24,9 @@ export interface TrainFlags extends LayoutFlags {
   recomputeMethod?: 'uniform' | 'block'
   recomputeNumLayers?: number
   recomputeModules?: string
+  cpuOffloadingNumLayers?: number
+  optimizerCpuOffload?: boolean
+  optimizerOffloadFraction?: number
 }
 
 const isYaml = (name: string) => /\.ya?ml$/i.test(name)
@@ -135,11 +138,20 @@ function applyRecompute({ model }: RunConfig, flags: TrainFlags): void {
   if (recomputeModules !== undefined) model.recomputeModules = recomputeModules.split(',') as RecomputeModule[]
 }
 
+function applyOffload({ model, optimizer }: RunConfig, flags: TrainFlags): void {
+  const { cpuOffloadingNumLayers, optimizerCpuOffload, optimizerOffloadFraction } = flags
+  if (cpuOffloadingNumLayers !== undefined)
+    Object.assign(model, { cpuOffloading: cpuOffloadingNumLayers > 0, cpuOffloadingNumLayers })
+  if (optimizerCpuOffload !== undefined) optimizer.optimizerCpuOffload = optimizerCpuOffload
+  if (optimizerOffloadFraction !== undefined) optimizer.optimizerOffloadFraction = optimizerOffloadFraction
+}
+
 async function applyFlags(config: RunConfig, flags: TrainFlags): Promise<void> {
   const { dp: _dp, sp: _sp, ...model } = flags
   if (layoutArguments(model).length > 0) Object.assign(config.model, chosenLayout(flags, null).parallel)
   else if (flags.sp === false) config.model.sequenceParallel = false
   applyRecompute(config, flags)
+  applyOffload(config, flags)
   if (flags.data !== undefined) {
     config.dataset.kind = 'text'
     config.dataset.path = absolute(flags.data)

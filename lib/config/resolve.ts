@@ -3,6 +3,7 @@
 import type { DType } from '../base/dtype.js'
 import { ViaductError } from '../base/errors.js'
 import { runnableProblems } from '../models/layoutShards.js'
+import { offloadProblems } from '../models/offloadSettings.js'
 import { recomputeProblems } from '../models/recomputeSettings.js'
 import { parallelOf, runProblems, withoutUnbuilt } from '../parallel/config.js'
 import { mostLayers } from '../parallel/pipelineStages.js'
@@ -69,7 +70,13 @@ function modelAndLayoutProblems(config: RunConfig, worldSize: number): string[] 
   const sizes = layout.length === 0 && Number.isInteger(model.numLayers) && model.numLayers > 0
   const largest = sizes ? mostLayers(model, model.numLayers) : null
   const recompute = recomputeProblems(model, largest).map((problem) => `model.${problem}`)
-  return [...layout.map((problem) => (isField(problem) ? `model.${problem}` : problem)), ...own, ...recompute]
+  const offload = sizes ? offloadProblems(model, model, model.numLayers).map((problem) => `model.${problem}`) : []
+  return [
+    ...layout.map((problem) => (isField(problem) ? `model.${problem}` : problem)),
+    ...own,
+    ...recompute,
+    ...offload,
+  ]
 }
 
 function modelProblems({ model, mixedPrecision }: RunConfig): string[] {

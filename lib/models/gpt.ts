@@ -8,7 +8,9 @@ import { Norm } from '../nn/norm.js'
 import { RotaryEmbedding } from '../nn/rotaryEmbedding.js'
 import { dropout } from '../ops/dropout.js'
 import { add } from '../ops/elementwise.js'
+import { ActivationOffload } from '../ops/offload.js'
 import { recompute } from '../ops/recompute.js'
+import type { Tape } from '../ops/tape.js'
 import { allGather } from '../parallel/collectives.js'
 import { ColumnParallelLinear } from '../parallel/columnLinear.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
@@ -40,6 +42,8 @@ export interface GPTOptions {
   readonly paddedVocabSize?: number
   /** Which activations are computed again in the backward pass; what is left out has its default: none. */
   readonly recompute?: Partial<RecomputeSettings>
+  /** Layers, from the first on, whose activations wait in the host's memory. Default 0; not with `recompute`. */
+  readonly offloadedLayers?: number
   /** Where tp > 1, norms and dropout see a run of the tokens on each rank. Default false. */
   readonly sequenceParallel?: boolean
   /** Where tp > 1, its collectives run beside the products of the linears. Default false. */
@@ -91,6 +95,8 @@ export class GPTModel extends Module {
   readonly #rotary: RotaryEmbedding
   readonly #runs: readonly LayerRun[]
   readonly #sequenceParallel: boolean
+  /** Index of the first layer whose activations stay. */
+  readonly #offloadedTo: number
 
   /** Builds the model's structure; parameters have no memory yet. */
   constructor(
@@ -146,6 +152,7 @@ export class GPTModel extends Module {
     this.#tp = tp
     this.#runs = layerRuns(recompute, part)
     this.#sequenceParallel = sequenceParallel && tp.size > 1
+    this.#offloadedTo = part.first + (options.offloadedLayers ?? 0)
     this.#rotary = new RotaryEmbedding({
       channels: Math.floor(config.kvChannels * config.rotaryPercent),
       base: config.rotaryBase,
@@ -239,6 +246,8 @@ export class GPTModel extends Module {
     options: { cache?: KvCache | undefined; observe?: ForwardObserver | undefined; kept?: Tensor | undefined },
   ): Promise<Hidden> {
     const { cache, observe, kept } = options
+    const offloads = ctx.tape !== null && this.#offloadedTo > this.part.first
+    using offload = offloads ? new ActivationOffload(ctx.tape as Tape) : null
     let hidden = start
     for (const i of layers) {
       ctx.stream.setPlace(`decoder.layers.${i}`)
@@ -247,6 +256,8 @@ export class GPTModel extends Module {
       for (const t of [hidden.x, hidden.residual])
         if (t && t !== kept && t !== next.x && t !== next.residual) t.dispose()
       hidden = next
+      if (i < this.#offloadedTo) offload?.leave(ctx)
+      else offload?.end(ctx)
       await observe?.(`decoder.layers.${i}`, hidden)
     }
     return hidden
@@ -279,7 +290,10 @@ export class GPTModel extends Module {
     }
     ctx.stream.setPlace('embedding')
     const { wordEmbeddings } = this.embedding as LanguageModelEmbedding
-    return dropout(ctx, { x: await wordEmbeddings.forward(ctx, tokens), p, site: 0 })
+    const embedded = await wordEmbeddings.forward(ctx, tokens)
+    const x = dropout(ctx, { x: embedded, p, site: 0 })
+    if (x !== embedded) embedded.dispose()
+    return x
   }
 
   /**

@@ -15,6 +15,7 @@ import { DistributedModel } from './distributedModel.js'
 import { GPTModel } from './gpt.js'
 import { allocateParameter, initializeParameter } from './initialize.js'
 import { rowCutter, runnableProblems } from './layoutShards.js'
+import { defaultOffload, type OffloadSettings, offloadedLayers, offloadProblems } from './offloadSettings.js'
 import { defaultRecompute, type RecomputeSettings, recomputeProblems } from './recomputeSettings.js'
 import {
   type ActivationName,
@@ -27,7 +28,7 @@ import {
 } from './transformerConfig.js'
 
 /** Settings of a provider besides the transformer and the parallel sizes. */
-export interface ProviderSettings extends RecomputeSettings {
+export interface ProviderSettings extends RecomputeSettings, OffloadSettings {
   /** The vocabulary is padded in memory to a multiple of this times tp. */
   makeVocabSizeDivisibleBy: number
   /** Tokens of a training sample. */
@@ -129,6 +130,10 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   recomputeMethod = defaultRecompute.recomputeMethod
   recomputeNumLayers = defaultRecompute.recomputeNumLayers
   recomputeModules = defaultRecompute.recomputeModules && [...defaultRecompute.recomputeModules]
+  cpuOffloading = defaultOffload.cpuOffloading
+  cpuOffloadingNumLayers = defaultOffload.cpuOffloadingNumLayers
+  cpuOffloadingActivations = defaultOffload.cpuOffloadingActivations
+  cpuOffloadingWeights = defaultOffload.cpuOffloadingWeights
   pipelineSchedule: ScheduleKind | null = null
   microbatchGroupSizePerVpStage: number | null = null
 
@@ -185,6 +190,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
     if (own.length === 0) {
       refuseLayout(runnableProblems(this, this))
       own.push(...scheduleProblems(this.scheduleSizes(1)), ...recomputeProblems(this, mostLayers(this, this.numLayers)))
+      own.push(...offloadProblems(this, this, this.numLayers))
       if (own.length > 0) throw new ViaductError('ERR_CONFIG', 'model', own.join('; '), { problems: own })
     } else {
       const problems = [...own, ...runProblems(this), ...recomputeProblems(this, null)]
@@ -234,6 +240,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
         groups: mesh,
         paddedVocabSize,
         recompute: this,
+        offloadedLayers: offloadedLayers(this),
         sequenceParallel,
         tpCommOverlap,
         part,

@@ -3,6 +3,7 @@
 // the tape's may be overwritten (`isExclusive`); parameters accumulate into their main gradients, activations never do.
 
 import { native } from '../addon/load.js'
+import { dtypeBytes } from '../base/dtype.js'
 import { assert, ViaductError } from '../base/errors.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
@@ -50,8 +51,15 @@ interface Entry {
   readonly versions: readonly number[]
 }
 
-/** Gives an evicted tensor its memory and bytes again, enqueued in `ctx`. */
-type Restore = (ctx: Ctx) => void
+/** Why saved tensors have no memory, and how they get it back. */
+export interface Absence {
+  /** Gives them memory and bytes again, enqueued in `ctx`. Called once, unless the tape is disposed before. */
+  restore(ctx: Ctx): void
+  /** Begins that beside compute, when the backward pass comes to what had been recorded last when they went. */
+  prepare?(ctx: Ctx): void
+  /** Drops what it holds: they are not needed any more. */
+  dispose?(): void
+}
 
 interface Deferred {
   readonly entry: Entry
@@ -78,8 +86,10 @@ export class Tape {
   /** Tensors that a gradient may reach. */
   readonly #active = new Set<Tensor>()
   readonly #watched = new Set<Tensor>()
-  /** Saved tensors without memory, and how they get it back. */
-  readonly #absent = new Map<Tensor, Restore>()
+  /** Saved tensors without memory. */
+  readonly #absent = new Map<Tensor, Absence>()
+  /** Absences that are prepared before they are needed, with the number of records at which that begins; the last one is the first. */
+  #ahead: { readonly at: number; readonly absence: Absence }[] = []
   #disposed = false
 
   /** Number of records that still hold something. */
@@ -138,7 +148,6 @@ export class Tape {
     const holders = remade.map((made) => saved.filter((t) => addressOf(t) === addressOf(made)))
     const evicted = holders.flat()
     const restore = (ctx: Ctx) => {
-      for (const t of evicted) this.#absent.delete(t)
       this.#bring(ctx, maker.record.saved)
       checkVersions(maker)
       const again = remade.map((t) => ctx.empty(t.shape, t.dtype))
@@ -148,19 +157,62 @@ export class Tape {
         source.dispose()
       })
     }
-    for (const t of evicted) {
-      t.evict()
-      this.#absent.set(t, restore)
+    this.takeAway(evicted, { restore })
+  }
+
+  /** Saved tensors that have memory and that nobody but the tape holds, by the memory that they share. */
+  ownStorages(): Tensor[][] {
+    const held = new Map<Tensor, number>()
+    for (const { record } of this.#entries)
+      for (const t of record.saved) if (!t.isEvicted) held.set(t, (held.get(t) ?? 0) + 1)
+    const storages = new Map<number, Tensor[]>()
+    for (const t of held.keys()) {
+      const { address, offset } = native.tensorInfo(t.handle)
+      const begin = address - offset * dtypeBytes(t.dtype)
+      const sharing = storages.get(begin)
+      if (sharing === undefined) storages.set(begin, [t])
+      else sharing.push(t)
     }
+    return [...storages.values()].filter(
+      (tensors) =>
+        tensors.every((t) => t.numel > 0 && t.references === held.get(t)) &&
+        native.sharers((tensors[0] as Tensor).handle) === tensors.length,
+    )
+  }
+
+  /** Gives up the memory of saved tensors; they get it back from `absence` when the backward pass comes to the first of them. */
+  takeAway(tensors: readonly Tensor[], absence: Absence): void {
+    for (const t of tensors) {
+      t.evict()
+      this.#absent.set(t, absence)
+    }
+    if (absence.prepare !== undefined) this.#ahead.push({ at: this.#entries.length, absence })
   }
 
   /** Memory and bytes for those of the tensors that were given up. */
   #bring(ctx: Ctx, tensors: readonly Tensor[]): void {
     for (const t of tensors) {
-      const restore = t.isEvicted ? this.#absent.get(t) : undefined
-      this.#absent.delete(t)
-      restore?.(ctx)
+      const absence = t.isEvicted ? this.#absent.get(t) : undefined
+      if (absence === undefined) continue
+      for (const [absent, its] of this.#absent) if (its === absence) this.#absent.delete(absent)
+      absence.restore(ctx)
     }
+  }
+
+  /** Begins to bring back what is needed soon. */
+  #prepare(ctx: Ctx): void {
+    for (let next = this.#ahead.at(-1); next && next.at > this.#entries.length; next = this.#ahead.at(-1)) {
+      this.#ahead.pop()
+      next.absence.prepare?.(ctx)
+    }
+  }
+
+  #forget(): void {
+    for (const absence of new Set(this.#absent.values())) absence.dispose?.()
+    this.#absent.clear()
+    this.#ahead = []
+    this.#active.clear()
+    this.#watched.clear()
   }
 
   /**
@@ -186,6 +238,7 @@ export class Tape {
       scope.drain()
       for (let entry = this.#entries.pop(); entry !== undefined; entry = this.#entries.pop()) {
         const { record } = entry
+        this.#prepare(inner)
         // A watched output keeps its gradient for the caller too.
         const dOuts = record.outputs.map((t) => (t === null ? null : this.#take(gradients, t)))
         if (dOuts.every((d) => d === null)) {
@@ -232,9 +285,7 @@ export class Tape {
     } finally {
       scope.close()
       for (const d of gradients.values()) d.release()
-      this.#absent.clear()
-      this.#active.clear()
-      this.#watched.clear()
+      this.#forget()
     }
   }
 
@@ -269,9 +320,7 @@ export class Tape {
     for (const { entry, dOutputs } of this.#deferred) drop(entry, dOutputs)
     this.#entries = []
     this.#deferred = []
-    this.#absent.clear()
-    this.#active.clear()
-    this.#watched.clear()
+    this.#forget()
   }
 
   [Symbol.dispose](): void {

@@ -3,6 +3,7 @@
 // lib/models holds meanwhile. T tokens, H channels; `rows` of hidden states are T, with sequence parallelism the rank's run of them.
 import { dtypeBytes } from '../base/dtype.js'
 import type { ResolvedConfig } from '../config/resolve.js'
+import { offloadedLayers } from '../models/offloadSettings.js'
 import { layerRuns, type RecomputeModule, selectedModules } from '../models/recomputeSettings.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
 import { sharedRows } from '../parallel/sharedRows.js'
@@ -77,6 +78,8 @@ export interface ChunkActivations {
   readonly deferring: number
   /** Beside `deferred` while gradients of weights are computed. */
   readonly weights: number
+  /** Of `saved` the bytes that wait in the host's memory are left out: these. */
+  readonly onHost: number
 }
 
 /** One layer. */
@@ -142,6 +145,8 @@ export function chunkActivations(resolved: ResolvedConfig, part: PipelinePart): 
   let deferred = batch
   let forward = 0
   let backward = 0
+  let onHost = 0
+  const offloaded = offloadedLayers(model)
   const runs = layerRuns(model, part)
   for (const [at, { layers, again }] of runs.entries()) {
     const count = layers.length
@@ -156,10 +161,14 @@ export function chunkActivations(resolved: ResolvedConfig, part: PipelinePart): 
       backward = Math.max(backward, before + t.hidden + Math.max(whole.forward + entered, whole.backward))
       deferred += t.hidden + count * layerDeferred(t, whole)
     } else {
-      const before = kept + (count - 1) * layer.kept
+      // Of offloaded layers one lies here beside the one that runs; of the last one the stream stays, which the next one reads.
+      const stream = offloaded > 0 ? t.hidden : 0
+      const resident = stream + (count - 1 - offloaded) * layer.kept
+      const before = kept + Math.max(resident, offloaded > 0 ? layer.kept : 0)
       forward = Math.max(forward, before + layer.forward + entered)
       backward = Math.max(backward, before + layer.backward)
-      kept = before + layer.kept
+      kept += resident + layer.kept
+      onHost += offloaded * layer.kept - stream
       deferred += count * layerDeferred(t, whole)
     }
   }
@@ -186,5 +195,6 @@ export function chunkActivations(resolved: ResolvedConfig, part: PipelinePart): 
     backward: backward - kept,
     deferring: runs.length > 0 ? t.qkv + t.mixed + t.lse : 0,
     weights: t.gathered,
+    onHost,
   }
 }

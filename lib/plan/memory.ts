@@ -45,10 +45,12 @@ export function stageMemory(resolved: ResolvedConfig, stage: number): MemoryUse 
   const hosted = settings.optimizerCpuOffload ? settings.optimizerOffloadFraction : 0
   const state = (parameters * (resolved.paramsDtype === 'float32' ? 2 * 4 : 3 * 4)) / sharers
   const optimizer = (1 - hosted) * state
-  const activations = stageActivations(resolved, stage)
+  const costs = chunkCosts(resolved, stage)
+  const activations = stageActivations(resolved, stage, costs)
   const total = weights + gradients + optimizer + activations
-  // Gradients that come down, weights that go up.
-  const host = hosted * (state + (gradients + weights) / sharers)
+  // Of the optimizer also gradients that come down and weights that go up. Activations are offloaded without a pipeline alone: one pass.
+  const waiting = costs.reduce((sum, { onHost }) => sum + onHost, 0)
+  const host = waiting + hosted * (state + (gradients + weights) / sharers)
   return { weights, gradients, optimizer, activations, total, host }
 }
 
@@ -60,11 +62,16 @@ function localParameters({ config, worldSize, paddedVocabSize }: ResolvedConfig,
   return parameterTable(model).reduce((sum, row) => sum + volume(cut(row)?.localShape ?? [0]), 0)
 }
 
-/** The most activations at any moment of the stage's part of the schedule. */
-function stageActivations(resolved: ResolvedConfig, stage: number): number {
+/** What each chunk of the stage needs for a micro-batch. */
+function chunkCosts(resolved: ResolvedConfig, stage: number): ChunkActivations[] {
   const { model } = resolved.config
   const { chunks, partOf } = pipelineStages(model, model.numLayers)
-  const costs = Array.from({ length: chunks }, (_, chunk) => chunkActivations(resolved, partOf(stage, chunk)))
+  return Array.from({ length: chunks }, (_, chunk) => chunkActivations(resolved, partOf(stage, chunk)))
+}
+
+/** The most activations at any moment of the stage's part of the schedule. */
+function stageActivations(resolved: ResolvedConfig, stage: number, costs: readonly ChunkActivations[]): number {
+  const { model } = resolved.config
   const actions = pipelineSchedule(model.scheduleSizes(resolved.numMicroBatches))[stage] as PipelineAction[]
   let held = inFlight(resolved)
   let largest = 0

@@ -94,6 +94,8 @@ export function availableMemory(): number {
 const gigabytes = (bytes: number) =>
   bytes < 1e9 ? `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB` : `${(bytes / 1e9).toFixed(bytes < 1e10 ? 2 : 1)} GB`
 
+const offloaded = ({ host }: MemoryUse) => (host > 0 ? `; offloaded to the host ${gigabytes(host)}` : '')
+
 /**
  * Refuses a run that cannot fit.
  * @param ranks - how many run on this machine.
@@ -102,11 +104,12 @@ const gigabytes = (bytes: number) =>
  */
 export function checkFits(resolved: ResolvedConfig, price: Price, ranks: number, available: number): void {
   const { memory, memoryByStage } = price
-  // Of a part of the ranks it is not known which stages they are.
+  // On CPUs what is offloaded lies in the same memory. Of a part of the ranks it is not known which stages they are.
+  const needs = ({ total, host }: MemoryUse) => total + host
   const wanted =
     ranks === resolved.worldSize
-      ? memoryByStage.reduce((sum, { total }) => sum + total, 0) * (ranks / memoryByStage.length)
-      : memory.total * ranks
+      ? memoryByStage.reduce((sum, use) => sum + needs(use), 0) * (ranks / memoryByStage.length)
+      : needs(memory) * ranks
   if (wanted <= available) return
   const { model, train, ddp } = resolved.config
   const advice: string[] = []
@@ -121,8 +124,8 @@ export function checkFits(resolved: ResolvedConfig, price: Price, ranks: number,
     'ERR_OUT_OF_MEMORY',
     'plan',
     `expected at most ${gigabytes(available)}, this run needs ${gigabytes(wanted)} on this machine (${ranks} ${ranks === 1 ? 'rank' : 'ranks'} of up to ` +
-      `${gigabytes(memory.total)}: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ` +
-      `${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}): use ${advice.join(', ')}`,
+      `${gigabytes(needs(memory))}: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ` +
+      `${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}${offloaded(memory)}): use ${advice.join(', ')}`,
     { wanted, available, ranks, memory },
   )
 }
@@ -147,7 +150,7 @@ export function describePrice(resolved: ResolvedConfig, price: Price, stepsLeft:
     `model       ${millions} M parameters, ${resolved.paramsDtype}, ${model.numLayers} layers of ${model.hiddenSize}, vocabulary ${model.vocabSize} (${resolved.paddedVocabSize} in memory)`,
     `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, ${pipeline}dp ${dataParallelSize}${model.sequenceParallel && model.tensorModelParallelSize > 1 ? ', sequence parallelism' : ''}`,
     `batch       ${train.globalBatchSize} × ${seqLength} tokens a step: ${numMicroBatches} micro-${numMicroBatches === 1 ? 'batch' : 'batches'} of ${train.microBatchSize} a rank`,
-    `memory      ${gigabytes(memory.total)} a rank${ofStage}: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}`,
+    `memory      ${gigabytes(memory.total)} a rank${ofStage}: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}${offloaded(memory)}`,
   ]
   if (price.secondsPerStep !== null && price.peakFlops !== null) {
     const left = price.secondsPerStep * stepsLeft

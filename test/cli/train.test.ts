@@ -152,6 +152,27 @@ describe('train', () => {
     expect(stderr).not.toContain('mixedPrecision')
   })
 
+  test('offload by flags and by overrides, host memory told, all problems together', async () => {
+    const dry = (...args: string[]) => ['train', ...tiny, 'model.num_layers=3', '--dry-run', ...args]
+    const flags = ['--cpu-offloading-num-layers', '2', '--optimizer-cpu-offload', '--optimizer-offload-fraction', '0.5']
+    const told = await viaductJson<{ config: Record<string, unknown> }>(folder, dry(...flags))
+    expect(told.config['model']).toMatchObject({ cpuOffloading: true, cpuOffloadingNumLayers: 2 })
+    const optimizer = { optimizerCpuOffload: true, optimizerOffloadFraction: 0.5 }
+    expect(told.config['optimizer']).toMatchObject(optimizer)
+    const pasted = ['optimizer.optimizer_cpu_offload=true', 'optimizer.optimizer_offload_fraction=0.5']
+    const same = await viaductJson<{ config: Record<string, unknown> }>(folder, dry(...pasted))
+    expect(same.config['optimizer']).toMatchObject(optimizer)
+    const wrong = ['model.cpu_offloading=true', 'model.cpu_offloading_num_layers=3', '--recompute-granularity', 'full']
+    const { code, stderr } = await viaduct(folder, ...dry(...wrong, 'model.cpu_offloading_weights=true'))
+    expect(code).toBe(2)
+    for (const problem of [
+      'model.cpuOffloadingNumLayers must be at least 1 and less than numLayers=3, got 3: use 1 to 2',
+      'model.cpuOffloadingWeights=true is not built',
+      'model.cpuOffloading=true does not go with recomputeGranularity="full"',
+    ])
+      expect(stderr).toContain(problem)
+  })
+
   test('recompute by flags and by overrides, all problems together', async () => {
     const dry = (...args: string[]) => ['train', ...tiny, 'model.num_layers=3', '--dry-run', ...args]
     const modelOf = async (...args: string[]) =>

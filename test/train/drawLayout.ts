@@ -1,6 +1,6 @@
 // Random models on the fixture's data, and random layouts of them, by a seed. What does not fit (lib/config/resolve.ts) is drawn again.
 import { configProblems } from '../../lib/config/resolve.js'
-import type { DdpSection } from '../../lib/config/sections.js'
+import type { DdpSection, OptimizerSection } from '../../lib/config/sections.js'
 import type { ProviderInit } from '../../lib/models/provider.js'
 import { configOf } from './pipelineRank.js'
 
@@ -15,6 +15,7 @@ export interface Layout {
   readonly model: Partial<ProviderInit>
   readonly microBatchSize: number
   readonly ddp: Partial<DdpSection>
+  readonly optimizer?: Partial<OptimizerSection>
 }
 
 /** Mulberry32. */
@@ -107,6 +108,12 @@ function drawStages(random: Random, blocks: number, pp: number): { chunks: numbe
   return { chunks, model: pick(random, [even, { ...even, ...ends }, { ...even, ...accounted }, string]) }
 }
 
+/** How activations are kept until the backward pass. */
+function drawKeeping(random: Random, numLayers: number, pp: number): Partial<ProviderInit> {
+  const offload = { cpuOffloading: true, cpuOffloadingNumLayers: 1 + Math.floor(random() * (numLayers - 1)) }
+  return pick(random, [{}, pick(random, recomputeForms), pp === 1 ? offload : pick(random, recomputeForms)])
+}
+
 function drawAny(random: Random, { numLayers }: Variant): Layout {
   const [tp, pp, dp] = [pick(random, [1, 2, 3, 4]), pick(random, [1, 2, 3, 4]), pick(random, [1, 2, 4])]
   const { chunks, model: stages } = pp === 1 ? { chunks: 1, model: {} } : drawStages(random, numLayers, pp)
@@ -123,7 +130,7 @@ function drawAny(random: Random, { numLayers }: Variant): Layout {
       tpCommOverlap: coin(random),
       pipelineModelParallelSize: pp,
       ...(pp > 1 ? { ...stages, ...schedule } : {}),
-      ...(random() < 0.5 ? pick(random, recomputeForms) : {}),
+      ...drawKeeping(random, numLayers, pp),
     },
     microBatchSize: pick(random, [1, 2, 4]),
     ddp: {
@@ -132,12 +139,13 @@ function drawAny(random: Random, { numLayers }: Variant): Layout {
       overlapGradReduce: coin(random),
       bucketSize: pick(random, [null, 5000, 20_000]),
     },
+    optimizer: pick(random, [{}, {}, { optimizerCpuOffload: true, optimizerOffloadFraction: pick(random, [0.4, 1]) }]),
   }
 }
 
 /** Whether training takes it. */
-async function fits(variant: Variant, { ranks, model, microBatchSize, ddp }: Layout): Promise<boolean> {
-  const config = await configOf({ trainIters: 20, model: { ...variant, ...model }, microBatchSize, ddp })
+async function fits(variant: Variant, { ranks, model, microBatchSize, ddp, optimizer = {} }: Layout): Promise<boolean> {
+  const config = await configOf({ trainIters: 20, model: { ...variant, ...model }, microBatchSize, ddp, optimizer })
   return configProblems(config, ranks).length === 0
 }
 

@@ -51,13 +51,14 @@ const same = mixed.slice(full ? -4 : -1).map((from) => goOn(from, from.layout, `
 const describeRun = ({ name, variant, layout }: Run) => `${name}: ${JSON.stringify({ ...variant, ...layout })}`
 
 function taskOf({ name, variant, layout, from }: Run): PipelineTask {
-  const { model, microBatchSize, ddp } = layout
+  const { model, microBatchSize, ddp, optimizer } = layout
   return {
     trainIters,
     metrics: metricsOf(name),
     model: { ...variant, ...model },
     microBatchSize,
     ddp,
+    ...(optimizer ? { optimizer } : {}),
     ...(from ? { load: [join(folder, from.name), saveInterval] } : { save: join(folder, name), saveInterval }),
   }
 }

@@ -43,6 +43,7 @@ const selective = (...recomputeModules: RecomputeModule[]): Model => ({
   recomputeModules,
 })
 const bf16 = { mixedPrecision: 'bf16_mixed' } as const
+const away = (cpuOffloadingNumLayers: number): Model => ({ cpuOffloading: true, cpuOffloadingNumLayers })
 const hosted = { optimizer: { optimizerCpuOffload: true } }
 const half = { optimizer: { optimizerCpuOffload: true, optimizerOffloadFraction: 0.5 } }
 const whole = { ddp: { useDistributedOptimizer: false, overlapParamGather: false } }
@@ -57,6 +58,7 @@ const few: readonly Row[] = [
   ['dp 2, sharded, bf16', 2, {}, bf16],
   ['tp 2 with sp, full recompute', 2, { ...sp(2), ...full() }],
   ['one rank, bf16, optimizer on the host', 1, {}, { ...bf16, ...hosted }],
+  ['tp 2 with sp, activations of 2 layers on the host', 2, { ...sp(2), ...away(2) }],
 ]
 
 const all: readonly Row[] = [
@@ -82,6 +84,9 @@ const all: readonly Row[] = [
   ['pp 2, zb-h1, mlp again', 2, { ...pp(2, 'zb-h1'), ...selective('mlp') }],
   ['pp 2, vpp 2, full recompute of a layer', 2, { ...vpp(2, 2), ...full('block', 1) }],
   ['pp 2, tied, bf16', 2, { ...pp(2), ...tied }, bf16],
+  ['one rank, activations of a layer on the host', 1, away(1)],
+  ['one rank, bf16, activations of 3 layers and the optimizer on the host', 1, away(3), { ...bf16, ...hosted }],
+  ['dp 2, LayerNorm, activations of 3 layers on the host, dropout', 2, { ...gpt, ...away(3), ...dropout }],
   ['one rank, half of the optimizer on the host', 1, {}, half],
   ['dp 2, sharded, bf16, half of the optimizer on the host', 2, {}, { ...bf16, ...half }],
   ['pp 2, optimizer on the host', 2, pp(2), hosted],

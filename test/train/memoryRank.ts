@@ -75,16 +75,17 @@ const noData: RunData = {
 
 async function measure(task: MemoryTask): Promise<MeasuredMemory> {
   const device = Device.open('cpu')
+  const host = Device.host()
   const config = memoryConfig(task)
   const live = () => {
     device.trim() // waits for all streams
+    host.trim()
     Ctx.create({ device }).empty([1], 'float32').dispose() // what waited for them is given back at the next allocation
     return device.memory().liveBytes
   }
-  const host = Device.host()
+  const before = live()
   const hostBefore = host.memory().liveBytes
   host.resetPeak()
-  const before = live()
   let weights = 0
   config.model.registerPreWrapHook(async () => {
     weights = live() - before

@@ -4,7 +4,7 @@ import { writeFileSync } from 'node:fs'
 import { native } from '../../lib/addon/load.js'
 import { nameHash } from '../../lib/base/nameHash.js'
 import type { RunConfig } from '../../lib/config/runConfig.js'
-import type { DdpSection } from '../../lib/config/sections.js'
+import type { DdpSection, OptimizerSection } from '../../lib/config/sections.js'
 import type { TokenBatch } from '../../lib/models/batch.js'
 import type { DistributedModel } from '../../lib/models/distributedModel.js'
 import type { ProviderInit } from '../../lib/models/provider.js'
@@ -22,6 +22,7 @@ export interface PipelineTask {
   /** Default 1. */
   readonly microBatchSize?: number
   readonly ddp?: Partial<DdpSection>
+  readonly optimizer?: Partial<OptimizerSection>
   readonly metrics?: string
   readonly save?: string
   /** Steps between checkpoints; default: at the end only. */
@@ -66,6 +67,7 @@ export async function configOf(task: PipelineTask): Promise<RunConfig> {
     trainIters,
     microBatchSize = 1,
     ddp,
+    optimizer,
     metrics,
     save,
     saveInterval,
@@ -82,6 +84,7 @@ export async function configOf(task: PipelineTask): Promise<RunConfig> {
   config.checkpoint.ckptStep = load?.[1] ?? null
   config.logger.metricsFile = metrics ?? null
   Object.assign(config.ddp, ddp)
+  Object.assign(config.optimizer, optimizer)
   return config
 }
 

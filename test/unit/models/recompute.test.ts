@@ -1,11 +1,6 @@
 // Recompute: the same bits in every form, and of each layer exactly the tensors that the form says are kept, by the device's live counters.
-import { createHash } from 'node:crypto'
 import * as fc from 'fast-check'
 import { afterAll, describe, expect, test } from 'vitest'
-import { type TokenBatch, uploadBatch } from '../../../lib/models/batch.js'
-import { GPTModel } from '../../../lib/models/gpt.js'
-import { allocateParameter, initializeParameter } from '../../../lib/models/initialize.js'
-import { GPTModelProvider } from '../../../lib/models/provider.js'
 import {
   defaultRecompute,
   layerRuns,
@@ -13,108 +8,11 @@ import {
   type RecomputeSettings,
   recomputeProblems,
 } from '../../../lib/models/recomputeSettings.js'
-import { type TransformerConfig, transformerFields } from '../../../lib/models/transformerConfig.js'
-import { Tape } from '../../../lib/ops/tape.js'
-import { Ctx, soloGroups } from '../../../lib/tensor/ctx.js'
-import { Scope } from '../../../lib/tensor/scope.js'
+import type { TransformerConfig } from '../../../lib/models/transformerConfig.js'
 import { Tensor } from '../../../lib/tensor/tensor.js'
+import { base, layerBytes, type Measured, measure, root } from './measuredPass.js'
 
-// Sizes whose tensors are whole multiples of the allocator's 512 bytes, statistics [T] included.
-const [B, S, H, F, heads, groups, D] = [2, 128, 64, 96, 4, 2, 16]
-const T = B * S
-const [query, key] = [heads * D, groups * D]
-const base = transformerFields(
-  new GPTModelProvider({
-    numLayers: 6,
-    hiddenSize: H,
-    ffnHiddenSize: F,
-    numAttentionHeads: heads,
-    numQueryGroups: groups,
-    vocabSize: 50,
-    maxPositionEmbeddings: S,
-  }),
-)
-const root = Ctx.create({ device: 'cpu' })
 afterAll(() => root.scope.close())
-
-const host: TokenBatch = {
-  batchSize: B,
-  seqLength: S,
-  tokens: Int32Array.from({ length: T }, (_, i) => (i * 31 + 7) % base.vocabSize),
-  labels: Int32Array.from({ length: T }, (_, i) => (i % 5 === 0 ? -100 : (i * 17) % base.vocabSize)),
-}
-
-function build(config: TransformerConfig, recompute: Partial<RecomputeSettings>): GPTModel {
-  const model = new GPTModel(config, { groups: soloGroups, paddedVocabSize: 64, recompute })
-  for (const [, p] of model.namedParameters()) {
-    allocateParameter(root, p)
-    initializeParameter(root, p, 5)
-  }
-  return model
-}
-
-interface Measured {
-  readonly loss: number
-  /** Hashes by parameter. */
-  readonly gradients: Readonly<Record<string, string>>
-  /** Bytes that the forward pass leaves, and the most of the whole step beyond what was there before. */
-  readonly kept: number
-  readonly peak: number
-}
-
-/** A forward and backward pass of a fresh model. */
-async function measure(
-  changes: Partial<TransformerConfig>,
-  recompute: Partial<RecomputeSettings>,
-  weights: 'now' | 'defer' = 'now',
-): Promise<Measured> {
-  const config = { ...base, ...changes }
-  const model = build(config, recompute)
-  const slots = root.device.liveSlots()
-  const [tape, scope] = [new Tape(), new Scope()]
-  const bare = root.with({ scope, tape })
-  const rngSlot = Tensor.fromHost(bare, [3n, 1n], [2], 'int64')
-  const ctx = bare.with({ rng: { seed: 3, step: 1, rngSlot } })
-  const one = Tensor.fromHost(ctx, [1], [1], 'float32')
-  const batch = uploadBatch(ctx, host, config)
-  for (const [, p] of model.namedParameters()) p.mainGrad = Tensor.zeros(ctx, p.shard.localShape, 'float32').keep()
-  const before = root.device.memory().liveBytes
-  root.device.resetPeak()
-  const { lossSum } = await model.loss(ctx, batch)
-  const kept = root.device.memory().liveBytes - before
-  await tape.backward(ctx, [lossSum], [one], { weights })
-  if (weights === 'defer') await tape.backwardWeight(ctx)
-  const peak = root.device.memory().peakBytes - before
-  const gradients: Record<string, string> = {}
-  for (const [name, p] of model.namedParameters())
-    gradients[name] = createHash('sha256')
-      .update(await (p.mainGrad as Tensor).bytes())
-      .digest('hex')
-  const loss = await lossSum.item()
-  tape.dispose()
-  scope.close()
-  for (const [, p] of model.namedParameters()) {
-    p.mainGrad?.dispose()
-    p.mainGrad = null
-  }
-  model.dispose()
-  expect(root.device.liveSlots()).toBeLessThanOrEqual(slots)
-  return { loss, gradients, kept, peak }
-}
-
-/** Bytes of one layer's saved tensors without recompute, by what saved them. */
-function layerBytes({ paramsDtype, normalization, gatedLinearUnit }: TransformerConfig) {
-  const bytes = paramsDtype === 'bfloat16' ? 2 : 4
-  const norm = {
-    input: T * H * bytes,
-    output: T * H * bytes,
-    statistics: (normalization === 'LayerNorm' ? 2 : 1) * T * 4,
-  }
-  const attention = { qkv: T * (query + 2 * key) * bytes, output: T * query * bytes, lse: T * heads * 4 }
-  const mlp = T * ((gatedLinearUnit ? 2 : 1) * F + F) * bytes
-  const normed = norm.input + norm.output + norm.statistics
-  return { norm, attention, mlp, all: 2 * normed + attention.qkv + attention.output + attention.lse + mlp }
-}
 
 /** Bytes that a form keeps of all layers. */
 function expectedKept(config: TransformerConfig, settings: RecomputeSettings): number {
@@ -167,7 +65,10 @@ describe('recompute', () => {
       fc.constantFrom('now', 'defer'),
       async (changes, form, weights) => {
         const config = { ...base, ...changes }
-        const [plain, again] = [await without(changes), await measure(changes, form, weights as 'now' | 'defer')]
+        const [plain, again] = [
+          await without(changes),
+          await measure(changes, { recompute: form }, weights as 'now' | 'defer'),
+        ]
         expect(again.loss).toBe(plain.loss)
         expect(again.gradients).toEqual(plain.gradients)
         const saved = expectedKept(config, settingsOf({})) - expectedKept(config, form)
@@ -188,7 +89,7 @@ describe('recompute', () => {
     ['full, block, 3', full('block', 3)],
   ])('the measured peak of a step falls by what is not kept: %s', async (_, form) => {
     const changes = { hiddenDropout: 0.1 }
-    const [plain, again] = [await measure(changes, {}), await measure(changes, form)]
+    const [plain, again] = [await measure(changes, {}), await measure(changes, { recompute: form })]
     const config = { ...base, ...changes }
     const { all, norm, attention } = layerBytes(config)
     // What the backward pass has again beside what is kept, where it begins: the last group, the last feed-forward part, or the output
