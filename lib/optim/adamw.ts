@@ -110,6 +110,11 @@ export class AdamW {
     this.masterFromModel(ctx)
   }
 
+  /** True when the host has state of this rank. */
+  get isOffloaded(): boolean {
+    return this.#host !== null
+  }
+
   /** State of what lies in a range of a bucket: flat tensors of zeros, and each parameter's part of them. */
   #slotsOf(ctx: Ctx, index: number, range: Range, onHost: boolean): Slots[] {
     const { layout } = this.gradients

@@ -129,11 +129,10 @@ async function loadOpened(state: TrainState, checkpoint: OpenCheckpoint, resume:
   await withScope(model.ctx(), async (ctx) => {
     const weights = [...model.namedParameters()].map(([name, { data, shard }]) => ({ name, tensor: data, shard }))
     const slots: WantedTensor[] = withOptimizer ? [...optimizer.state(ctx)] : []
-    const alike = optimizer.isSharded ? weights : [...weights, ...slots]
-    await loadTensors(checkpoint, alike, { model, ...signal })
-    // Each data-parallel rank has other boxes: nothing to share, each reads its own.
-    if (optimizer.isSharded)
-      await together(ranksOf(state.mesh), () => loadTensors(checkpoint, slots, signal).then(() => {}))
+    // Data-parallel ranks have other boxes each when they share the optimizer; what lies on the host, no collective of the device takes.
+    const readsAlone = optimizer.isSharded || optimizer.isOffloaded
+    await loadTensors(checkpoint, readsAlone ? weights : [...weights, ...slots], { model, ...signal })
+    if (readsAlone) await together(ranksOf(state.mesh), () => loadTensors(checkpoint, slots, signal).then(() => {}))
   })
   if (!withOptimizer) optimizer.masterFromModel(model.ctx())
   if (counters !== null) {

@@ -40,6 +40,8 @@ const two: readonly Work[] = [
   named('dp2 whole bf16, host', { ddp: whole, ...bf16, ...host }),
   named('tp2', { tp: 2, sequenceParallel: true }),
   named('tp2, third', { tp: 2, sequenceParallel: true, ...third }),
+  named('tp2 half', { tp: 2, sequenceParallel: true, ...third, trainIters: 3 }),
+  named('tp2 goes on, host', { tp: 2, sequenceParallel: true, ...host, load: runs.place('tp2 half') }),
 ]
 
 beforeAll(async () => {
@@ -62,8 +64,12 @@ describe('an optimizer on the host', () => {
     runs.expectSameBits(name, peer, base.trainIters),
   )
 
-  it.each(['half goes on, host', 'half goes on'])('goes on bit for bit, on the host or not: %s', async (name) => {
-    expect(runs.curve(name)).toEqual(runs.curve('alone bf16').slice(3))
-    await runs.expectSameContents(name, 'alone bf16')
+  it.each([
+    ['half goes on, host', 'alone bf16'],
+    ['half goes on', 'alone bf16'],
+    ['tp2 goes on, host', 'tp2'],
+  ])('goes on bit for bit, on the host or not: %s', async (name, whole) => {
+    expect(runs.curve(name)).toEqual(runs.curve(whole).slice(3))
+    await runs.expectSameContents(name, whole)
   })
 })
