@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../attention_args.h"
+#include "../backend.h"
 #include "arguments.h"
 
 namespace viaduct {
@@ -61,5 +62,34 @@ AttentionArgs checkAttention(const char* op, const TensorRef& out, const TensorR
 /// Fills in the gradients.
 void checkAttentionGradients(const char* op, AttentionArgs& a, const TensorRef& dq, const TensorRef& dk,
                              const TensorRef& dv, const TensorRef& dOut);
+
+// ---- norm.cc; what may be absent is optional in backend.h
+void checkRmsNormForward(const TensorRef& y, const TensorRef& rstd, const TensorRef& sum, const TensorRef& x,
+                         const TensorRef& residual, const TensorRef& w);
+void checkRmsNormBackwardInput(const TensorRef& dx, const TensorRef& dy, const TensorRef& x, const TensorRef& w,
+                               const TensorRef& rstd, const TensorRef& dResidual);
+void checkRmsNormBackwardWeight(const TensorRef& dw, const TensorRef& dy, const TensorRef& x, const TensorRef& rstd);
+void checkLayerNormForward(const TensorRef& y, const TensorRef& mean, const TensorRef& rstd, const TensorRef& x,
+                           const TensorRef& w, const TensorRef& bias);
+void checkLayerNormBackwardInput(const TensorRef& dx, const TensorRef& dy, const TensorRef& x, const TensorRef& w,
+                                 const TensorRef& mean, const TensorRef& rstd);
+void checkLayerNormBackwardWeight(const TensorRef& dw, const TensorRef& dBias, const TensorRef& dy, const TensorRef& x,
+                                  const TensorRef& mean, const TensorRef& rstd);
+
+// ---- rope.cc
+/// Channels of a head that are rotated, at most.
+constexpr int64_t kMaxRotated = 1024;
+void checkRope(const TensorRef& x, const TensorRef& cos, const TensorRef& sin, const TensorRef& positions);
+
+// ---- activation.cc
+void checkGatedActivationForward(const TensorRef& y, const TensorRef& x, Activation kind);
+void checkGatedActivationBackward(const TensorRef& dx, const TensorRef& dy, const TensorRef& x, Activation kind);
+void checkActivationForward(const TensorRef& y, const TensorRef& x, Activation kind);
+void checkActivationBackward(const TensorRef& dx, const TensorRef& dy, const TensorRef& x, Activation kind);
+
+// ---- random.cc
+void checkDropout(const TensorRef& y, const TensorRef& x, const TensorRef& rng, const TensorRef& sampleIds,
+                  const TensorRef& positions, int64_t site, int64_t channelStart, double p);
+void checkRandomNormal(const TensorRef& y, const Dims& start, const Dims& logicalStride);
 
 }  // namespace viaduct

@@ -259,7 +259,7 @@ void GatedActivationBackwardKernel(const ActivationArgs& a) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "../checks/arguments.h"
+#include "../checks/ops.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {
@@ -269,68 +269,26 @@ HWY_EXPORT(ActivationBackwardKernel);
 HWY_EXPORT(GatedActivationForwardKernel);
 HWY_EXPORT(GatedActivationBackwardKernel);
 
-namespace {
-
-void checkKind(const char* op, Activation kind) {
-  VIADUCT_CHECK(static_cast<int>(kind) <= static_cast<int>(Activation::Sigmoid), "ERR_UNSUPPORTED", op,
-                "expected an activation of 0 to 6, got " + std::to_string(static_cast<int>(kind)));
-}
-
-// Everything but the shapes.
-void checkOperand(const char* op, const char* name, const TensorRef& t, const TensorRef& x) {
-  checkFloat(op, name, t);
-  checkSameDtype(op, name, t, "x", x);
-  checkContiguous(op, name, t);
-}
-
-void checkGated(const char* op, const char* name, const TensorRef& narrow, const TensorRef& x) {
-  VIADUCT_CHECK(x.ndim == 2 && x.dim(1) % 2 == 0, "ERR_SHAPE", op,
-                "expected x [T, 2F], gate first, then up, got " + describe(x));
-  checkShape(op, name, narrow, {x.dim(0), x.dim(1) / 2});
-}
-
-}  // namespace
-
 void CpuBackend::gatedActivationForward(Stream& s, Out y, In x, Activation kind) {
-  const char* op = "gatedActivationForward";
-  checkKind(op, kind);
-  checkOperand(op, "x", x, x);
-  checkOperand(op, "y", y, x);
-  checkGated(op, "y", y, x);
+  checkGatedActivationForward(y, x, kind);
   ActivationArgs a{x.dtype, kind, y.data, x.data, nullptr, nullptr, x.dim(0), x.dim(1) / 2};
   s.enqueue("gatedActivationForward", [a] { HWY_DYNAMIC_DISPATCH(GatedActivationForwardKernel)(a); });
 }
 
 void CpuBackend::gatedActivationBackward(Stream& s, Out dx, In dy, In x, Activation kind) {
-  const char* op = "gatedActivationBackward";
-  checkKind(op, kind);
-  checkOperand(op, "x", x, x);
-  checkOperand(op, "dx", dx, x);
-  checkOperand(op, "dy", dy, x);
-  checkGated(op, "dy", dy, x);
-  checkSameShape(op, "dx", dx, "x", x);
+  checkGatedActivationBackward(dx, dy, x, kind);
   ActivationArgs a{x.dtype, kind, nullptr, x.data, dy.data, dx.data, x.dim(0), x.dim(1) / 2};
   s.enqueue("gatedActivationBackward", [a] { HWY_DYNAMIC_DISPATCH(GatedActivationBackwardKernel)(a); });
 }
 
 void CpuBackend::activationForward(Stream& s, Out y, In x, Activation kind) {
-  const char* op = "activationForward";
-  checkKind(op, kind);
-  checkOperand(op, "x", x, x);
-  checkOperand(op, "y", y, x);
-  checkSameShape(op, "y", y, "x", x);
+  checkActivationForward(y, x, kind);
   ActivationArgs a{x.dtype, kind, y.data, x.data, nullptr, nullptr, 1, x.numel()};
   s.enqueue("activationForward", [a] { HWY_DYNAMIC_DISPATCH(ActivationForwardKernel)(a); });
 }
 
 void CpuBackend::activationBackward(Stream& s, Out dx, In dy, In x, Activation kind) {
-  const char* op = "activationBackward";
-  checkKind(op, kind);
-  checkOperand(op, "x", x, x);
-  checkOperand(op, "dx", dx, x);
-  checkOperand(op, "dy", dy, x);
-  checkSameShape(op, "dx", dx, "x", x);
-  checkSameShape(op, "dy", dy, "x", x);
+  checkActivationBackward(dx, dy, x, kind);
   ActivationArgs a{x.dtype, kind, nullptr, x.data, dy.data, dx.data, 1, x.numel()};
   s.enqueue("activationBackward", [a] { HWY_DYNAMIC_DISPATCH(ActivationBackwardKernel)(a); });
 }

@@ -226,7 +226,7 @@ void LayerBackwardWeightKernel(const NormArgs& a) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "../checks/arguments.h"
+#include "../checks/ops.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {
@@ -238,54 +238,9 @@ HWY_EXPORT(LayerForwardKernel);
 HWY_EXPORT(LayerBackwardInputKernel);
 HWY_EXPORT(LayerBackwardWeightKernel);
 
-namespace {
-
-void checkInput(const char* op, const TensorRef& x) {
-  checkFloat(op, "x", x);
-  VIADUCT_CHECK(x.ndim >= 1 && x.dim(-1) > 0, "ERR_SHAPE", op, "expected x [..., H] with H > 0, got " + describe(x));
-  checkRowStrided(op, "x", x);
-}
-
-void checkLike(const char* op, const char* name, const TensorRef& t, const TensorRef& x) {
-  checkSameDtype(op, name, t, "x", x);
-  checkSameShape(op, name, t, "x", x);
-  checkRowStrided(op, name, t);
-}
-
-void checkWeight(const char* op, const char* name, const TensorRef& w, const TensorRef& x) {
-  if (x.dtype == DType::F32) checkDtype(op, name, w, {DType::F32});
-  checkFloat(op, name, w);
-  checkShape(op, name, w, {x.dim(-1)});
-  checkContiguous(op, name, w);
-}
-
-void checkStatistic(const char* op, const char* name, const TensorRef& t, const TensorRef& x) {
-  checkDtype(op, name, t, {DType::F32});
-  checkNumel(op, name, t, x.numel() / x.dim(-1));
-  checkContiguous(op, name, t);
-}
-
-void checkWeightGradient(const char* op, const char* name, const TensorRef& dw, const TensorRef& x) {
-  checkDtype(op, name, dw, {DType::F32});
-  checkShape(op, name, dw, {x.dim(-1)});
-  checkContiguous(op, name, dw);
-}
-
-}  // namespace
-
 void CpuBackend::rmsNormForward(Stream& s, Out y, Out rstd, OptOut sum, In x, OptIn residual, In w, double eps,
                                 bool zeroCentered) {
-  const char* op = "rmsNormForward";
-  checkInput(op, x);
-  checkLike(op, "y", y, x);
-  checkStatistic(op, "rstd", rstd, x);
-  checkWeight(op, "w", w, x);
-  VIADUCT_CHECK(sum.present() == residual.present(), "ERR_SHAPE", op,
-                "expected sum and residual both given or both absent, got only one of them");
-  if (residual.present()) {
-    checkLike(op, "residual", residual, x);
-    checkLike(op, "sum", sum, x);
-  }
+  checkRmsNormForward(y, rstd, sum, x, residual, w);
   NormArgs a;
   a.y = y, a.x = x, a.residual = residual, a.sum = sum, a.w = w;
   a.rstd = rstd.as<float>(), a.eps = eps, a.zeroCentered = zeroCentered;
@@ -294,13 +249,7 @@ void CpuBackend::rmsNormForward(Stream& s, Out y, Out rstd, OptOut sum, In x, Op
 
 void CpuBackend::rmsNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In rstd, OptIn dResidual,
                                       bool zeroCentered) {
-  const char* op = "rmsNormBackwardInput";
-  checkInput(op, x);
-  checkLike(op, "dx", dx, x);
-  checkLike(op, "dy", dy, x);
-  checkWeight(op, "w", w, x);
-  checkStatistic(op, "rstd", rstd, x);
-  if (dResidual.present()) checkLike(op, "dResidual", dResidual, x);
+  checkRmsNormBackwardInput(dx, dy, x, w, rstd, dResidual);
   NormArgs a;
   a.dx = dx, a.dy = dy, a.x = x, a.w = w, a.dResidual = dResidual;
   a.rstd = rstd.as<float>(), a.zeroCentered = zeroCentered;
@@ -308,11 +257,7 @@ void CpuBackend::rmsNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In r
 }
 
 void CpuBackend::rmsNormBackwardWeight(Stream& s, InOut dw, In dy, In x, In rstd) {
-  const char* op = "rmsNormBackwardWeight";
-  checkInput(op, x);
-  checkLike(op, "dy", dy, x);
-  checkWeightGradient(op, "dw", dw, x);
-  checkStatistic(op, "rstd", rstd, x);
+  checkRmsNormBackwardWeight(dw, dy, x, rstd);
   NormArgs a;
   a.dy = dy, a.x = x, a.dw = dw.as<float>(), a.rstd = rstd.as<float>();
   s.enqueue("rmsNormBackwardWeight", [a] { HWY_DYNAMIC_DISPATCH(RmsBackwardWeightKernel)(a); });
@@ -320,16 +265,7 @@ void CpuBackend::rmsNormBackwardWeight(Stream& s, InOut dw, In dy, In x, In rstd
 
 void CpuBackend::layerNormForward(Stream& s, Out y, Out mean, Out rstd, In x, In w, OptIn bias, double eps,
                                   bool zeroCentered) {
-  const char* op = "layerNormForward";
-  checkInput(op, x);
-  checkLike(op, "y", y, x);
-  checkStatistic(op, "mean", mean, x);
-  checkStatistic(op, "rstd", rstd, x);
-  checkWeight(op, "w", w, x);
-  if (bias.present()) {
-    checkWeight(op, "bias", bias, x);
-    checkSameDtype(op, "bias", bias, "w", w);
-  }
+  checkLayerNormForward(y, mean, rstd, x, w, bias);
   NormArgs a;
   a.y = y, a.x = x, a.w = w, a.bias = bias;
   a.mean = mean.as<float>(), a.rstd = rstd.as<float>(), a.eps = eps, a.zeroCentered = zeroCentered;
@@ -337,13 +273,7 @@ void CpuBackend::layerNormForward(Stream& s, Out y, Out mean, Out rstd, In x, In
 }
 
 void CpuBackend::layerNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In mean, In rstd, bool zeroCentered) {
-  const char* op = "layerNormBackwardInput";
-  checkInput(op, x);
-  checkLike(op, "dx", dx, x);
-  checkLike(op, "dy", dy, x);
-  checkWeight(op, "w", w, x);
-  checkStatistic(op, "mean", mean, x);
-  checkStatistic(op, "rstd", rstd, x);
+  checkLayerNormBackwardInput(dx, dy, x, w, mean, rstd);
   NormArgs a;
   a.dx = dx, a.dy = dy, a.x = x, a.w = w;
   a.mean = mean.as<float>(), a.rstd = rstd.as<float>(), a.zeroCentered = zeroCentered;
@@ -351,13 +281,7 @@ void CpuBackend::layerNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In
 }
 
 void CpuBackend::layerNormBackwardWeight(Stream& s, InOut dw, OptInOut dBias, In dy, In x, In mean, In rstd) {
-  const char* op = "layerNormBackwardWeight";
-  checkInput(op, x);
-  checkLike(op, "dy", dy, x);
-  checkWeightGradient(op, "dw", dw, x);
-  if (dBias.present()) checkWeightGradient(op, "dBias", dBias, x);
-  checkStatistic(op, "mean", mean, x);
-  checkStatistic(op, "rstd", rstd, x);
+  checkLayerNormBackwardWeight(dw, dBias, dy, x, mean, rstd);
   NormArgs a;
   a.dy = dy, a.x = x, a.dw = dw.as<float>(), a.dBias = dBias.present() ? dBias.as<float>() : nullptr;
   a.mean = mean.as<float>(), a.rstd = rstd.as<float>();

@@ -156,7 +156,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <cmath>
 
-#include "../checks/arguments.h"
+#include "../checks/ops.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {
@@ -166,26 +166,7 @@ HWY_EXPORT(NormalKernel);
 
 void CpuBackend::dropout(Stream& s, Out y, In x, In rng, In sampleIds, In positions, int64_t site, int64_t channelStart,
                          double p) {
-  const char* op = "dropout";
-  checkFloat(op, "x", x);
-  checkNdim(op, "x", x, 2);
-  checkSameDtype(op, "y", y, "x", x);
-  checkSameShape(op, "y", y, "x", x);
-  checkContiguous(op, "x", x);
-  checkContiguous(op, "y", y);
-  checkDtype(op, "rng", rng, {DType::I64});
-  checkShape(op, "rng", rng, {2});
-  checkIds(op, "sampleIds", sampleIds);
-  checkIds(op, "positions", positions);
-  checkShape(op, "sampleIds", sampleIds, {x.dim(0)});
-  checkShape(op, "positions", positions, {x.dim(0)});
-  checkContiguous(op, "rng", rng);
-  checkContiguous(op, "sampleIds", sampleIds);
-  checkContiguous(op, "positions", positions);
-  VIADUCT_CHECK(p >= 0 && p < 1, "ERR_USAGE", op, "expected 0 <= p < 1, got " + std::to_string(p));
-  VIADUCT_CHECK(site >= 0 && site < 65536, "ERR_USAGE", op, "expected a site of 16 bits, got " + std::to_string(site));
-  VIADUCT_CHECK(channelStart >= 0 && channelStart + x.dim(1) <= int64_t{1} << 34, "ERR_USAGE", op,
-                "expected channels below 2^34, got channelStart " + std::to_string(channelStart));
+  checkDropout(y, x, rng, sampleIds, positions, site, channelStart, p);
   s.enqueue("dropout", [=] {
     const int64_t* seedAndStep = rng.as<int64_t>();
     DropoutArgs a;
@@ -235,10 +216,7 @@ void normalElements(const TensorRef& y, const NormalStream& stream, const Dims& 
 
 void CpuBackend::randomNormal(Stream& s, Out y, int64_t seed, int64_t nameHash, Dims start, Dims logicalStride,
                               double mean, double std) {
-  checkFloat("randomNormal", "y", y);
-  VIADUCT_CHECK(start.n == y.ndim && logicalStride.n == y.ndim, "ERR_SHAPE", "randomNormal",
-                "expected start and logicalStride of " + std::to_string(y.ndim) + " numbers, got " +
-                    std::to_string(start.n) + " and " + std::to_string(logicalStride.n));
+  checkRandomNormal(y, start, logicalStride);
   if (y.numel() == 0) return;
   s.enqueue("randomNormal", [=] {
     const PhiloxKey key = philoxKey(seed, nameHash, kUseNormal);

@@ -7,10 +7,9 @@
 
 #ifndef VIADUCT_CPU_ROPE
 #define VIADUCT_CPU_ROPE
+#include "../checks/ops.h"
 #include "../ids.h"
 namespace viaduct::cpu {
-
-constexpr int64_t kMaxRotated = 1024;  // channels of one head that are rotated
 
 struct RopeArgs {
   TensorRef x, positions;
@@ -90,7 +89,6 @@ void RopeKernel(const RopeArgs& a) { a.x.dtype == DType::F32 ? RopeLoop<float>(a
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "../checks/arguments.h"
 #include "cpu_backend.h"
 
 namespace viaduct::cpu {
@@ -98,21 +96,7 @@ namespace viaduct::cpu {
 HWY_EXPORT(RopeKernel);
 
 void CpuBackend::rope(Stream& s, InOut x, In cos, In sin, In positions, bool interleaved, bool inverse) {
-  checkFloat("rope", "x", x);
-  VIADUCT_CHECK(x.ndim >= 2, "ERR_SHAPE", "rope", "expected x [T, ..., D], got " + viaduct::describe(x));
-  checkRowStrided("rope", "x", x);
-  checkDtype("rope", "cos", cos, {DType::F32});
-  checkDtype("rope", "sin", sin, {DType::F32});
-  checkNdim("rope", "cos", cos, 2);
-  checkSameShape("rope", "sin", sin, "cos", cos);
-  checkRowStrided("rope", "cos", cos);
-  checkRowStrided("rope", "sin", sin);
-  VIADUCT_CHECK(2 * cos.dim(1) <= x.dim(-1) && 2 * cos.dim(1) <= kMaxRotated, "ERR_SHAPE", "rope",
-                "expected cos [P, R/2] with R at most " + std::to_string(std::min(x.dim(-1), kMaxRotated)) + ", got " +
-                    viaduct::describe(cos));
-  checkIds("rope", "positions", positions);
-  checkShape("rope", "positions", positions, {x.dim(0)});
-  checkContiguous("rope", "positions", positions);
+  checkRope(x, cos, sin, positions);
   RopeArgs a;
   a.x = x, a.positions = positions, a.cos = cos.as<float>(), a.sin = sin.as<float>();
   a.cosStride = cos.stride[0], a.sinStride = sin.stride[0], a.half = cos.dim(1);

@@ -57,6 +57,31 @@ class CudaBackend final : public Backend {
   void sum(Stream& s, Out y, In x) override;
   void sumRows(Stream& s, InOut acc, In x) override;
 
+  // ops/norm_forward.cu, ops/norm_backward.cu
+  void rmsNormForward(Stream& s, Out y, Out rstd, OptOut sum, In x, OptIn residual, In w, double eps,
+                      bool zeroCentered) override;
+  void rmsNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In rstd, OptIn dResidual, bool zeroCentered) override;
+  void rmsNormBackwardWeight(Stream& s, InOut dw, In dy, In x, In rstd) override;
+  void layerNormForward(Stream& s, Out y, Out mean, Out rstd, In x, In w, OptIn bias, double eps,
+                        bool zeroCentered) override;
+  void layerNormBackwardInput(Stream& s, Out dx, In dy, In x, In w, In mean, In rstd, bool zeroCentered) override;
+  void layerNormBackwardWeight(Stream& s, InOut dw, OptInOut dBias, In dy, In x, In mean, In rstd) override;
+
+  // ops/rope.cu
+  void rope(Stream& s, InOut x, In cos, In sin, In positions, bool interleaved, bool inverse) override;
+
+  // ops/activation.cu
+  void gatedActivationForward(Stream& s, Out y, In x, Activation kind) override;
+  void gatedActivationBackward(Stream& s, Out dx, In dy, In x, Activation kind) override;
+  void activationForward(Stream& s, Out y, In x, Activation kind) override;
+  void activationBackward(Stream& s, Out dx, In dy, In x, Activation kind) override;
+
+  // ops/random.cu
+  void dropout(Stream& s, Out y, In x, In rng, In sampleIds, In positions, int64_t site, int64_t channelStart,
+               double p) override;
+  void randomNormal(Stream& s, Out y, int64_t seed, int64_t nameHash, Dims start, Dims logicalStride, double mean,
+                    double std) override;
+
   // ops/embedding.cu
   void embeddingForward(Stream& s, Out y, In w, In ids, int64_t vocabStart) override;
   void embeddingBackward(Stream& s, InOut dw, In dy, In ids, int64_t vocabStart) override;

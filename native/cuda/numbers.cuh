@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "runtime.h"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 

@@ -121,3 +121,81 @@ export async function close(relative: number, program: (bench: Bench) => Promise
     if (at >= 0) expect.fail(`result ${k}, element ${at}: ${got[at]} for ${want[at]}, bound ${bound}`)
   }
 }
+
+/** Ids. */
+export function whole(bench: Bench, values: readonly number[], dtype: 'int32' | 'int64'): number {
+  const data = dtype === 'int32' ? Int32Array.from(values) : BigInt64Array.from(values, BigInt)
+  return bench.tensor([values.length], dtype, data)
+}
+
+/** What models compute in. */
+export type Float = 'float32' | 'bfloat16' | 'float16'
+
+/** A tensor of a float type, from normal numbers of this width that are rounded to it. */
+export function drawn(
+  bench: Bench,
+  name: string,
+  shape: readonly number[],
+  dtype: Float,
+  { spread = 1, change = (_: Float32Array) => {}, ...at }: Drawn = {},
+): number {
+  const n = shape.reduce((a, b) => a * b, 1)
+  const data = (randomBytes(name, n, 'float32') as Float32Array).map((x) => x * spread)
+  change(data)
+  const x = bench.tensor(shape, dtype, undefined, at)
+  native.copy(bench.stream, x, bench.tensor(shape, 'float32', data))
+  return x
+}
+export interface Drawn {
+  spread?: number
+  change?: (data: Float32Array) => void
+  offset?: number
+  gap?: number
+}
+
+/** A result of a program. */
+export async function result(
+  bench: Bench,
+  tensor: number,
+  shape: readonly number[],
+  dtype: DType,
+): Promise<Results[number]> {
+  return { bytes: await bench.read(tensor, shape, dtype), dtype }
+}
+
+/** Fails unless each number is within `relative` of its own size, or within `absolute`. */
+export function expectEach(got: Float32Array, want: Float32Array, relative: number, absolute = 0): void {
+  const at = want.findIndex((value, i) => {
+    if (!Number.isFinite(value)) return !Object.is(got[i], value)
+    return !(Math.abs(got[i]! - value) <= Math.max(absolute, relative * Math.abs(value)))
+  })
+  if (at >= 0) expect.fail(`element ${at}: ${got[at]} for ${want[at]}`)
+}
+
+/** The CPU has no float16 op: there the dtype is float32. */
+export function typeOn(bench: Bench, dtype: Float): Float {
+  return dtype === 'float16' && bench.device.kind === 'cpu' ? 'float32' : dtype
+}
+
+/** As `drawn`; on the CPU the values of float16 are in float32. */
+export function operand(bench: Bench, name: string, shape: readonly number[], dtype: Float, at: Drawn = {}): number {
+  const x = drawn(bench, name, shape, dtype, at)
+  if (typeOn(bench, dtype) === dtype) return x
+  const { offset, gap } = at
+  const wide = bench.tensor(shape, 'float32', undefined, {
+    ...(offset === undefined ? {} : { offset }),
+    ...(gap === undefined ? {} : { gap }),
+  })
+  native.copy(bench.stream, wide, x)
+  return wide
+}
+
+/** A result as float32. */
+export async function wideResult(bench: Bench, tensor: number, shape: readonly number[]): Promise<Results[number]> {
+  const wide = bench.tensor(shape, 'float32')
+  native.copy(bench.stream, wide, tensor)
+  return result(bench, wide, shape, 'float32')
+}
+
+/** One rounding of the dtype, relative. */
+export const rounding: Readonly<Record<Float, number>> = { float32: 2 ** -23, bfloat16: 2 ** -8, float16: 2 ** -11 }

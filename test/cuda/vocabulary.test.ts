@@ -2,53 +2,21 @@
 // of it, long rows, views that begin anywhere.
 import { beforeAll, describe, expect, test } from 'vitest'
 import { native } from '../../lib/addon/load.js'
-import type { DType } from '../../lib/base/dtype.js'
 import { gpuSetupTimeout, useGpu } from './gpu.js'
-import { type Bench, numbers, onBoth, type Results, randomBytes, sameBits } from './pair.js'
+import {
+  type Bench,
+  type Drawn,
+  drawn,
+  expectEach,
+  numbers,
+  onBoth,
+  randomBytes,
+  result,
+  sameBits,
+  whole,
+} from './pair.js'
 
 beforeAll(useGpu, gpuSetupTimeout)
-
-type Float = 'float32' | 'bfloat16'
-
-function whole(bench: Bench, values: readonly number[], dtype: 'int32' | 'int64'): number {
-  const data = dtype === 'int32' ? Int32Array.from(values) : BigInt64Array.from(values, BigInt)
-  return bench.tensor([values.length], dtype, data)
-}
-
-/** A tensor of a float type, from normal numbers of this width that are rounded to it. */
-function drawn(
-  bench: Bench,
-  name: string,
-  shape: readonly number[],
-  dtype: Float | 'float16',
-  { spread = 1, change = (_: Float32Array) => {}, ...at }: Drawn = {},
-): number {
-  const n = shape.reduce((a, b) => a * b, 1)
-  const data = (randomBytes(name, n, 'float32') as Float32Array).map((x) => x * spread)
-  change(data)
-  const x = bench.tensor(shape, dtype, undefined, at)
-  native.copy(bench.stream, x, bench.tensor(shape, 'float32', data))
-  return x
-}
-interface Drawn {
-  spread?: number
-  change?: (data: Float32Array) => void
-  offset?: number
-  gap?: number
-}
-
-async function result(bench: Bench, tensor: number, shape: readonly number[], dtype: DType): Promise<Results[number]> {
-  return { bytes: await bench.read(tensor, shape, dtype), dtype }
-}
-
-/** Fails unless each number is within `relative` of its own size, or within `absolute`. */
-function expectEach(got: Float32Array, want: Float32Array, relative: number, absolute = 0): void {
-  const at = want.findIndex((value, i) => {
-    if (!Number.isFinite(value)) return !Object.is(got[i], value)
-    return !(Math.abs(got[i]! - value) <= Math.max(absolute, relative * Math.abs(value)))
-  })
-  if (at >= 0) expect.fail(`element ${at}: ${got[at]} for ${want[at]}`)
-}
 
 describe('embedding', () => {
   // rows of the shard, columns, tokens, elements before the first and between rows

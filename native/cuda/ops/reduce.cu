@@ -3,6 +3,7 @@
 #include "../reduce.cuh"
 
 #include "../../checks/ops.h"
+#include "../column_sum.cuh"
 #include "../cuda_backend.h"
 #include "../numbers.cuh"
 
@@ -37,61 +38,15 @@ __global__ void __launch_bounds__(kThreads) sumPartsKernel(float* y, const doubl
   if (threadIdx.x == 0) *y = static_cast<float>(total);
 }
 
-// sumRows: a block sums a run of rows in 32 packs of columns; its 8 warps take rows in turn.
-constexpr int kRowWarps = 8;
-
-int64_t rowsOfPart(int64_t rows) { return std::max<int64_t>(128, (rows + 255) / 256); }
-
-/// parts[p, c] = sum over the p-th run of rows; with `add` there is one run and acc[c] += it.
+/// The elements of x themselves.
 template <int W, typename T>
-__global__ void __launch_bounds__(kWarp* kRowWarps)
-    sumRowsKernel(float* parts, const T* x, int64_t stride, int64_t rows, int64_t columns, int64_t rowsPerPart,
-                  bool add) {
-  __shared__ float sums[kRowWarps][kWarp][W];
-  const int64_t column = (static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x) * W;
-  const int64_t begin = static_cast<int64_t>(blockIdx.y) * rowsPerPart;
-  const int64_t end = min(begin + rowsPerPart, rows);
-  float total[W] = {};
-  if (column < columns) {
-#pragma unroll 4
-    for (int64_t r = begin + threadIdx.y; r < end; r += kRowWarps) {
-      const Pack<T, W> v = *reinterpret_cast<const Pack<T, W>*>(x + r * stride + column);
-#pragma unroll
-      for (int k = 0; k < W; ++k) total[k] += widen(v.at[k]);
-    }
+struct Elements {
+  const T* x;
+  int64_t stride;
+  __device__ void operator()(int64_t row, int64_t column, float (&v)[1][W]) const {
+    widenAll(*reinterpret_cast<const Pack<T, W>*>(x + row * stride + column), v[0]);
   }
-#pragma unroll
-  for (int k = 0; k < W; ++k) sums[threadIdx.y][threadIdx.x][k] = total[k];
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= columns) return;
-  float* out = parts + (add ? 0 : blockIdx.y * columns) + column;
-#pragma unroll
-  for (int k = 0; k < W; ++k) {
-    float sum = sums[0][threadIdx.x][k];
-#pragma unroll
-    for (int w = 1; w < kRowWarps; ++w) sum += sums[w][threadIdx.x][k];
-    out[k] = add ? out[k] + sum : sum;
-  }
-}
-
-__global__ void __launch_bounds__(kThreads)
-    addPartsKernel(float* acc, const float* parts, int64_t count, int64_t columns) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (column >= columns) return;
-  float total = parts[column];
-  for (int64_t p = 1; p < count; ++p) total += parts[p * columns + column];
-  acc[column] += total;
-}
-
-template <int W, typename T>
-void startSumRows(const Launch& on, float* acc, float* parts, const TensorRef& x, int64_t count) {
-  const int64_t columns = x.dim(1);
-  const dim3 grid(static_cast<unsigned>((columns + kWarp * W - 1) / (kWarp * W)), static_cast<unsigned>(count));
-  on(sumRowsKernel<W, T>, grid, dim3(kWarp, kRowWarps), count == 1 ? acc : parts, x.as<T>(), x.stride[0], x.dim(0),
-     columns, rowsOfPart(x.dim(0)), count == 1);
-  if (count == 1) return;
-  on(addPartsKernel, static_cast<unsigned>((columns + kThreads - 1) / kThreads), kThreads, acc, parts, count, columns);
-}
+};
 
 }  // namespace
 
@@ -117,18 +72,18 @@ void CudaBackend::sum(Stream& s, Out y, In x) {
 void CudaBackend::sumRows(Stream& s, InOut acc, In x) {
   checkSumRows(acc, x);
   if (x.numel() == 0) return;
-  const int64_t perPart = rowsOfPart(x.dim(0));
-  const int64_t count = (x.dim(0) + perPart - 1) / perPart;
-  const Scratch scratch(*this, s, count == 1 ? 0 : static_cast<size_t>(count * x.dim(1)) * sizeof(float));
+  const int64_t rows = x.dim(0), columns = x.dim(1);
+  const Scratch scratch(*this, s, columnSumBytes<1>(rows, columns));
   const Launch on(s);
   s.enqueue("sumRows", [=, parts = scratch.as<float>()] {
+    const ColumnSums<1> sums{{acc.as<float>()}};
     dispatchFloat(x.dtype, [&](auto zero) {
       using T = decltype(zero);
       constexpr int kPack = kPackOf<T>;
-      if (packable(x.as<T>()) && x.dim(1) % kPack == 0 && (x.dim(0) == 1 || x.stride[0] % kPack == 0)) {
-        startSumRows<kPack, T>(on, acc.as<float>(), parts, x, count);
+      if (packable(x.as<T>()) && columns % kPack == 0 && (rows == 1 || x.stride[0] % kPack == 0)) {
+        startColumnSums<kPack>(on, sums, parts, Elements<kPack, T>{x.as<T>(), x.stride[0]}, rows, columns);
       } else {
-        startSumRows<1, T>(on, acc.as<float>(), parts, x, count);
+        startColumnSums<1>(on, sums, parts, Elements<1, T>{x.as<T>(), x.stride[0]}, rows, columns);
       }
     });
   });
