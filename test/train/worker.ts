@@ -2,6 +2,7 @@
 // after the other. Rank 0 appends every step to `metrics` and prints it.
 
 import type { DdpSection, OptimizerSection } from '../../lib/config/sections.js'
+import type { ProviderInit } from '../../lib/models/provider.js'
 import { initDistributed } from '../../lib/parallel/world.js'
 import { forwardStep, pretrain } from '../../lib/train/index.js'
 import { fixtureConfig, fixtureData } from './fixtureRun.js'
@@ -25,6 +26,10 @@ export interface Work {
   readonly recompute?: boolean
   readonly ddp?: Partial<DdpSection>
   readonly optimizer?: Partial<OptimizerSection>
+  /** Default: cpu. */
+  readonly device?: 'cpu' | 'cuda'
+  /** More fields of the model. */
+  readonly model?: Partial<ProviderInit>
   /** Puts a NaN into a gradient on one rank at one step. */
   readonly poison?: { readonly step: number; readonly rank: number; readonly parameter: string }
 }
@@ -45,6 +50,7 @@ export async function work(task: Work, log?: (line: string) => void) {
   config.checkpoint.mostRecentK = task.mostRecentK ?? null
   config.logger.metricsFile = task.metrics ?? null
   if (task.recompute) config.model.recomputeGranularity = 'full'
+  Object.assign(config.model, task.model)
   Object.assign(config.ddp, task.ddp)
   Object.assign(config.optimizer, task.optimizer)
   const { poison } = task
@@ -59,7 +65,7 @@ export async function work(task: Work, log?: (line: string) => void) {
       }
       return result
     },
-    { data: fixtureData, ...(log ? { log } : {}) },
+    { data: fixtureData, device: task.device ?? 'cpu', ...(log ? { log } : {}) },
   )
 }
 

@@ -1,0 +1,113 @@
+// Training on the GPU of gpu.ts, alone and on several ranks over NCCL (the emulated GPU: over its twin): losses and norms of the CPU,
+// checkpoints that go on there, memory that does not grow.
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { native } from '../../lib/addon/load.js'
+import { cudaPlugin } from '../../lib/tensor/cuda.js'
+import { forwardStep, setup, trainStep } from '../../lib/train/index.js'
+import { fixtureBatches, fixtureConfig, fixtureData, peerLosses, peerNorms } from '../train/fixtureRun.js'
+import { expectSame } from '../train/sameSteps.js'
+import { SavedRuns } from '../train/savedRuns.js'
+import { run, steps } from '../train/startRanks.js'
+import { type Work, work } from '../train/worker.js'
+import { gpuSetupTimeout, realGpu, useGpu } from './gpu.js'
+
+const folder = mkdtempSync(join(tmpdir(), 'viaduct-gpu-training-'))
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+const runs = new SavedRuns(folder)
+const full = realGpu || process.env['VIADUCT_TEST_FULL'] === '1'
+let gpus = Number.POSITIVE_INFINITY
+
+beforeAll(async () => {
+  await useGpu()
+  // Each emulated GPU is its process's own; NCCL wants a real one for each rank.
+  if (realGpu) gpus = native.pluginDevices(cudaPlugin() as string).devices
+}, gpuSetupTimeout)
+
+const relative = (a: number, b: number) => Math.abs(a / b - 1)
+
+describe('one rank', () => {
+  it('has the losses and norms of PyTorch, and memory that does not grow', async () => {
+    const state = await setup(await fixtureConfig({ microBatchSize: 4 }), {
+      data: fixtureData,
+      log: () => {},
+      device: 'cuda',
+    })
+    const { device } = state.model
+    expect(device.kind).toBe('cuda')
+    let after = { slots: 0, live: 0, peak: 0, reserved: 0 }
+    for (let step = 0; step < 20; step++) {
+      const report = await trainStep(state, fixtureBatches(step, 4), forwardStep)
+      // The bounds of the CPU (test/train/parity.test.ts).
+      expect(relative(report.loss, peerLosses[step] as number)).toBeLessThan(step < 10 ? 1e-6 : 1e-5)
+      expect(relative(report.gradNorm, peerNorms[step] as number)).toBeLessThan(step < 5 ? 1e-5 : 1e-4)
+      const { liveBytes, reservedBytes } = device.memory()
+      const now = { slots: device.liveSlots(), live: liveBytes, peak: report.peakMemory, reserved: reservedBytes }
+      if (step < 2) after = now
+      else expect(now, `after step ${step + 1}`).toEqual(after)
+    }
+    await state.dispose()
+  }, 120_000)
+
+  it('1000 steps leave memory as it was', async () => {
+    if (!realGpu) return
+    const config = await fixtureConfig({ microBatchSize: 4 })
+    const state = await setup(config, { data: fixtureData, log: () => {}, device: 'cuda' })
+    const seen = new Set<string>()
+    for (let step = 0; step < 1000; step++) {
+      await trainStep(state, fixtureBatches(step % 20, 4), forwardStep)
+      const { liveBytes, reservedBytes } = state.model.device.memory()
+      if (step >= 2) seen.add(`${liveBytes} ${reservedBytes} ${state.model.device.liveSlots()}`)
+    }
+    expect([...seen]).toHaveLength(1)
+    await state.dispose()
+  }, 600_000)
+})
+
+const base = { trainIters: 8, microBatchSize: 2, hiddenDropout: 0.1, lr: 3e-4 } as const
+const sp: Partial<Work> = { tp: 2, sequenceParallel: true }
+const pp = { pipelineModelParallelSize: 2 }
+const offload = { optimizerCpuOffload: true, optimizerOffloadFraction: 0.5 }
+/** Ranks, what a run differs in, and whether it is part of every run of the tests. */
+const layouts: readonly (readonly [name: string, ranks: number, work: Partial<Work>, always: boolean])[] = [
+  ['alone', 1, {}, true],
+  ['alone, recomputed', 1, { recompute: true }, false],
+  [
+    'alone, optimizer and activations on the host',
+    1,
+    { optimizer: offload, model: { cpuOffloading: true, cpuOffloadingNumLayers: 1 } },
+    true,
+  ],
+  ['tp 2 with sp', 2, sp, true],
+  ['tp 2', 2, { tp: 2 }, false],
+  ['pp 2', 2, { model: pp }, true],
+  ['pp 2, zb-h1', 2, { model: { ...pp, pipelineSchedule: 'zb-h1' } }, false],
+  ['dp 2, sharded', 2, { ddp: { bucketSize: 20_000 } }, true],
+  ['dp 2', 2, { ddp: { useDistributedOptimizer: false, overlapParamGather: false } }, false],
+  ['tp 2 with sp, pp 2', 4, { ...sp, model: pp }, false],
+  ['tp 2 with sp, dp 2, optimizer on the host', 4, { ...sp, optimizer: offload }, false],
+]
+
+describe('8 steps with dropout have the losses and norms of the CPU', () => {
+  beforeAll(() => work(runs.named('cpu', base), () => {}))
+
+  it.each(layouts.filter(([, , , always]) => always || full))(
+    '%s',
+    async (name, ranks, changes) => {
+      if (ranks > gpus) return
+      const task = runs.named(name, { ...base, ...changes, device: 'cuda' })
+      if (ranks === 1) await work(task, () => {})
+      else await run(task, ranks)
+      expectSame(steps(runs.place(`${name}.jsonl`)), steps(runs.place('cpu.jsonl')))
+    },
+    240_000,
+  )
+
+  it('a checkpoint of the GPU goes on on the CPU', async () => {
+    await work(runs.named('half', { ...base, trainIters: 4, device: 'cuda' }), () => {})
+    await work(runs.named('rest', { ...base, load: runs.place('half') }), () => {})
+    expectSame(steps(runs.place('rest.jsonl')), steps(runs.place('cpu.jsonl')).slice(4))
+  }, 120_000)
+})
