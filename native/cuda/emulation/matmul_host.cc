@@ -1,4 +1,7 @@
 // The matrix product under emulation: plain loops on the CPU in place of cuBLASLt. For tests alone.
+#include <algorithm>
+#include <vector>
+
 #include "../../half.h"
 #include "../matmul.h"
 #include "block.h"
@@ -26,6 +29,17 @@ void requireUsable(const char* name, const void* data, DType dtype, int64_t rows
                 std::string("expected ") + name + " inside of a tensor, got bytes outside of any");
 }
 
+/** A [rows, columns] in float32, packed; of a transposed one, the stored is [columns, rows]. */
+std::vector<float> packed(const void* data, DType dtype, bool transposed, int64_t rows, int64_t columns, int64_t ld) {
+  std::vector<float> all(static_cast<size_t>(rows * columns));
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      all[static_cast<size_t>(i * columns + j)] = load(data, dtype, transposed ? j * ld + i : i * ld + j);
+    }
+  }
+  return all;
+}
+
 }  // namespace
 
 void matmulOptions(const DeviceOptions&) {}
@@ -41,13 +55,18 @@ void startMatmul(const MatmulArgs& g, CudaStream& stream, void*, size_t) {
   requireUsable("a", g.a, g.dtype, g.transA ? k : m, g.transA ? m : k, g.lda);
   requireUsable("b", g.b, g.dtype, g.transB ? n : k, g.transB ? k : n, g.ldb);
   if (g.bias != nullptr) requireUsable("bias", g.bias, g.biasDtype, 1, n, n);
+  const std::vector<float> a = packed(g.a, g.dtype, g.transA, m, k, g.lda);
+  const std::vector<float> b = packed(g.b, g.dtype, g.transB, k, n, g.ldb);
+  std::vector<float> row(static_cast<size_t>(n));
   for (int64_t i = 0; i < m; ++i) {
+    std::fill(row.begin(), row.end(), 0.0f);
+    for (int64_t p = 0; p < k; ++p) {
+      const float scale = a[static_cast<size_t>(i * k + p)];
+      const float* other = b.data() + p * n;
+      for (int64_t j = 0; j < n; ++j) row[static_cast<size_t>(j)] += scale * other[j];
+    }
     for (int64_t j = 0; j < n; ++j) {
-      float sum = 0;
-      for (int64_t p = 0; p < k; ++p) {
-        sum += load(g.a, g.dtype, g.transA ? p * g.lda + i : i * g.lda + p) *
-               load(g.b, g.dtype, g.transB ? j * g.ldb + p : p * g.ldb + j);
-      }
+      float sum = row[static_cast<size_t>(j)];
       if (g.bias != nullptr) sum += load(g.bias, g.biasDtype, j);
       if (g.accumulate) sum += load(g.y, g.yDtype, i * g.ldy + j);
       store(g.y, g.yDtype, i * g.ldy + j, sum);
