@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "errors.h"
 #include "stream.h"
@@ -105,6 +106,12 @@ class Backend {
   /// among all, of which there are 17 or more.
   virtual void matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) VIADUCT_OP
 
+  /// Products of runs of rows, one matrix each: y[R,N] = a[R,K] . op(b[e]) for the counts[e] rows of expert e, expert after expert;
+  /// op as of `matmul`. Every row belongs to an expert.
+  void groupedMatmul(Stream& s, Out y, In a, const std::vector<In>& b, const std::vector<int64_t>& counts, bool transB);
+  /// acc[e] (F32) += dy^T . x over the counts[e] rows of expert e: the gradients of the matrices.
+  void groupedMatmulWeights(Stream& s, const std::vector<InOut>& acc, In dy, In x, const std::vector<int64_t>& counts);
+
   // ---- normalisation (norm.cc); x [T,H] row-strided in T, w [H], statistics F32 [T]
   /// h = x (+ residual); y = h * rstd * (w + zeroCentered), rstd = 1/sqrt(mean(h^2)+eps). `sum` receives h when a residual is given.
   virtual void rmsNormForward(Stream& s, Out y, Out rstd, OptOut sum, In x, OptIn residual, In w, double eps,
@@ -146,6 +153,28 @@ class Backend {
   virtual void gatedActivationBackward(Stream& s, Out dx, In dy, In x, Activation kind) VIADUCT_OP
   virtual void activationForward(Stream& s, Out y, In x, Activation kind) VIADUCT_OP
   virtual void activationBackward(Stream& s, Out dx, In dy, In x, Activation kind) VIADUCT_OP
+
+  // ---- routing of tokens to experts (routing.cc); K experts of E for each token
+  /// logits [T,E]. scores F32 [T,E]: softmax of the row, or sigmoid of each. experts I32 [T,K]: those with the highest score + bias
+  /// (F32 [E]), the highest first, the first on ties; a NaN counts as the lowest. With groups > 1 (neighbours, E / groups each) only
+  /// of the groupTopk groups whose highest K / groupTopk sum up to most. weights F32 [T,K]: scores of the chosen, without bias, over
+  /// their sum + 1e-20 where `normalize`, times scaling.
+  virtual void routerForward(Stream& s, Out weights, Out experts, Out scores, In logits, OptIn bias, bool sigmoid,
+                             bool normalize, int64_t groups, int64_t groupTopk, double scaling) VIADUCT_OP
+  /// dLogits [T,E] from gradients of weights and of scores (F32 [T,E]), either may be absent.
+  virtual void routerBackward(Stream& s, Out dLogits, OptIn dWeights, OptIn dScores, In experts, In scores,
+                              bool sigmoid, bool normalize, double scaling) VIADUCT_OP
+  /// counts F32 [R,E]: how often each expert is among experts I32 [T,K], of each of R runs of T / R tokens.
+  virtual void expertCounts(Stream& s, Out counts, In experts) VIADUCT_OP
+  /// The order of rows by expert, of an expert by token: source I32 [T*K]: which t * K + k stands there; place I32 [T,K]: where
+  /// (t, k) stands. Experts are in [0, numExperts).
+  virtual void expertOrder(Stream& s, Out source, Out place, In experts, int64_t numExperts) VIADUCT_OP
+  /// y[i] = x[source[i] / K] (* weights[source[i]]): y [N,H], x [T,H], source I32 [N], weights F32 [T,K].
+  virtual void spreadRows(Stream& s, Out y, In x, In source, OptIn weights, int64_t K) VIADUCT_OP
+  /// y[t] = sum over k of (weights[t,k] *) x[place[t,k] - first], in F32; rows that x [N,H] does not have count as zeros.
+  virtual void combineRows(Stream& s, Out y, In x, In place, OptIn weights, int64_t first) VIADUCT_OP
+  /// dWeights F32 [T,K]: dy[t] . x[place[t,k] - first], 0 where x has no such row.
+  virtual void combineRowsBackwardWeights(Stream& s, Out dWeights, In dy, In x, In place, int64_t first) VIADUCT_OP
 
   // ---- embedding (embedding.cc): w [V,H] is the shard that begins at row vocabStart; ids I32 or I64 [T]
   /// y[t] = w[ids[t] - vocabStart], zeros when outside the shard.

@@ -267,6 +267,8 @@ export interface Addon {
     accumulate: boolean,
   ): void
   matmulRows(stream: Stream, y: Out, a: In, b: In, bias: OptIn, transB: boolean, rows: integer): void
+  groupedMatmul(stream: Stream, y: Out, a: In, b: In[], counts: integer[], transB: boolean): void
+  groupedMatmulWeights(stream: Stream, acc: InOut[], dy: In, x: In, counts: integer[]): void
   rmsNormForward(
     stream: Stream,
     y: Out,
@@ -341,6 +343,35 @@ export interface Addon {
   gatedActivationBackward(stream: Stream, dx: Out, dy: In, x: In, kind: Activation): void
   activationForward(stream: Stream, y: Out, x: In, kind: Activation): void
   activationBackward(stream: Stream, dx: Out, dy: In, x: In, kind: Activation): void
+  routerForward(
+    stream: Stream,
+    weights: Out,
+    experts: Out,
+    scores: Out,
+    logits: In,
+    bias: OptIn,
+    sigmoid: boolean,
+    normalize: boolean,
+    groups: integer,
+    groupTopk: integer,
+    scaling: number,
+  ): void
+  routerBackward(
+    stream: Stream,
+    dLogits: Out,
+    dWeights: OptIn,
+    dScores: OptIn,
+    experts: In,
+    scores: In,
+    sigmoid: boolean,
+    normalize: boolean,
+    scaling: number,
+  ): void
+  expertCounts(stream: Stream, counts: Out, experts: In): void
+  expertOrder(stream: Stream, source: Out, place: Out, experts: In, numExperts: integer): void
+  spreadRows(stream: Stream, y: Out, x: In, source: In, weights: OptIn, K: integer): void
+  combineRows(stream: Stream, y: Out, x: In, place: In, weights: OptIn, first: integer): void
+  combineRowsBackwardWeights(stream: Stream, dWeights: Out, dy: In, x: In, place: In, first: integer): void
   embeddingForward(stream: Stream, y: Out, w: In, ids: In, vocabStart: integer): void
   embeddingBackward(stream: Stream, dw: InOut, dy: In, ids: In, vocabStart: integer): void
   crossEntropyStats(stream: Stream, stats: Out, logits: In, labels: In, vocabStart: integer, vocabSize: integer): void

@@ -41,4 +41,19 @@ void checkMatmulRows(const TensorRef& y, int64_t rows) {
                     std::to_string(m) + " of " + std::to_string(rows) + ": call matmul for all rows");
 }
 
+void checkRowCounts(const char* op, const TensorRef& x, size_t matrices, const std::vector<int64_t>& counts) {
+  VIADUCT_CHECK(
+      matrices == counts.size(), "ERR_SHAPE", op,
+      "expected a count for each of " + std::to_string(matrices) + " matrices, got " + std::to_string(counts.size()));
+  checkNdim(op, "x", x, 2);
+  int64_t total = 0;
+  for (int64_t count : counts) {
+    VIADUCT_CHECK(count >= 0 && count <= x.dim(0), "ERR_SHAPE", op,
+                  "expected counts from 0 to " + std::to_string(x.dim(0)) + ", got " + std::to_string(count));
+    total += count;
+  }
+  VIADUCT_CHECK(total == x.dim(0), "ERR_SHAPE", op,
+                "expected counts of " + std::to_string(x.dim(0)) + " rows, got " + std::to_string(total));
+}
+
 }  // namespace viaduct

@@ -2,6 +2,8 @@
 // op, or a group of ops of one signature; meanings stand in backend.h. Each throws viaduct::Error as arguments.h does.
 #pragma once
 
+#include <vector>
+
 #include "../attention_args.h"
 #include "../backend.h"
 #include "arguments.h"
@@ -30,6 +32,22 @@ MatmulShape checkMatmul(const TensorRef& y, const TensorRef& a, const TensorRef&
 constexpr int64_t kLeastSharedRows = 17;
 /// y: some rows of a product of so many.
 void checkMatmulRows(const TensorRef& y, int64_t rows);
+
+/// Of groupedMatmul and groupedMatmulWeights: as many counts as matrices, none negative, all rows counted.
+void checkRowCounts(const char* op, const TensorRef& x, size_t matrices, const std::vector<int64_t>& counts);
+
+// ---- routing.cc
+void checkRouterForward(const TensorRef& weights, const TensorRef& experts, const TensorRef& scores,
+                        const TensorRef& logits, const TensorRef& bias, int64_t groups, int64_t groupTopk);
+void checkRouterBackward(const TensorRef& dLogits, const TensorRef& dWeights, const TensorRef& dScores,
+                         const TensorRef& experts, const TensorRef& scores);
+void checkExpertCounts(const TensorRef& counts, const TensorRef& experts);
+void checkExpertOrder(const TensorRef& source, const TensorRef& place, const TensorRef& experts, int64_t numExperts);
+void checkSpreadRows(const TensorRef& y, const TensorRef& x, const TensorRef& source, const TensorRef& weights,
+                     int64_t K);
+void checkCombineRows(const TensorRef& y, const TensorRef& x, const TensorRef& place, const TensorRef& weights);
+void checkCombineRowsBackwardWeights(const TensorRef& dWeights, const TensorRef& dy, const TensorRef& x,
+                                     const TensorRef& place);
 
 // ---- embedding.cc
 void checkEmbeddingForward(const TensorRef& y, const TensorRef& w, const TensorRef& ids);

@@ -71,6 +71,17 @@ class CpuBackend final : public Backend {
   void activationForward(Stream& s, Out y, In x, Activation kind) override;
   void activationBackward(Stream& s, Out dx, In dy, In x, Activation kind) override;
 
+  // routing.cc, expert_rows.cc
+  void routerForward(Stream& s, Out weights, Out experts, Out scores, In logits, OptIn bias, bool sigmoid,
+                     bool normalize, int64_t groups, int64_t groupTopk, double scaling) override;
+  void routerBackward(Stream& s, Out dLogits, OptIn dWeights, OptIn dScores, In experts, In scores, bool sigmoid,
+                      bool normalize, double scaling) override;
+  void expertCounts(Stream& s, Out counts, In experts) override;
+  void expertOrder(Stream& s, Out source, Out place, In experts, int64_t numExperts) override;
+  void spreadRows(Stream& s, Out y, In x, In source, OptIn weights, int64_t K) override;
+  void combineRows(Stream& s, Out y, In x, In place, OptIn weights, int64_t first) override;
+  void combineRowsBackwardWeights(Stream& s, Out dWeights, In dy, In x, In place, int64_t first) override;
+
   // embedding.cc
   void embeddingForward(Stream& s, Out y, In w, In ids, int64_t vocabStart) override;
   void embeddingBackward(Stream& s, InOut dw, In dy, In ids, int64_t vocabStart) override;

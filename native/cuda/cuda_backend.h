@@ -82,6 +82,17 @@ class CudaBackend final : public Backend {
   void randomNormal(Stream& s, Out y, int64_t seed, int64_t nameHash, Dims start, Dims logicalStride, double mean,
                     double std) override;
 
+  // ops/routing.cu, ops/expert_rows.cu
+  void routerForward(Stream& s, Out weights, Out experts, Out scores, In logits, OptIn bias, bool sigmoid,
+                     bool normalize, int64_t groups, int64_t groupTopk, double scaling) override;
+  void routerBackward(Stream& s, Out dLogits, OptIn dWeights, OptIn dScores, In experts, In scores, bool sigmoid,
+                      bool normalize, double scaling) override;
+  void expertCounts(Stream& s, Out counts, In experts) override;
+  void expertOrder(Stream& s, Out source, Out place, In experts, int64_t numExperts) override;
+  void spreadRows(Stream& s, Out y, In x, In source, OptIn weights, int64_t K) override;
+  void combineRows(Stream& s, Out y, In x, In place, OptIn weights, int64_t first) override;
+  void combineRowsBackwardWeights(Stream& s, Out dWeights, In dy, In x, In place, int64_t first) override;
+
   // ops/embedding.cu
   void embeddingForward(Stream& s, Out y, In w, In ids, int64_t vocabStart) override;
   void embeddingBackward(Stream& s, InOut dw, In dy, In ids, int64_t vocabStart) override;

@@ -75,7 +75,10 @@ void CudaBackend::multiply(Stream& s, InOut y, In a, In b, OptIn bias, bool tran
 }
 
 namespace {
-const Support support{{"matmul", Takes::Float}, {"matmulRows", Takes::Float}};
+const Support support{{"matmul", Takes::Float},
+                      {"groupedMatmul", Takes::Float},
+                      {"groupedMatmulWeights", Takes::Float},
+                      {"matmulRows", Takes::Float}};
 }
 
 }  // namespace viaduct::cuda

@@ -13,6 +13,7 @@ import type { Ctx } from '../../lib/tensor/ctx.js'
 import { Tensor } from '../../lib/tensor/tensor.js'
 import type { F64 } from './oracle.js'
 import * as oracle from './oracle.js'
+import { routingCases } from './routingCases.js'
 
 export interface OpInput {
   readonly shape: readonly number[]
@@ -29,6 +30,8 @@ export interface OpCase {
   readonly float32Only?: boolean
   run(ctx: Ctx, x: Readonly<Record<string, Tensor>>, w: Readonly<Record<string, TrainableWeight>>): readonly Tensor[]
   oracle(x: Readonly<Record<string, F64>>): readonly F64[]
+  /** A loss that the op adds in the backward pass alone. */
+  extraLoss?(x: Readonly<Record<string, F64>>): number
 }
 
 const activations = Object.keys(activationCodes) as Activation[]
@@ -181,6 +184,7 @@ function embeddingCase(vocabStart: number): OpCase {
 
 /** Every op, with sizes that no vector width divides. */
 export const cases: readonly OpCase[] = [
+  ...routingCases,
   linearCase(7, 13, 11, true),
   linearCase(1, 5, 3, false),
   linearCase(33, 17, 40, true),

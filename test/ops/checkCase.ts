@@ -41,7 +41,10 @@ function numericGradient(op: OpCase, x: Arrays, seeds: readonly Float64Array[], 
     const moved = { ...x, [name]: x[name]!.map((value, i) => (i === element ? value + delta : value)) }
     return op
       .oracle(moved)
-      .reduce((total, out, k) => total + out.reduce((s, value, i) => s + value * seeds[k]![i]!, 0), 0)
+      .reduce(
+        (total, out, k) => total + out.reduce((s, value, i) => s + value * seeds[k]![i]!, 0),
+        op.extraLoss?.(moved) ?? 0,
+      )
   }
   return (loss(h) - loss(-h)) / (2 * h)
 }

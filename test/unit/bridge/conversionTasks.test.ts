@@ -212,9 +212,13 @@ describe('getConversionTasks', () => {
     expect(tasks.length).toBe(2703)
     await first()
     await first(tasks)
-    const fastest = async (of?: readonly ConversionTask[]) =>
-      Math.min(await first(of), await first(of), await first(of), await first(of), await first(of))
-    expect((await fastest()) / (await fastest(tasks))).toBeGreaterThan(10)
+    // Milliseconds beside other work: the fastest of some of each, taken by turns.
+    let [planning, reusing] = [Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY]
+    for (let run = 0; run < 20 && !(planning / reusing > 10 && run >= 5); run++) {
+      planning = Math.min(planning, await first())
+      reusing = Math.min(reusing, await first(tasks))
+    }
+    expect(planning / reusing).toBeGreaterThan(10)
   })
 })
 
