@@ -32,7 +32,7 @@ const PACKAGES = [
 ]
 
 // Headers that the sources include, and folders below the wheels where they lie.
-const HEADERS = ['cublasLt.h', 'cudnn.h', 'cudnn_frontend.h', 'nccl.h']
+const HEADERS = ['cublasLt.h', 'cudnn.h', 'cudnn_frontend.h', 'nccl.h', 'nvrtc.h']
 const WHEEL_INCLUDES = ['nvidia/cu13/include', 'nvidia/cudnn/include', 'nvidia/nccl/include', 'include']
 
 /** The toolkit of the machine: { nvcc, lib, includes }, or undefined when it is not there, too old, or lacks a header. */

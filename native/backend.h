@@ -70,6 +70,11 @@ class Backend {
     VIADUCT_CHECK(engine == "auto", "ERR_UNSUPPORTED", name(),
                   "expected matmul engine auto, got " + engine + ": there is no other");
   }
+  /// Which attention runs, where there is a choice: "auto", or on NVIDIA GPUs "cudnn" or "own". Process-wide.
+  virtual void setAttentionEngine(const std::string& engine) {
+    VIADUCT_CHECK(engine == "auto", "ERR_UNSUPPORTED", name(),
+                  "expected attention engine auto, got " + engine + ": there is no other");
+  }
 
   /// Whether `op` (a method name below) runs for this dtype; with `why` filled when not.
   virtual bool supports(const std::string& op, DType dtype, std::string* why) const = 0;

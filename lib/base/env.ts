@@ -22,6 +22,10 @@ const rows = {
     meaning: 'folders of cuBLASLt, cuDNN and NCCL, separated by colons, searched first',
     unset: "CUDA_HOME's, .deps/cuda, those of the loader",
   },
+  VIADUCT_ATTENTION_ENGINE: {
+    meaning: 'attention on an NVIDIA GPU: cudnn (nothing else), own (own kernels) or auto',
+    unset: 'auto: cuDNN for the calls that it takes',
+  },
   VIADUCT_EMULATION_SEED: { meaning: 'order of threads where a plug-in emulates a GPU (tests)', unset: '1' },
   CUDA_HOME: { meaning: 'folder of the CUDA toolkit, whose libraries are used', unset: 'none' },
   VIADUCT_MEMORY_LIMIT: { meaning: 'most bytes of tensors on a device', unset: 'no limit' },

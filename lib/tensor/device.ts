@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os'
 import type { DeviceInfo, MemoryStats } from '../addon/functions.js'
 import { native } from '../addon/load.js'
 import { type DType, dtypes } from '../base/dtype.js'
-import { envInt } from '../base/env.js'
+import { envInt, envText } from '../base/env.js'
 import { cudaState, openCuda } from './cuda.js'
 import { Stream } from './stream.js'
 
@@ -35,7 +35,7 @@ export class Device {
   /**
    * Opens a device, once a thread: later calls give the same object. `auto` is the GPU of this rank where CUDA finds one, else
    * the CPU. The first call sets the threads of the CPU's kernels (`VIADUCT_NUM_THREADS`, else `OMP_NUM_THREADS`, else cores /
-   * local ranks) and the limit `VIADUCT_MEMORY_LIMIT`.
+   * local ranks), the limit `VIADUCT_MEMORY_LIMIT` and a GPU's attention `VIADUCT_ATTENTION_ENGINE`.
    * @throws ERR_UNSUPPORTED when this machine or build has no such device; the message says what to do.
    */
   static open(kind: DeviceKind = 'auto'): Device {
@@ -49,6 +49,8 @@ export class Device {
       const share = Math.floor(availableParallelism() / localRanks)
       device.threads = Math.max(1, envInt('VIADUCT_NUM_THREADS') ?? envInt('OMP_NUM_THREADS') ?? share)
     }
+    const attention = envText('VIADUCT_ATTENTION_ENGINE')
+    if (wanted === 'cuda' && attention !== undefined) native.setAttentionEngine(index, attention)
     const limit = envInt('VIADUCT_MEMORY_LIMIT')
     if (limit !== undefined) device.setMemoryLimit(limit)
     opened.set(wanted, device)

@@ -54,6 +54,7 @@ void setMemoryLimit(Backend& device, int64_t bytes) { device.setMemoryLimit(byte
 int64_t trimMemory(Backend& device) { return device.trim(); }
 void setNumThreads(Backend& device, int64_t n) { device.setNumThreads(n); }
 void setMatmulEngine(Backend& device, const std::string& engine) { device.setMatmulEngine(engine); }
+void setAttentionEngine(Backend& device, const std::string& engine) { device.setAttentionEngine(engine); }
 
 /// Empty text: supported; else the reason.
 std::string supports(Backend& device, const std::string& op, DType dtype) {
@@ -176,6 +177,7 @@ std::vector<Row> memoryRows() {
       row("trimMemory", &trimMemory),
       row("setNumThreads", &setNumThreads),
       row("setMatmulEngine", &setMatmulEngine),
+      row("setAttentionEngine", &setAttentionEngine),
       row("supports", &supports),
       row("empty", &empty),
       row("view", &view),

@@ -1,7 +1,8 @@
-// The ops attentionForward and attentionBackward; what computes them is behind attention.h.
+// The ops attentionForward and attentionBackward; what computes them is behind attention_engine.h.
 #include "attention.h"
 
 #include "../checks/ops.h"
+#include "attention_engine.h"
 #include "cuda_backend.h"
 
 namespace viaduct::cuda {
@@ -27,8 +28,9 @@ void CudaBackend::attentionForward(Stream& s, Out out, Out lse, In q, In k, In v
       checkAttention(op, out, lse, q, k, v, firstKey, keyEnd, scale, causal, queryOffset, window, softcap);
   checkSizes(op, a, q, v);
   const Launch on(s);
-  const Scratch scratch(*this, s, ownForwardScratch(a));
-  s.enqueue(op, [=, memory = scratch.as<void>()] { startOwnForward(a, on, memory); });
+  const AttentionChoice choice = chooseAttention(op, a, false, device_);
+  const Scratch scratch(*this, s, choice.scratch);
+  s.enqueue(op, [=, memory = scratch.as<void>()] { startChosen(choice, a, false, on, memory); });
 }
 
 void CudaBackend::attentionBackward(Stream& s, Out dq, Out dk, Out dv, In dOut, In q, In k, In v, In out, In lse,
@@ -44,9 +46,12 @@ void CudaBackend::attentionBackward(Stream& s, Out dq, Out dk, Out dv, In dOut, 
   checkSameDtype(op, "dk", dk, "q", q);
   checkSameDtype(op, "dv", dv, "q", q);
   const Launch on(s);
-  const Scratch scratch(*this, s, ownBackwardScratch(a));
-  s.enqueue(op, [=, memory = scratch.as<void>()] { startOwnBackward(a, on, memory); });
+  const AttentionChoice choice = chooseAttention(op, a, true, device_);
+  const Scratch scratch(*this, s, choice.scratch);
+  s.enqueue(op, [=, memory = scratch.as<void>()] { startChosen(choice, a, true, on, memory); });
 }
+
+void CudaBackend::setAttentionEngine(const std::string& engine) { cuda::setAttentionEngine(engine); }
 
 namespace {
 const Support support{{"attentionForward", Takes::Float}, {"attentionBackward", Takes::Float}};

@@ -1,4 +1,4 @@
-// Attention between its ops (attention.cc) and what computes it: own kernels (ops/attention_forward.cu, attention_backward.cu).
+// Own kernels of attention (ops/attention_forward.cu, attention_backward.cu), as attention_engine.cc starts them.
 #pragma once
 
 #include "../attention_args.h"

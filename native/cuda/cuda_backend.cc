@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 
+#include "attention_engine.h"
 #include "matmul.h"
 #include "nccl_library.h"
 
@@ -30,6 +31,7 @@ Support::Support(std::initializer_list<std::pair<const char*, Takes>> ops) {
 CudaBackend::CudaBackend(const DeviceOptions& options)
     : options_(options), device_(options.ordinal), pieces_(device_), allocator_(pieces_) {
   matmulOptions(options);
+  sdpaOptions(options);
   ncclOptions(options);
 #ifdef VIADUCT_EMULATE
   emulation::setSeed(options.seed);
@@ -46,7 +48,7 @@ std::string CudaBackend::describe() const {
   return std::string(p.name) + ", compute capability " + std::to_string(p.major) + "." + std::to_string(p.minor) +
          ", " + std::to_string(p.multiProcessorCount) + " multiprocessors, " + std::to_string(p.totalGlobalMem >> 30) +
          " GiB; driver for CUDA " + versionText(driver) + ", built with " + versionText(runtime) + "; matmul by " +
-         matmulLibrary();
+         matmulLibrary() + ", attention by " + attentionLibrary();
 }
 
 void* CudaBackend::allocate(size_t bytes, Stream& stream) {

@@ -38,6 +38,7 @@ class CudaBackend final : public Backend {
   void copyBetween(Stream& s, Out y, In x, bool toHost) override;
   std::unique_ptr<Stream> createStream(int64_t id) override;
   void setNumThreads(int64_t n) override;
+  void setAttentionEngine(const std::string& engine) override;
   int64_t numThreads() const override { return 1; }
   bool supports(const std::string& op, DType dtype, std::string* why) const override;
   Device& device() { return device_; }
@@ -116,7 +117,7 @@ class CudaBackend final : public Backend {
   void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
   void matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) override;
 
-  // attention.cc; what computes it in ops/attention_forward.cu and attention_backward.cu
+  // attention.cc; which engine computes it in attention_engine.h
   void attentionForward(Stream& s, Out out, Out lse, In q, In k, In v, OptIn firstKey, OptIn keyEnd, double scale,
                         bool causal, int64_t queryOffset, int64_t window, double softcap) override;
   void attentionBackward(Stream& s, Out dq, Out dk, Out dv, In dOut, In q, In k, In v, In out, In lse, OptIn firstKey,

@@ -1,135 +1,16 @@
-// Attention on the GPU of gpu.ts against the CPU's, forward and backward: sizes that no tile divides, every kind of mask,
-// caches, views that begin and run anywhere.
+// Own kernels of attention on the GPU of gpu.ts against the CPU's, forward and backward: sizes that no tile divides, every kind
+// of mask, caches, views that begin and run anywhere. cuDNN's: attentionEngine.test.ts.
 import { beforeAll, describe, expect, test } from 'vitest'
 import { native } from '../../lib/addon/load.js'
-import { numel } from '../../lib/base/shape.js'
 import { Device } from '../../lib/tensor/device.js'
+import { type Case, packed, run, same, sized } from './attentionCase.js'
 import { gpuSetupTimeout, useGpu } from './gpu.js'
-import { Bench, numbers, onBoth, type Results, randomBytes } from './pair.js'
+import { Bench, numbers, randomBytes } from './pair.js'
 
-beforeAll(useGpu, gpuSetupTimeout)
-
-type Float = 'float32' | 'bfloat16'
-
-interface Case {
-  readonly B: number
-  readonly S: number
-  readonly G: number
-  readonly R: number
-  readonly D: number
-  readonly K: number
-  readonly Dv: number
-  readonly causal: boolean
-  /** Key position of the first query. */
-  readonly offset: number
-  readonly window: number
-  readonly softcap: number
-  /** First key that query i of sample b sees. */
-  readonly firstKey: ((b: number, i: number) => number) | null
-  readonly keyEnd: readonly number[] | null
-  /** How q, k and v lie: each alone; as one packed tensor; with gaps at odd addresses. */
-  readonly layout: 'alone' | 'packed' | 'gaps'
-  readonly backward: boolean
-}
-
-function sized(changes: Partial<Case>): Case {
-  const base = { B: 1, S: 5, G: 1, R: 1, D: 8, offset: 0, window: 0, softcap: 0, ...changes }
-  return {
-    K: base.S,
-    Dv: base.D,
-    causal: true,
-    firstKey: null,
-    keyEnd: null,
-    layout: 'alone',
-    backward: true,
-    ...base,
-  }
-}
-
-/** Strides of [B,S,G,R,D] or, without a `heads`, [B,S,G,D] in rows of `row` elements, groups `group` apart. */
-function stridesIn(S: number, row: number, group: number, heads: number | null): number[] {
-  return heads === null ? [S * row, row, group, 1] : [S * row, row, group, heads, 1]
-}
-
-/** out, lse and, backward, dq, dk, dv. */
-async function run(bench: Bench, c: Case, dtype: Float): Promise<Results> {
-  const { B, S, G, R, D, K, Dv } = c
-  const shapes = { q: [B, S, G, R, D], k: [B, K, G, D], v: [B, K, G, Dv], out: [B, S, G, R, Dv] }
-  const data = (name: string, shape: readonly number[]) => randomBytes(`${name} ${shape}`, numel(shape), dtype)
-  const views = (name: string, filled: boolean) => {
-    const get = (part: 'q' | 'k' | 'v') => (filled ? data(`${name} ${part}`, shapes[part]) : undefined)
-    const gaps = c.layout === 'gaps' ? { offset: 3, gap: 5 } : {}
-    if (c.layout !== 'packed') {
-      return {
-        q: bench.tensor(shapes.q, dtype, get('q'), gaps),
-        k: bench.tensor(shapes.k, dtype, get('k'), gaps),
-        v: bench.tensor(shapes.v, dtype, get('v'), gaps),
-      }
-    }
-    const [row, group] = [G * (R + 2) * D, (R + 2) * D]
-    const whole = bench.tensor([B * S, row], dtype, filled ? data(name, [B * S, row]) : undefined)
-    return {
-      q: bench.view(whole, shapes.q, stridesIn(S, row, group, D)),
-      k: bench.view(whole, shapes.k, stridesIn(S, row, group, null), R * D),
-      v: bench.view(whole, shapes.v, stridesIn(S, row, group, null), (R + 1) * D),
-    }
-  }
-  const { q, k, v } = views('x', true)
-  const out = bench.tensor(shapes.out, dtype)
-  const lseShape = [B, G * R, S]
-  const lse = bench.tensor(lseShape, 'float32')
-  const first = c.firstKey
-  const firstKey =
-    first === null
-      ? 0
-      : bench.tensor(
-          [B, S],
-          'int32',
-          Int32Array.from({ length: B * S }, (_, t) => first(Math.floor(t / S), t % S)),
-        )
-  const keyEnd = c.keyEnd === null ? 0 : bench.tensor([B], 'int32', Int32Array.from(c.keyEnd))
-  const rest = [firstKey, keyEnd, D ** -0.5, c.causal, c.offset, c.window, c.softcap] as const
-  native.attentionForward(bench.stream, out, lse, q, k, v, ...rest)
-  const results = [
-    { bytes: await bench.read(out, shapes.out, dtype), dtype },
-    { bytes: await bench.read(lse, lseShape, 'float32'), dtype: 'float32' as const },
-  ]
-  if (!c.backward) return results
-  const dOut = bench.tensor(shapes.out, dtype, data('dOut', shapes.out))
-  const d = views('d', false)
-  native.attentionBackward(bench.stream, d.q, d.k, d.v, dOut, q, k, v, out, lse, ...rest)
-  for (const part of ['q', 'k', 'v'] as const) {
-    results.push({ bytes: await bench.read(d[part], shapes[part], dtype), dtype })
-  }
-  return results
-}
-
-// Both compute in float32 and round once: float32 differs by the order of sums, bfloat16 by the last bit of what is stored, and
-// of `out`, from which the backward pass begins.
-const bounds: Record<Float, number> = { float32: 3e-6, bfloat16: 2 ** -7 }
-
-/** Fails unless GPU and CPU agree, with -inf in the same places. */
-async function same(c: Case, dtype: Float): Promise<void> {
-  const [cpu, gpu] = await onBoth((bench) => run(bench, c, dtype))
-  const names = ['out', 'lse', 'dq', 'dk', 'dv']
-  for (const [index, result] of cpu.entries()) {
-    const want = numbers(result)
-    const got = numbers(gpu[index]!)
-    const most = want.reduce((top, x) => (Number.isFinite(x) ? Math.max(top, Math.abs(x)) : top), 1e-30)
-    const bound = (result.dtype === 'float32' ? bounds.float32 : bounds[dtype]) * most
-    const wrong = want.findIndex((x, i) => x !== got[i] && !(Math.abs(got[i]! - x) <= bound))
-    if (wrong >= 0) expect.fail(`${names[index]}[${wrong}]: ${got[wrong]} for ${want[wrong]}, bound ${bound}`)
-  }
-}
-
-const packed = (lengths: readonly number[]) => (_: number, i: number) => {
-  let begin = 0
-  for (const length of lengths) {
-    if (i < begin + length) return begin
-    begin += length
-  }
-  return begin
-}
+beforeAll(async () => {
+  await useGpu()
+  native.setAttentionEngine(Device.open('cuda').index, 'own')
+}, gpuSetupTimeout)
 
 const cases: readonly (readonly [string, Partial<Case>])[] = [
   ['one query, one key', { S: 1, D: 1 }],
@@ -184,10 +65,11 @@ test('equal inputs give equal bits', async () => {
   expect(second).toEqual(first)
 })
 
-test('float16', async () => {
+test.each(['own', 'auto'])('float16 by %s', async (engine) => {
   // The CPU has no float16 ops: against float32 of the same values, which float16 holds exactly.
   const [S, D] = [23, 40]
   const bench = new Bench(Device.open('cuda'))
+  native.setAttentionEngine(bench.device.index, engine)
   const shape = [1, S, 1, 1, D]
   const keys = [1, S, 1, D]
   const exact = (name: string) => {
@@ -221,6 +103,7 @@ test('float16', async () => {
     results.push([await read(out, shape), await read(dq, shape), await read(dk, keys), await read(dv, keys)])
   }
   bench.close()
+  native.setAttentionEngine(bench.device.index, 'own')
   const [want, got] = results as [Float32Array[], Float32Array[]]
   for (const [index, values] of want.entries()) {
     const most = values.reduce((top, x) => Math.max(top, Math.abs(x)), 0)

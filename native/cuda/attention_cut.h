@@ -1,0 +1,25 @@
+// Which calls of attention cuDNN takes, and how a call becomes cuDNN's. The one place that decides; functions of the arguments
+// alone, the same under emulation.
+#pragma once
+
+#include <string>
+
+#include "attention_sdpa.h"
+
+namespace viaduct::cuda {
+
+/// Why cuDNN does not take this call on a GPU of this compute capability (10 * major + minor); empty: it does.
+std::string whyNotCudnn(const AttentionArgs& a, bool backward, int computeCapability);
+inline bool cudnnTakes(const AttentionArgs& a, bool backward, int computeCapability) {
+  return whyNotCudnn(a, backward, computeCapability).empty();
+}
+
+/// A call as cuDNN's calls of one shape. Where the heads of all groups lie evenly apart it is one call; else, as in a packed
+/// qkv, one for each sample, with the groups in place of the batch. Keys that no query sees are left out.
+struct SdpaCut {
+  SdpaShape shape;
+  int64_t calls = 1;
+};
+SdpaCut cutForCudnn(const AttentionArgs& a, bool backward);
+
+}  // namespace viaduct::cuda

@@ -1,0 +1,165 @@
+// Choosing the engine of attention, plans that are kept, and calls of cuDNN; see attention_engine.h.
+#include "attention_engine.h"
+
+#include <atomic>
+#include <map>
+#include <mutex>
+
+#include "attention.h"
+#include "attention_cut.h"
+#include "attention_ranges.h"
+
+namespace viaduct::cuda {
+
+namespace {
+
+enum class Engine { Auto, Cudnn, Own };
+std::atomic<Engine> engine{Engine::Auto};
+
+constexpr size_t kAlignment = 256;
+size_t rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+/// What a call's scratch memory holds, in this order.
+struct Parts {
+  size_t lengths = 0;  // bytes, of one of two arrays
+  size_t stats = 0;
+  size_t workspace = 0;
+
+  Parts(const AttentionArgs& a, bool backward, const SdpaCut& cut, const SdpaPlan& plan) {
+    workspace = plan.workspace();
+    if (!cut.shape.lengths) return;
+    lengths = rounded(static_cast<size_t>(cut.calls * cut.shape.batch) * sizeof(int32_t));
+    if (backward) stats = rounded(static_cast<size_t>(a.B * a.G * a.R * a.S) * sizeof(float));
+  }
+  size_t total() const { return 2 * lengths + stats + workspace; }
+};
+
+struct Plans {
+  struct Kept {
+    std::unique_ptr<SdpaPlan> plan;
+    std::string why;  // there is none
+  };
+  std::mutex mutex;
+  std::map<std::vector<int64_t>, Kept> kept;
+};
+
+/// Of the process; never destroyed, because streams may run while it exits.
+Plans& plans() {
+  static auto* all = new Plans();
+  return *all;
+}
+
+const SdpaPlan* findPlan(const SdpaShape& shape, const Device& device, std::string* why) {
+  std::vector<int64_t> key = shape.key();
+  key.push_back(device.ordinal());
+  Plans& all = plans();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  auto found = all.kept.find(key);
+  if (found == all.kept.end()) {
+    Plans::Kept kept;
+    try {
+      device.makeCurrent();
+      const cudaDeviceProp& facts = device.properties();
+      kept.plan = makeSdpaPlan(shape, {device.ordinal(), 10 * facts.major + facts.minor});
+    } catch (const Error& e) {
+      kept.why = e.what();
+    }
+    found = all.kept.emplace(std::move(key), std::move(kept)).first;
+  }
+  *why = found->second.why;
+  return found->second.plan.get();
+}
+
+}  // namespace
+
+void setAttentionEngine(const std::string& name) {
+  if (name == "auto") {
+    engine = Engine::Auto;
+  } else if (name == "own") {
+    engine = Engine::Own;
+  } else {
+    VIADUCT_CHECK(name == "cudnn", "ERR_UNSUPPORTED", "attention",
+                  "expected engine auto, cudnn or own, got " + name + ": use one of these");
+    sdpaLibrary();
+    engine = Engine::Cudnn;
+  }
+}
+
+std::string attentionLibrary() {
+  if (engine == Engine::Own) return "own kernels";
+  try {
+    return sdpaLibrary() + (engine == Engine::Auto ? ", else own kernels" : "");
+  } catch (const Error&) {
+    return "own kernels, for want of cuDNN";
+  }
+}
+
+AttentionChoice chooseAttention(const char* op, const AttentionArgs& a, bool backward, const Device& device) {
+  AttentionChoice choice;
+  const Engine wanted = engine;
+  if (wanted != Engine::Own) {
+    const cudaDeviceProp& facts = device.properties();
+    std::string why = whyNotCudnn(a, backward, 10 * facts.major + facts.minor);
+    if (why.empty()) {
+      const SdpaCut cut = cutForCudnn(a, backward);
+      choice.plan = findPlan(cut.shape, device, &why);
+      if (choice.plan != nullptr) {
+        choice.scratch = Parts(a, backward, cut, *choice.plan).total();
+        return choice;
+      }
+    }
+    VIADUCT_CHECK(wanted == Engine::Auto, "ERR_UNSUPPORTED", op,
+                  "expected a call that cuDNN takes, got " + why + ": take attention engine auto or own");
+  }
+  choice.scratch = backward ? ownBackwardScratch(a) : ownForwardScratch(a);
+  return choice;
+}
+
+void startChosen(const AttentionChoice& choice, const AttentionArgs& a, bool backward, const Launch& on,
+                 void* scratch) {
+  if (choice.plan == nullptr) return backward ? startOwnBackward(a, on, scratch) : startOwnForward(a, on, scratch);
+  const SdpaCut cut = cutForCudnn(a, backward);
+  const SdpaShape& s = cut.shape;
+  const Parts parts(a, backward, cut, *choice.plan);
+  char* next = static_cast<char*>(scratch);
+  const auto take = [&next](size_t bytes) {
+    char* part = next;
+    next += bytes;
+    return part;
+  };
+  auto* queryLengths = reinterpret_cast<int32_t*>(take(parts.lengths));
+  auto* keyLengths = reinterpret_cast<int32_t*>(take(parts.lengths));
+  float* stats = a.lse;
+  int64_t statsOfCall = a.lseBatch;
+  if (s.lengths) {
+    AttentionArgs seen = a;
+    seen.K = s.keys;
+    fillLengths(seen, cut.calls * s.batch / a.B, queryLengths, keyLengths, on);
+  }
+  if (parts.stats > 0) {
+    stats = reinterpret_cast<float*>(take(parts.stats));
+    statsOfCall = a.G * a.R * a.S;
+    copyStats(a, stats, on);
+  }
+  for (int64_t call = 0; call < cut.calls; ++call) {
+    SdpaData data;
+    const auto at = [call](const HeadsView& x) -> void* { return x.data == nullptr ? nullptr : x.at(call, 0, 0); };
+    data.q = at(a.q);
+    data.k = at(a.k);
+    data.v = at(a.v);
+    data.out = at(a.out);
+    data.dOut = at(a.dOut);
+    data.dq = at(a.dq);
+    data.dk = at(a.dk);
+    data.dv = at(a.dv);
+    data.stats = stats + call * statsOfCall;
+    if (s.lengths) {
+      data.queryLengths = queryLengths + call * s.batch;
+      data.keyLengths = keyLengths + call * s.batch;
+    }
+    choice.plan->run(data, on.stream(), next);
+  }
+  if (s.lengths) backward ? clearUnseenGradients(a, on) : clearUnseeing(a, on);
+}
+
+}  // namespace viaduct::cuda

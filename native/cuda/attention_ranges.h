@@ -1,0 +1,19 @@
+// What cuDNN leaves undefined where keys end per sample, made as attention's ops promise: kernels around its calls
+// (ops/attention_ranges.cu).
+#pragma once
+
+#include "../attention_args.h"
+#include "launch.cuh"
+
+namespace viaduct::cuda {
+
+/// For each entry n of a batch, of which each sample has `perSample`: its queries, and its keys, at least one.
+void fillLengths(const AttentionArgs& a, int64_t perSample, int32_t* queries, int32_t* keys, const Launch& on);
+/// lse, packed, with so large a number for queries that see nothing that their probabilities become 0.
+void copyStats(const AttentionArgs& a, float* packed, const Launch& on);
+/// out and lse of queries that see nothing: zeros and -inf.
+void clearUnseeing(const AttentionArgs& a, const Launch& on);
+/// dq of queries that see nothing, dk and dv of keys behind the end: zeros.
+void clearUnseenGradients(const AttentionArgs& a, const Launch& on);
+
+}  // namespace viaduct::cuda

@@ -1,0 +1,161 @@
+// Which calls of attention cuDNN takes, as a table, and that it computes them as the CPU does: how calls are cut, strides,
+// scratch memory, what cuDNN leaves undefined. Under emulation its twin computes (native/cuda/emulation/attention_cudnn_host.cc).
+import { beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { native } from '../../lib/addon/load.js'
+import { Device } from '../../lib/tensor/device.js'
+import { type Case, type Float, packed, run, same, sized } from './attentionCase.js'
+import { gpuSetupTimeout, realGpu, useGpu } from './gpu.js'
+import { Bench } from './pair.js'
+
+beforeAll(useGpu, gpuSetupTimeout)
+beforeEach(() => engine('auto'))
+
+function engine(name: string): void {
+  native.setAttentionEngine(Device.open('cuda').index, name)
+}
+
+const forwardOnly = { backward: false } as const
+
+const taken: readonly (readonly [string, Partial<Case>])[] = [
+  ['8 channels', { S: 33 }],
+  ['grouped queries in one call', { B: 2, S: 19, G: 2, R: 3, D: 16 }],
+  ['one packed tensor, one head a group', { B: 2, S: 19, G: 3, R: 1, D: 16, layout: 'packed' }],
+  ['one packed tensor, one group', { B: 2, S: 19, G: 1, R: 3, D: 16, layout: 'packed' }],
+  ['one packed tensor, a call for each sample', { B: 3, S: 19, G: 2, R: 2, D: 80, layout: 'packed' }],
+  ['one sample of a packed tensor', { S: 21, G: 2, R: 2, D: 24, layout: 'packed' }],
+  ['128 channels', { S: 70, D: 128 }],
+  ['192 channels, 128 of values', { S: 21, G: 2, D: 192, Dv: 128 }],
+  ['256 channels', { S: 20, R: 2, D: 256 }],
+  ['values wider than keys', { S: 9, D: 16, Dv: 24 }],
+  ['not causal, more keys than queries', { B: 2, S: 20, K: 77, R: 2, causal: false }],
+  ['not causal, fewer keys than queries', { B: 2, S: 50, K: 9, R: 2, causal: false }],
+  ['window', { S: 120, R: 2, window: 17 }],
+  ['window of one key', { ...forwardOnly, S: 40, window: 1 }],
+  ['window that hides nothing', { S: 40, window: 40 }],
+  ['window, not causal', { S: 40, window: 7, causal: false }],
+  ['softcap', { S: 37, G: 2, softcap: 1.5 }],
+  ['softcap in a window, packed', { B: 2, S: 37, G: 2, R: 2, softcap: 1.5, window: 9, layout: 'packed' }],
+  ['softcap, not causal', { S: 12, K: 30, softcap: 2, causal: false }],
+  ['ragged keys, one sample sees none', { B: 3, S: 35, causal: false, keyEnd: [35, 0, 9] }],
+  ['ragged keys, causal', { B: 3, S: 35, R: 2, keyEnd: [0, 99, 9] }],
+  ['ragged keys, more than causal queries see', { ...forwardOnly, B: 2, S: 20, K: 40, keyEnd: [39, 5] }],
+  ['ragged keys in a window, of which late queries see none', { B: 2, S: 35, R: 2, window: 5, keyEnd: [35, 11] }],
+  ['many ragged samples', { B: 70, S: 3, keyEnd: Array.from({ length: 70 }, (_, b) => b % 4) }],
+  ['ragged keys, packed', { B: 3, S: 20, G: 2, R: 2, D: 16, layout: 'packed', causal: false, keyEnd: [7, -3, 20] }],
+  ['behind a cache', { B: 2, S: 30, G: 2, R: 2, K: 91, offset: 61 }],
+  ['behind a cache, in a window', { ...forwardOnly, B: 2, S: 30, G: 2, R: 2, K: 91, offset: 61, window: 12 }],
+  ['a cache longer than what is seen', { ...forwardOnly, B: 2, S: 30, G: 2, R: 2, K: 100, offset: 61 }],
+  ['more keys than causal queries see', { ...forwardOnly, B: 2, S: 30, K: 100 }],
+  ['fewer keys than causal queries', { S: 30, K: 11 }],
+  ['one query behind a cache', { ...forwardOnly, S: 1, B: 2, G: 2, R: 4, D: 16, K: 70, offset: 69 }],
+  ['one query and ragged caches', { ...forwardOnly, S: 1, B: 3, R: 2, K: 40, causal: false, keyEnd: [0, 40, 13] }],
+  ['one query, one key', { ...forwardOnly, S: 1 }],
+]
+
+const refused: readonly (readonly [RegExp, string, Partial<Case>, Float])[] = [
+  [/got float32/, 'float32', { S: 5 }, 'float32'],
+  [/no multiple of 8/, '12 channels', { S: 5, D: 12 }, 'bfloat16'],
+  [/no multiple of 8/, '12 channels of values', { S: 5, Dv: 12 }, 'bfloat16'],
+  [/address of no 16 bytes/, 'odd addresses', { S: 5, layout: 'gaps' }, 'bfloat16'],
+  [/first keys/, 'packed sequences', { S: 30, firstKey: packed([11, 19]) }, 'bfloat16'],
+  [/first keys/, 'left padding', { B: 2, S: 7, firstKey: (b) => b }, 'bfloat16'],
+  [
+    /neither at the first keys nor at the last/,
+    'keys behind the queries that are seen',
+    { S: 9, K: 12, offset: 7 },
+    'bfloat16',
+  ],
+  [
+    /neither at the first keys nor at the last/,
+    'a window in the middle',
+    { S: 9, K: 30, offset: 7, window: 5, causal: false },
+    'bfloat16',
+  ],
+  [/ends of keys behind a cache/, 'ragged, behind a cache', { S: 9, K: 30, offset: 21, keyEnd: [20] }, 'bfloat16'],
+  [
+    /ends of keys and a softcap/,
+    'ragged, with a softcap',
+    { S: 9, causal: false, softcap: 2, keyEnd: [4] },
+    'bfloat16',
+  ],
+  [/more queries than keys/, 'a window over fewer keys than queries', { S: 9, K: 5, window: 2 }, 'bfloat16'],
+  [/gradients of keys that none sees/, 'backward, late keys unseen', { S: 9, K: 30 }, 'bfloat16'],
+  [
+    /gradients of keys that none sees/,
+    'backward, early keys unseen',
+    { S: 9, K: 30, offset: 21, window: 5 },
+    'bfloat16',
+  ],
+  [/gradient of one query and one key/, 'backward of one query and one key', { S: 1 }, 'bfloat16'],
+  [/nothing to compute/, 'no keys', { S: 3, K: 0, causal: false }, 'bfloat16'],
+]
+
+describe('calls that cuDNN takes', () => {
+  test.each(taken)('%s', async (_, changes) => {
+    engine('cudnn')
+    await same(sized(changes), 'bfloat16')
+  })
+
+  test('equal inputs give equal bits', async () => {
+    engine('cudnn')
+    const bench = new Bench(Device.open('cuda'))
+    const c = sized({ B: 2, S: 70, G: 2, R: 2, D: 16, layout: 'packed', window: 33 })
+    const first = await run(bench, c, 'bfloat16')
+    const second = await run(bench, c, 'bfloat16')
+    bench.close()
+    expect(second).toEqual(first)
+  })
+
+  test('scratch memory comes back', async () => {
+    engine('cudnn')
+    const device = Device.open('cuda')
+    const blocks = async () => {
+      const bench = new Bench(device)
+      await run(bench, sized({ B: 2, S: 20, R: 2, keyEnd: [3, 20] }), 'bfloat16')
+      bench.close()
+      await device.stream.sync()
+      return device.memory().liveBlocks
+    }
+    const before = await blocks()
+    expect(await blocks()).toBe(before)
+  })
+})
+
+describe('calls that own kernels compute', () => {
+  test.each(refused)('%s: %s', async (why, _, changes, dtype) => {
+    const c = sized(changes)
+    engine('cudnn')
+    const bench = new Bench(Device.open('cuda'))
+    // The forward pass of what only the backward pass lacks is cuDNN's.
+    await expect(run(bench, c, dtype)).rejects.toThrow(why)
+    bench.close()
+    engine('auto')
+    await same(c, dtype)
+  })
+})
+
+test('auto takes cuDNN where it takes the call', async () => {
+  const bits = async (name: string, c: Case) => {
+    engine(name)
+    const bench = new Bench(Device.open('cuda'))
+    const results = await run(bench, c, 'bfloat16')
+    bench.close()
+    return results
+  }
+  const c = sized({ B: 2, S: 90, R: 2, D: 32 })
+  expect(await bits('auto', c)).toEqual(await bits('cudnn', c))
+  expect(await bits('auto', c)).not.toEqual(await bits('own', c)) // which round probabilities to nothing
+})
+
+test('engines by name', () => {
+  const cuda = Device.open('cuda')
+  expect(cuda.info.description).toMatch(
+    realGpu ? /attention by cuDNN 9\.\d+\.\d+, else own/ : /attention by plain loops/,
+  )
+  engine('own')
+  expect(cuda.info.description).toMatch(/attention by own kernels$/)
+  expect(() => engine('flash')).toThrow(/expected engine auto, cudnn or own, got flash/)
+  const cpu = Device.open('cpu')
+  native.setAttentionEngine(cpu.index, 'auto')
+  expect(() => native.setAttentionEngine(cpu.index, 'cudnn')).toThrow(/expected attention engine auto/)
+})
