@@ -66,6 +66,11 @@ function wheelToolkit() {
   return whole ? { nvcc, lib: join(home, 'lib'), includes } : undefined
 }
 
+/** The toolkit that is here, undefined when there is none. */
+export function findToolkit() {
+  return machineToolkit() ?? wheelToolkit()
+}
+
 /** Brings the wheels into .deps/cuda/, replaced as a whole. */
 function bringWheels() {
   const work = join(ROOT, '.viaduct/cuda')

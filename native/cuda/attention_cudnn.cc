@@ -57,11 +57,12 @@ Handles& runners() {
 /// The graph of a shape: tensors, masks, and one operation of attention.
 class Description {
  public:
-  explicit Description(const SdpaShape& shape) : s_(shape), graph_(std::make_shared<fe::graph::Graph>()) {
+  Description(const SdpaShape& shape, int computeCapability) : s_(shape), graph_(std::make_shared<fe::graph::Graph>()) {
     const fe::DataType_t dtype = s_.dtype == DType::BF16 ? fe::DataType_t::BFLOAT16 : fe::DataType_t::HALF;
     graph_->set_io_data_type(dtype)
         .set_intermediate_data_type(fe::DataType_t::FLOAT)
-        .set_compute_data_type(fe::DataType_t::FLOAT);
+        .set_compute_data_type(fe::DataType_t::FLOAT)
+        .set_sm_version(computeCapability);  // before any operation: each takes it from the graph when it is added
     if (s_.softcap > 0) cap_ = graph_->tensor(s_.softcap);
     if (s_.lengths) {
       queryLengths_ = lengths("query_lengths", kQueryLengths);
@@ -162,9 +163,9 @@ class Description {
 
 class CudnnPlan final : public SdpaPlan {
  public:
-  CudnnPlan(const SdpaShape& shape, const SdpaTarget& target) : shape_(shape), gpu_(target.gpu), graph_(shape_) {
+  CudnnPlan(const SdpaShape& shape, const SdpaTarget& target)
+      : shape_(shape), gpu_(target.gpu), graph_(shape_, target.computeCapability) {
     fe::graph::Graph& graph = *graph_.graph();
-    graph.set_sm_version(target.computeCapability);
     if (target.properties.empty()) {
       std::lock_guard<std::mutex> lock(makers().mutex);
       build(makers().of(gpu_));

@@ -11,6 +11,14 @@ namespace {
 
 constexpr int64_t kPack = 8;  // elements of 16 bytes: what cuDNN loads at a time
 
+// Its deterministic backward pass keeps every probability of a call, but on Blackwell. So calls are cut, and these bytes of
+// them are enough to keep a GPU at work.
+#ifdef VIADUCT_EMULATE
+constexpr int64_t kMostProbabilities = int64_t{128} << 10;
+#else
+constexpr int64_t kMostProbabilities = int64_t{2} << 30;
+#endif
+
 /// Keys that some query may see; those behind them no call needs.
 int64_t seenKeys(const AttentionArgs& a) { return a.causal ? std::min(a.K, a.queryOffset + a.S) : a.K; }
 
@@ -22,8 +30,25 @@ bool diagonal(const AttentionArgs& a) { return a.causal || narrowWindow(a) > 0; 
 /// Whether the heads of all groups lie evenly apart.
 bool even(const AttentionArgs& a, const HeadsView& x) { return a.G == 1 || a.R == 1 || x.group == a.R * x.head; }
 
-bool whole(const AttentionArgs& a, bool backward) {
+/// Bytes of probabilities that a call keeps for one group of one sample.
+int64_t probabilitiesOf(const AttentionArgs& a, bool backward, int computeCapability) {
+  if (!backward || computeCapability / 10 == 10) return 0;
+  const auto rounded = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
+  return a.R * rounded(a.S, 64) * rounded(a.K, 128) * 2;
+}
+
+/// Whether one call takes all samples and groups.
+bool whole(const AttentionArgs& a, bool backward, int computeCapability) {
+  if (probabilitiesOf(a, backward, computeCapability) > kMostProbabilities / (a.B * a.G)) return false;
   return even(a, a.q) && even(a, a.out) && (!backward || (even(a, a.dOut) && even(a, a.dq)));
+}
+
+/// Groups of a sample that one of its calls takes.
+int64_t groupsOfCall(const AttentionArgs& a, bool backward, int computeCapability) {
+  const int64_t each = probabilitiesOf(a, backward, computeCapability);
+  int64_t groups = a.G;
+  while (groups > 1 && (each > kMostProbabilities / groups || a.G % groups != 0)) groups -= 1;
+  return groups;
 }
 
 /// A view that cuDNN sees, with its sizes.
@@ -120,6 +145,10 @@ std::string whyNotCudnn(const AttentionArgs& a, bool backward, int computeCapabi
   if (a.q.dtype != DType::BF16 && a.q.dtype != DType::F16) return dtypeName(a.q.dtype);
   if (std::min({a.B, a.S, a.G, a.R, a.K}) == 0) return "nothing to compute";
   if (backward && a.S == 1 && a.K == 1) return "the gradient of one query and one key";
+  if (probabilitiesOf(a, backward, computeCapability) > kMostProbabilities) {
+    return "a gradient for which it would keep more than " + std::to_string(kMostProbabilities) +
+           " bytes of probabilities of a group";
+  }
   if (computeCapability < 80) return "a GPU before compute capability 8.0";
   std::string why = whyNotHeads(a, backward, computeCapability);
   if (why.empty()) why = whyNotMask(a, backward);
@@ -128,19 +157,20 @@ std::string whyNotCudnn(const AttentionArgs& a, bool backward, int computeCapabi
   }
   const int64_t heads = a.G * a.R;
   const bool packed = (a.S == 1 || a.lseQuery == 1) && (heads == 1 || a.lseHead == a.S) &&
-                      (a.B == 1 || !whole(a, backward) || a.lseBatch == heads * a.S);
+                      (a.B == 1 || !whole(a, backward, computeCapability) || a.lseBatch == heads * a.S);
   if (why.empty() && !packed) why = "an lse with gaps";
   return why;
 }
 
-SdpaCut cutForCudnn(const AttentionArgs& a, bool backward) {
+SdpaCut cutForCudnn(const AttentionArgs& a, bool backward, int computeCapability) {
   SdpaCut cut;
   SdpaShape& s = cut.shape;
-  const bool one = whole(a, backward);
-  cut.calls = one ? 1 : a.B;
+  const bool one = whole(a, backward, computeCapability);
+  cut.groups = one ? a.G : groupsOfCall(a, backward, computeCapability);
+  cut.calls = one ? 1 : a.B * (a.G / cut.groups);
   s.backward = backward;
   s.dtype = a.q.dtype;
-  s.batch = one ? a.B : a.G;
+  s.batch = one ? a.B : cut.groups;
   s.heads = one ? a.G * a.R : a.R;
   s.keyHeads = one ? a.G : 1;
   s.queries = a.S;

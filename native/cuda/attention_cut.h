@@ -15,11 +15,17 @@ inline bool cudnnTakes(const AttentionArgs& a, bool backward, int computeCapabil
 }
 
 /// A call as cuDNN's calls of one shape. Where the heads of all groups lie evenly apart it is one call; else, as in a packed
-/// qkv, one for each sample, with the groups in place of the batch. Keys that no query sees are left out.
+/// qkv, one for each sample, with the groups in place of the batch, or for some groups of it, so that its scratch memory is
+/// bounded. Keys that no query sees are left out.
 struct SdpaCut {
   SdpaShape shape;
   int64_t calls = 1;
+  int64_t groups = 1;  // of a sample in a call
+
+  /// Where a call begins.
+  int64_t sampleOf(int64_t call, const AttentionArgs& a) const { return call / (a.G / groups); }
+  int64_t groupOf(int64_t call, const AttentionArgs& a) const { return call % (a.G / groups) * groups; }
 };
-SdpaCut cutForCudnn(const AttentionArgs& a, bool backward);
+SdpaCut cutForCudnn(const AttentionArgs& a, bool backward, int computeCapability);
 
 }  // namespace viaduct::cuda

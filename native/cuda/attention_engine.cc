@@ -49,6 +49,8 @@ Plans& plans() {
   return *all;
 }
 
+int capabilityOf(const Device& device) { return 10 * device.properties().major + device.properties().minor; }
+
 const SdpaPlan* findPlan(const SdpaShape& shape, const Device& device, std::string* why) {
   std::vector<int64_t> key = shape.key();
   key.push_back(device.ordinal());
@@ -59,8 +61,7 @@ const SdpaPlan* findPlan(const SdpaShape& shape, const Device& device, std::stri
     Plans::Kept kept;
     try {
       device.makeCurrent();
-      const cudaDeviceProp& facts = device.properties();
-      kept.plan = makeSdpaPlan(shape, {device.ordinal(), 10 * facts.major + facts.minor});
+      kept.plan = makeSdpaPlan(shape, {device.ordinal(), capabilityOf(device)});
     } catch (const Error& e) {
       kept.why = e.what();
     }
@@ -98,10 +99,10 @@ AttentionChoice chooseAttention(const char* op, const AttentionArgs& a, bool bac
   AttentionChoice choice;
   const Engine wanted = engine;
   if (wanted != Engine::Own) {
-    const cudaDeviceProp& facts = device.properties();
-    std::string why = whyNotCudnn(a, backward, 10 * facts.major + facts.minor);
+    choice.computeCapability = capabilityOf(device);
+    std::string why = whyNotCudnn(a, backward, choice.computeCapability);
     if (why.empty()) {
-      const SdpaCut cut = cutForCudnn(a, backward);
+      const SdpaCut cut = cutForCudnn(a, backward, choice.computeCapability);
       choice.plan = findPlan(cut.shape, device, &why);
       if (choice.plan != nullptr) {
         choice.scratch = Parts(a, backward, cut, *choice.plan).total();
@@ -118,7 +119,7 @@ AttentionChoice chooseAttention(const char* op, const AttentionArgs& a, bool bac
 void startChosen(const AttentionChoice& choice, const AttentionArgs& a, bool backward, const Launch& on,
                  void* scratch) {
   if (choice.plan == nullptr) return backward ? startOwnBackward(a, on, scratch) : startOwnForward(a, on, scratch);
-  const SdpaCut cut = cutForCudnn(a, backward);
+  const SdpaCut cut = cutForCudnn(a, backward, choice.computeCapability);
   const SdpaShape& s = cut.shape;
   const Parts parts(a, backward, cut, *choice.plan);
   char* next = static_cast<char*>(scratch);
@@ -130,7 +131,7 @@ void startChosen(const AttentionChoice& choice, const AttentionArgs& a, bool bac
   auto* queryLengths = reinterpret_cast<int32_t*>(take(parts.lengths));
   auto* keyLengths = reinterpret_cast<int32_t*>(take(parts.lengths));
   float* stats = a.lse;
-  int64_t statsOfCall = a.lseBatch;
+  int64_t statsOfSample = a.lseBatch;
   if (s.lengths) {
     AttentionArgs seen = a;
     seen.K = s.keys;
@@ -138,12 +139,13 @@ void startChosen(const AttentionChoice& choice, const AttentionArgs& a, bool bac
   }
   if (parts.stats > 0) {
     stats = reinterpret_cast<float*>(take(parts.stats));
-    statsOfCall = a.G * a.R * a.S;
+    statsOfSample = a.G * a.R * a.S;
     copyStats(a, stats, on);
   }
   for (int64_t call = 0; call < cut.calls; ++call) {
     SdpaData data;
-    const auto at = [call](const HeadsView& x) -> void* { return x.data == nullptr ? nullptr : x.at(call, 0, 0); };
+    const int64_t b = cut.sampleOf(call, a), g = cut.groupOf(call, a);
+    const auto at = [b, g](const HeadsView& x) -> void* { return x.data == nullptr ? nullptr : x.at(b, 0, g); };
     data.q = at(a.q);
     data.k = at(a.k);
     data.v = at(a.v);
@@ -152,7 +154,7 @@ void startChosen(const AttentionChoice& choice, const AttentionArgs& a, bool bac
     data.dq = at(a.dq);
     data.dk = at(a.dk);
     data.dv = at(a.dv);
-    data.stats = stats + call * statsOfCall;
+    data.stats = stats + b * statsOfSample + g * a.R * a.S;
     if (s.lengths) {
       data.queryLengths = queryLengths + call * s.batch;
       data.keyLengths = keyLengths + call * s.batch;

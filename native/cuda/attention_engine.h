@@ -20,6 +20,7 @@ std::string attentionLibrary();
 struct AttentionChoice {
   const SdpaPlan* plan = nullptr;  // null: own kernels
   size_t scratch = 0;              // bytes
+  int computeCapability = 0;
 };
 AttentionChoice chooseAttention(const char* op, const AttentionArgs& a, bool backward, const Device& device);
 

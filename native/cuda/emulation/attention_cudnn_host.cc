@@ -81,8 +81,9 @@ class HostPlan final : public SdpaPlan {
   explicit HostPlan(const SdpaShape& shape) : s_(shape) {}
 
   size_t workspace() const override {
-    const size_t gradients = static_cast<size_t>(s_.batch * s_.heads * s_.queries * s_.channels) * sizeof(float);
-    return 256 + (s_.backward ? gradients : 0);
+    const auto rounded = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
+    const int64_t probabilities = s_.batch * s_.heads * rounded(s_.queries, 64) * rounded(s_.keys, 128);
+    return 256 + (s_.backward ? static_cast<size_t>(probabilities) * sizeof(BF16) : 0);
   }
 
   void run(const SdpaData& data, cudaStream_t stream, void* workspace) const override {
