@@ -19,7 +19,7 @@ namespace modifiers = fe::graph::attn::score_modifiers;
 using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
 
 /// Names of a graph's tensors for a call.
-enum Uid : int64_t { kQ = 1, kK, kV, kOut, kStats, kDOut, kDq, kDk, kDv, kQueryLengths, kKeyLengths };
+enum Uid : int64_t { kQ = 1, kK, kV, kOut, kStats, kDOut, kDq, kDk, kDv, kQueryLengths, kKeyLengths, kFirstKeys };
 
 void checkFrontend(fe::error_t error, const char* what) {
   VIADUCT_CHECK(error.is_good(), "ERR_UNSUPPORTED", "attention",
@@ -68,6 +68,11 @@ class Description {
       queryLengths_ = lengths("query_lengths", kQueryLengths);
       keyLengths_ = lengths("key_lengths", kKeyLengths);
     }
+    if (s_.firstKeys >= 0) {
+      const int64_t rows = s_.firstKeys > 0 ? s_.batch : 1, row = s_.firstKeys > 0 ? s_.firstKeys : s_.queries;
+      firstKeys_ = input("first_keys", kFirstKeys, {rows, 1, s_.queries, 1}, {row, row, 1, 1});
+      firstKeys_->set_data_type(fe::DataType_t::INT32);
+    }
     s_.backward ? backward() : forward();
   }
 
@@ -93,12 +98,35 @@ class Description {
     tensor->set_output(true).set_uid(uid).set_dim(dims).set_stride(strides);
   }
 
-  /// Scores as the softmax sees them, where they have a softcap: cuDNN takes masks as options or all in one function.
-  Tensor cappedAndMasked(const std::shared_ptr<fe::graph::Graph>& graph, const Tensor& score) {
-    Tensor capped = softcap_.forward(graph, score, cap_);
-    if (!s_.causal && s_.window == 0) return capped;
-    return modifiers::sliding_window_mask(graph, capped, alignment(), left(), right(), s_.queries, s_.keys, nullptr,
+  /// cuDNN takes masks as options, or all of them in one function of the scores.
+  bool byFunction() const { return s_.softcap > 0 || s_.firstKeys >= 0; }
+
+  /// Scores as the softmax sees them.
+  Tensor modified(const std::shared_ptr<fe::graph::Graph>& graph, Tensor score) {
+    if (s_.softcap > 0) score = softcap_.forward(graph, score, cap_);
+    if (s_.firstKeys >= 0) score = fromFirstKeys(graph, score);
+    if (!s_.causal && s_.window == 0) return score;
+    return modifiers::sliding_window_mask(graph, score, alignment(), left(), right(), s_.queries, s_.keys, nullptr,
                                           nullptr);
+  }
+
+  /// Scores of keys before the first one, replaced by a number that no softmax notices. Not by -inf: whole tiles may be hidden
+  /// before a query's first key, and their largest score must be a number that can be subtracted.
+  Tensor fromFirstKeys(const std::shared_ptr<fe::graph::Graph>& graph, const Tensor& score) {
+    const auto pointwise = [](const char* name, fe::PointwiseMode_t mode) {
+      fe::graph::Pointwise_attributes attributes;
+      attributes.set_name(name).set_mode(mode);
+      return attributes;
+    };
+    const Tensor key = graph->pointwise(
+        score,
+        pointwise("key", fe::PointwiseMode_t::GEN_INDEX).set_axis(3).set_compute_data_type(fe::DataType_t::INT32));
+    key->set_data_type(fe::DataType_t::INT32);
+    const Tensor seen = graph->pointwise(
+        key, firstKeys_, pointwise("seen", fe::PointwiseMode_t::CMP_GE).set_compute_data_type(fe::DataType_t::BOOLEAN));
+    seen->set_data_type(fe::DataType_t::BOOLEAN);
+    const auto hidden = std::make_shared<fe::graph::Tensor_attributes>(-1e30f);
+    return graph->pointwise(score, hidden, seen, pointwise("hide", fe::PointwiseMode_t::BINARY_SELECT));
   }
 
   fe::DiagonalAlignment_t alignment() const {
@@ -112,9 +140,9 @@ class Description {
   Attributes options() {
     Attributes options;
     options.set_name("attention").set_attn_scale(s_.scale);
-    if (s_.softcap > 0) {
+    if (byFunction()) {
       options.set_score_mod(
-          [this](std::shared_ptr<fe::graph::Graph> graph, Tensor score) { return cappedAndMasked(graph, score); });
+          [this](std::shared_ptr<fe::graph::Graph> graph, Tensor score) { return modified(graph, score); });
       return options;
     }
     if (s_.causal || s_.window > 0) options.set_diagonal_alignment(alignment());
@@ -158,7 +186,7 @@ class Description {
   const SdpaShape& s_;
   std::shared_ptr<fe::graph::Graph> graph_;
   modifiers::Softcap softcap_;
-  Tensor cap_, queryLengths_, keyLengths_;
+  Tensor cap_, queryLengths_, keyLengths_, firstKeys_;
 };
 
 class CudnnPlan final : public SdpaPlan {
@@ -189,6 +217,7 @@ class CudnnPlan final : public SdpaPlan {
       tensors.insert({{kDOut, data.dOut}, {kDq, data.dq}, {kDk, data.dk}, {kDv, data.dv}});
     }
     if (shape_.lengths) tensors.insert({{kQueryLengths, data.queryLengths}, {kKeyLengths, data.keyLengths}});
+    if (shape_.firstKeys >= 0) tensors.insert({kFirstKeys, data.firstKeys});
     std::lock_guard<std::mutex> lock(runners().mutex);
     const cudnnHandle_t handle = runners().of(gpu_);
     checkCudnn(cudnnSetStream(handle, stream), "cudnnSetStream");

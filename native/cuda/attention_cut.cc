@@ -83,8 +83,11 @@ std::string whyNotMemory(const AttentionArgs& a, const Seen& x) {
   return last < int64_t{1} << 31 ? "" : name + " over more than 2^31 elements";
 }
 
-std::string whyNotMask(const AttentionArgs& a, bool backward) {
-  if (a.firstKey != nullptr) return "first keys";
+std::string whyNotMask(const AttentionArgs& a, bool backward, int computeCapability) {
+  if (a.firstKey != nullptr) {
+    if (a.keyEnd != nullptr) return "first keys and ends of keys";
+    if (backward && computeCapability / 10 != 9) return "the gradient with first keys on a GPU that is no Hopper";
+  }
   if (a.keyEnd != nullptr && a.softcap > 0) return "ends of keys and a softcap";
   if (a.queryOffset < 0) return "queries before the first key";
   if (!diagonal(a)) return "";
@@ -133,7 +136,7 @@ std::vector<int64_t> SdpaShape::key() const {
                            keys,          channels,
                            valueChannels, causal,
                            bottomRight,   window,
-                           lengths};
+                           lengths,       firstKeys};
   for (float x : {scale, softcap}) key.push_back(bitsOf(x));
   for (const SdpaStrides* x : {&q, &k, &v, &out, &dOut, &dq, &dk, &dv}) {
     key.insert(key.end(), {x->batch, x->head, x->position});
@@ -151,7 +154,7 @@ std::string whyNotCudnn(const AttentionArgs& a, bool backward, int computeCapabi
   }
   if (computeCapability < 80) return "a GPU before compute capability 8.0";
   std::string why = whyNotHeads(a, backward, computeCapability);
-  if (why.empty()) why = whyNotMask(a, backward);
+  if (why.empty()) why = whyNotMask(a, backward, computeCapability);
   for (const Seen& view : seenViews(a, backward)) {
     if (why.empty()) why = whyNotMemory(a, view);
   }
@@ -183,6 +186,7 @@ SdpaCut cutForCudnn(const AttentionArgs& a, bool backward, int computeCapability
   s.window = narrowWindow(a);
   s.bottomRight = diagonal(a) && a.queryOffset > 0;
   s.lengths = a.keyEnd != nullptr;
+  if (a.firstKey != nullptr) s.firstKeys = one ? firstKeysRow(a) : 0;
   const auto queryLike = [&](const HeadsView& x, int64_t channels) {
     const SdpaStrides all =
         one ? SdpaStrides{x.batch, a.R > 1 ? x.head : x.group, x.position} : SdpaStrides{x.group, x.head, x.position};

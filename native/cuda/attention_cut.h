@@ -26,6 +26,8 @@ struct SdpaCut {
   int64_t sampleOf(int64_t call, const AttentionArgs& a) const { return call / (a.G / groups); }
   int64_t groupOf(int64_t call, const AttentionArgs& a) const { return call % (a.G / groups) * groups; }
 };
+/// From the first keys of a sample to the next one's, in numbers: so that each begins at an address of 16 bytes.
+inline int64_t firstKeysRow(const AttentionArgs& a) { return (a.S + 3) / 4 * 4; }
 SdpaCut cutForCudnn(const AttentionArgs& a, bool backward, int computeCapability);
 
 }  // namespace viaduct::cuda

@@ -22,16 +22,19 @@ size_t rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kA
 /// What a call's scratch memory holds, in this order.
 struct Parts {
   size_t lengths = 0;  // bytes, of one of two arrays
+  size_t firstKeys = 0;
   size_t stats = 0;
   size_t workspace = 0;
 
   Parts(const AttentionArgs& a, bool backward, const SdpaCut& cut, const SdpaPlan& plan) {
     workspace = plan.workspace();
-    if (!cut.shape.lengths) return;
-    lengths = rounded(static_cast<size_t>(cut.calls * cut.shape.batch) * sizeof(int32_t));
-    if (backward) stats = rounded(static_cast<size_t>(a.B * a.G * a.R * a.S) * sizeof(float));
+    if (cut.shape.lengths) lengths = rounded(static_cast<size_t>(cut.calls * cut.shape.batch) * sizeof(int32_t));
+    if (cut.shape.firstKeys >= 0) firstKeys = rounded(static_cast<size_t>(a.B * firstKeysRow(a)) * sizeof(int32_t));
+    if (backward && ranges()) stats = rounded(static_cast<size_t>(a.B * a.G * a.R * a.S) * sizeof(float));
   }
-  size_t total() const { return 2 * lengths + stats + workspace; }
+  size_t total() const { return 2 * lengths + firstKeys + stats + workspace; }
+  /// Whether queries may see no key.
+  bool ranges() const { return lengths > 0 || firstKeys > 0; }
 };
 
 struct Plans {
@@ -130,6 +133,7 @@ void startChosen(const AttentionChoice& choice, const AttentionArgs& a, bool bac
   };
   auto* queryLengths = reinterpret_cast<int32_t*>(take(parts.lengths));
   auto* keyLengths = reinterpret_cast<int32_t*>(take(parts.lengths));
+  auto* firstKeys = reinterpret_cast<int32_t*>(take(parts.firstKeys));
   float* stats = a.lse;
   int64_t statsOfSample = a.lseBatch;
   if (s.lengths) {
@@ -137,6 +141,7 @@ void startChosen(const AttentionChoice& choice, const AttentionArgs& a, bool bac
     seen.K = s.keys;
     fillLengths(seen, cut.calls * s.batch / a.B, queryLengths, keyLengths, on);
   }
+  if (parts.firstKeys > 0) copyFirstKeys(a, firstKeysRow(a), firstKeys, on);
   if (parts.stats > 0) {
     stats = reinterpret_cast<float*>(take(parts.stats));
     statsOfSample = a.G * a.R * a.S;
@@ -159,9 +164,10 @@ void startChosen(const AttentionChoice& choice, const AttentionArgs& a, bool bac
       data.queryLengths = queryLengths + call * s.batch;
       data.keyLengths = keyLengths + call * s.batch;
     }
+    if (parts.firstKeys > 0) data.firstKeys = firstKeys + b * firstKeysRow(a);
     choice.plan->run(data, on.stream(), next);
   }
-  if (s.lengths) backward ? clearUnseenGradients(a, on) : clearUnseeing(a, on);
+  if (parts.ranges()) backward ? clearUnseenGradients(a, on) : clearUnseeing(a, on);
 }
 
 }  // namespace viaduct::cuda

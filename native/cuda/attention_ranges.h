@@ -1,5 +1,5 @@
-// What cuDNN leaves undefined where keys end per sample, made as attention's ops promise: kernels around its calls
-// (ops/attention_ranges.cu).
+// Ranges of keys as cuDNN takes them, and what it leaves undefined there, made as attention's ops promise: kernels around its
+// calls (ops/attention_ranges.cu).
 #pragma once
 
 #include "../attention_args.h"
@@ -9,6 +9,8 @@ namespace viaduct::cuda {
 
 /// For each entry n of a batch, of which each sample has `perSample`: its queries, and its keys, at least one.
 void fillLengths(const AttentionArgs& a, int64_t perSample, int32_t* queries, int32_t* keys, const Launch& on);
+/// First keys with `row` numbers from sample to sample, each no more than the number of keys.
+void copyFirstKeys(const AttentionArgs& a, int64_t row, int32_t* packed, const Launch& on);
 /// lse, packed, with so large a number for queries that see nothing that their probabilities become 0.
 void copyStats(const AttentionArgs& a, float* packed, const Launch& on);
 /// out and lse of queries that see nothing: zeros and -inf.

@@ -28,18 +28,20 @@ struct SdpaShape {
   bool causal = false, bottomRight = false;
   int64_t window = 0;    // 0: none
   bool lengths = false;  // each of the batch has queries and keys of its own number, from the front
+  // Each query has a first key that it sees; rows of these numbers lie so far apart in the batch, 0: one row for all. -1: none.
+  int64_t firstKeys = -1;
 
   /// Equal for equal shapes.
   std::vector<int64_t> key() const;
 };
 
 /// Memory of one call. `stats` is the natural logarithm of the sum of exponentials of scaled scores, F32, packed
-/// [batch, heads, queries]; lengths are I32 [batch].
+/// [batch, heads, queries]; lengths are I32 [batch], first keys I32 [batch, queries] or [queries].
 struct SdpaData {
   void *q = nullptr, *k = nullptr, *v = nullptr, *out = nullptr;
   void *dOut = nullptr, *dq = nullptr, *dk = nullptr, *dv = nullptr;
   float* stats = nullptr;
-  int32_t *queryLengths = nullptr, *keyLengths = nullptr;
+  int32_t *queryLengths = nullptr, *keyLengths = nullptr, *firstKeys = nullptr;
 };
 
 /// A shape ready to run. Never destroyed. What a call leaves undefined: results of queries that see no key, and gradients of

@@ -1,5 +1,5 @@
 // Calls of attention that cuDNN takes: attentionEngine.test.ts computes them, cudnnPlans.test.ts asks cuDNN for their plans.
-import type { Case } from './attentionCase.js'
+import { type Case, packed } from './attentionCase.js'
 
 const forwardOnly = { backward: false } as const
 
@@ -31,6 +31,16 @@ export const taken: readonly (readonly [string, Partial<Case>])[] = [
   ['a call for each group, ragged', { B: 2, S: 60, G: 3, R: 4, D: 16, causal: false, keyEnd: [60, 17] }],
   ['many ragged samples', { B: 70, S: 3, keyEnd: Array.from({ length: 70 }, (_, b) => b % 4) }],
   ['ragged keys, packed', { B: 3, S: 20, G: 2, R: 2, D: 16, layout: 'packed', causal: false, keyEnd: [7, -3, 20] }],
+  ['packed sequences', { S: 120, R: 2, D: 16, firstKey: packed([1, 40, 3, 54, 22]) }],
+  [
+    'packed sequences of packed tensors',
+    { B: 3, S: 39, G: 2, R: 2, D: 16, firstKey: (b, i) => packed([9 + b, 30 - b])(b, i), layout: 'packed' },
+  ],
+  ['packed sequences in a window, softcap', { S: 90, firstKey: packed([50, 40]), window: 7, softcap: 3 }],
+  ['packed sequences, not causal', { B: 2, S: 30, firstKey: packed([9, 21]), causal: false }],
+  ['left padding, one sample after another', { B: 2, S: 70, G: 2, firstKey: (b) => [0, 67][b]! }],
+  ['left padding behind a cache', { B: 2, S: 9, K: 40, offset: 31, firstKey: (b) => [33, 5][b]! }],
+  ['first keys behind the last', { S: 8, K: 8, firstKey: () => 9 }],
   ['behind a cache', { B: 2, S: 30, G: 2, R: 2, K: 91, offset: 61 }],
   ['behind a cache, in a window', { ...forwardOnly, B: 2, S: 30, G: 2, R: 2, K: 91, offset: 61, window: 12 }],
   ['a cache longer than what is seen', { ...forwardOnly, B: 2, S: 30, G: 2, R: 2, K: 100, offset: 61 }],

@@ -4,7 +4,7 @@ import { beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { native } from '../../lib/addon/load.js'
 import { Device } from '../../lib/tensor/device.js'
 import { taken } from './attentionCalls.js'
-import { type Case, type Float, packed, run, same, sized } from './attentionCase.js'
+import { type Case, type Float, run, same, sized } from './attentionCase.js'
 import { gpuSetupTimeout, realGpu, useGpu } from './gpu.js'
 import { Bench } from './pair.js'
 
@@ -20,8 +20,7 @@ const refused: readonly (readonly [RegExp, string, Partial<Case>, Float])[] = [
   [/no multiple of 8/, '12 channels', { S: 5, D: 12 }, 'bfloat16'],
   [/no multiple of 8/, '12 channels of values', { S: 5, Dv: 12 }, 'bfloat16'],
   [/address of no 16 bytes/, 'odd addresses', { S: 5, layout: 'gaps' }, 'bfloat16'],
-  [/first keys/, 'packed sequences', { S: 30, firstKey: packed([11, 19]) }, 'bfloat16'],
-  [/first keys/, 'left padding', { B: 2, S: 7, firstKey: (b) => b }, 'bfloat16'],
+  [/first keys and ends of keys/, 'first keys and ends', { S: 7, firstKey: () => 1, keyEnd: [6] }, 'bfloat16'],
   [
     /neither at the first keys nor at the last/,
     'keys behind the queries that are seen',

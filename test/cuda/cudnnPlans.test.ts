@@ -66,6 +66,7 @@ const real: readonly (readonly [string, Partial<Case>])[] = [
   ['OLMoE', { B: 2, S: 4096, G: 16, R: 1, D: 128, layout: 'packed' }],
   ['a window of Mistral', { S: 8192, G: 8, R: 4, D: 128, window: 4096, layout: 'packed' }],
   ['16384 tokens', { S: 16384, G: 8, R: 4, D: 128, layout: 'packed' }],
+  ['packed sequences', { B: 2, S: 4096, G: 8, R: 4, D: 128, firstKey: () => 0, layout: 'packed' }],
   ['latent attention', { S: 4096, G: 16, R: 1, D: 192, Dv: 128 }],
   ['a prompt behind a cache', { backward: false, B: 2, S: 512, K: 4096, offset: 3584, G: 8, R: 4, D: 128 }],
   ['decoding', { backward: false, B: 8, S: 1, K: 4096, offset: 4095, G: 8, R: 4, D: 128 }],
@@ -74,7 +75,7 @@ const real: readonly (readonly [string, Partial<Case>])[] = [
 function line(c: Case, backward: boolean, half = false): string {
   const sizes = [c.B, c.S, c.G, c.R, c.K, c.D, c.Dv]
   const flags = [backward, half, c.layout === 'packed']
-  const masks = [c.causal, c.offset, c.window, c.softcap, c.keyEnd !== null]
+  const masks = [c.causal, c.offset, c.window, c.softcap, c.keyEnd !== null, c.firstKey !== null]
   return [...flags, ...sizes, ...masks].map(Number).join(' ')
 }
 
@@ -124,10 +125,12 @@ describe.skipIf(!toolkit)('plans of cuDNN', () => {
       const wide = sized({ S: 20, D: 136 })
       const latent = sized({ S: 20, D: 192, Dv: 128 })
       const capped = sized({ S: 20, softcap: 2 })
+      const later = sized({ S: 20, firstKey: () => 3 })
       const answers = about(gpu, [
         ...[false, true].map((backward) => line(wide, backward)),
         ...[false, true].map((backward) => line(latent, backward)),
         ...[false, true].map((backward) => line(capped, backward)),
+        ...[false, true].map((backward) => line(later, backward)),
         line(sized({ S: 20, D: 128 }), true),
       ])
       expect(answers.map((text) => text.replace(/^plan .*/, 'plan'))).toEqual([
@@ -137,6 +140,8 @@ describe.skipIf(!toolkit)('plans of cuDNN', () => {
         name === 'a B200' ? 'plan' : 'refused gradients of more than 128 channels on a GPU that is no Hopper',
         'plan',
         'refused the gradient of a softcap on a GPU that is no Hopper',
+        'plan',
+        'refused the gradient with first keys on a GPU that is no Hopper',
         'plan',
       ])
     },

@@ -49,6 +49,7 @@ Call readCall(const std::string& line) {
   a.softcap = static_cast<float>(next());
   static int32_t end = 0;
   if (whole() != 0) a.keyEnd = &end;
+  if (whole() != 0) a.firstKey = &end;
   a.scale = 0.1f;
   const int64_t group = packed ? (a.R + 2) * a.D : 0, row = a.G * group;
   const auto queries = [&](int64_t channels) {

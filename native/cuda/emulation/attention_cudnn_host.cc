@@ -95,6 +95,11 @@ class HostPlan final : public SdpaPlan {
       requireUsable("lengths", data.queryLengths, static_cast<size_t>(s_.batch) * sizeof(int32_t));
       requireUsable("lengths", data.keyLengths, static_cast<size_t>(s_.batch) * sizeof(int32_t));
     }
+    if (s_.firstKeys >= 0) {
+      require(reinterpret_cast<uintptr_t>(data.firstKeys) % 16 == 0, "first keys at an address of 16 bytes");
+      const int64_t numbers = s_.firstKeys * (s_.batch - 1) + s_.queries;
+      requireUsable("first keys", data.firstKeys, static_cast<size_t>(numbers) * sizeof(int32_t));
+    }
     const auto queries = [&](const char* name, void* x, const SdpaStrides& strides, int64_t channels) {
       return Rows{name, x, s_.dtype, strides, s_.batch, s_.heads, s_.queries, channels};
     };
@@ -132,6 +137,7 @@ class HostPlan final : public SdpaPlan {
     Visible see{0, keys};
     if (s_.causal) see.hi = std::min(see.hi, i + shift + 1);
     if (s_.window > 0) see.lo = std::max<int64_t>(0, i + shift - s_.window + 1);
+    if (s_.firstKeys >= 0) see.lo = std::max<int64_t>(see.lo, data.firstKeys[b * s_.firstKeys + i]);
     if (i >= queriesOf(data, b)) see.hi = see.lo;
     return see;
   }
@@ -216,7 +222,7 @@ std::unique_ptr<SdpaPlan> makeSdpaPlan(const SdpaShape& s, const SdpaTarget&) {
   require(s.heads % s.keyHeads == 0, "as many queries in each group");
   require(!s.bottomRight || s.queries <= s.keys, "no more queries than keys");
   require(s.window == 0 || s.queries <= s.keys, "no more queries than keys in a window");
-  require(s.softcap == 0 || !s.lengths, "no lengths with a softcap");
+  require((s.softcap == 0 && s.firstKeys < 0) || !s.lengths, "no lengths with a softcap or first keys");
   for (const SdpaStrides* x : {&s.q, &s.k, &s.v, &s.out, &s.dOut, &s.dq, &s.dk, &s.dv}) {
     require(x->batch % 8 == 0 && x->head % 8 == 0 && x->position % 8 == 0, "strides of 16 bytes");
   }

@@ -1,4 +1,4 @@
-// Kernels around cuDNN's attention where keys end per sample; see ../attention_ranges.h.
+// Kernels around cuDNN's attention where samples or queries have ranges of keys; see ../attention_ranges.h.
 #include "../attention_ranges.h"
 
 #include <limits>
@@ -15,7 +15,7 @@ constexpr float kFar = 1e30f;
 constexpr float kSawNothing = -std::numeric_limits<float>::infinity();
 
 __device__ __forceinline__ int keysOf(const AttentionArgs& a, int64_t b) {
-  const int64_t end = a.keyEnd[b * a.keyEndBatch];
+  const int64_t end = a.keyEnd == nullptr ? a.K : a.keyEnd[b * a.keyEndBatch];
   return static_cast<int>(end < 0 ? 0 : (end > a.K ? a.K : end));
 }
 
@@ -30,6 +30,13 @@ __global__ void __launch_bounds__(kThreads)
   if (n >= a.B * perSample) return;
   queries[n] = static_cast<int32_t>(a.S);
   keys[n] = max(1, keysOf(a, n / perSample));
+}
+
+__global__ void __launch_bounds__(kThreads) firstKeysKernel(AttentionArgs a, int64_t row, int32_t* packed) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= a.B * a.S) return;
+  const int64_t b = n / a.S, i = n % a.S;
+  packed[b * row + i] = min(a.firstKey[b * a.firstKeyBatch + i * a.firstKeyQuery], static_cast<int32_t>(a.K));
 }
 
 __global__ void __launch_bounds__(kThreads) statsKernel(AttentionArgs a, float* packed) {
@@ -82,6 +89,10 @@ unsigned blocks(int64_t n) { return static_cast<unsigned>((n + kThreads - 1) / k
 
 void fillLengths(const AttentionArgs& a, int64_t perSample, int32_t* queries, int32_t* keys, const Launch& on) {
   on(lengthsKernel, blocks(a.B * perSample), kThreads, a, perSample, queries, keys);
+}
+
+void copyFirstKeys(const AttentionArgs& a, int64_t row, int32_t* packed, const Launch& on) {
+  on(firstKeysKernel, blocks(a.B * a.S), kThreads, a, row, packed);
 }
 
 void copyStats(const AttentionArgs& a, float* packed, const Launch& on) {
