@@ -11,12 +11,15 @@ import time
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
 import peer_files
 
 SIZES = {
     "a": dict(num_hidden_layers=4, hidden_size=256, num_attention_heads=4, num_key_value_heads=2, intermediate_size=688, vocab_size=8192),
+    "moe": dict(num_hidden_layers=4, hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64, intermediate_size=688,
+                moe_intermediate_size=192, num_experts=16, num_experts_per_tok=4, norm_topk_prob=True, router_aux_loss_coef=0.0,
+                vocab_size=8192),
     "b": dict(num_hidden_layers=8, hidden_size=512, num_attention_heads=8, num_key_value_heads=4, intermediate_size=1376, vocab_size=32000),
 }
 
@@ -29,8 +32,9 @@ class Peer:
     def make(self, folder, size, dtype="float32", seed=1):
         """Writes a random model of a size as a Hugging Face folder: both sides load it."""
         torch.manual_seed(seed)
-        config = LlamaConfig(max_position_embeddings=4096, tie_word_embeddings=False, **SIZES[size])
-        LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+        kind = Qwen3MoeConfig if size == "moe" else LlamaConfig
+        config = kind(max_position_embeddings=4096, tie_word_embeddings=False, **SIZES[size])
+        AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
         return {}
 
     def load(self, folder, mode, compile=False, train=True, lr=1e-4):

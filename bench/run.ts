@@ -27,7 +27,7 @@ type SuiteName = keyof typeof suites
 
 const usage = `npm run bench -- [options]
   --suite train|decode|convert|load|online|ops|ranks  default: all
-  --size a|b                         default: both (decode, ranks: b)
+  --size a|b|moe                     moe: train only; default: all (decode, ranks: b)
   --dtype float32|bfloat16           default: both
   --pairs N                          default 9
   --quick                            3 pairs, a small folder
@@ -102,7 +102,8 @@ async function main(): Promise<void> {
   const rows: Row[] = []
   for (const name of names) {
     const isLarge = name === 'decode' || name === 'ranks'
-    const sizes = oneOf<SizeName>('size', values.size, ['a', 'b'], isLarge ? ['b'] : ['a', 'b'])
+    const known: readonly SizeName[] = name === 'train' ? ['a', 'b', 'moe'] : ['a', 'b']
+    const sizes = oneOf<SizeName>('size', values.size, known, isLarge ? ['b'] : known)
     const found = await suites[name]({ ...base, sizes })
     process.stderr.write(`kept ${keep(name, found)}\n`)
     rows.push(...found)

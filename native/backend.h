@@ -95,6 +95,10 @@ class Backend {
   virtual void accumulate(Stream& s, InOut acc, In x) VIADUCT_OP
   /// x *= factor[0] (F32 slot); x float, contiguous.
   virtual void scale(Stream& s, InOut x, In factor) VIADUCT_OP
+  /// y = x between low and high; a NaN stays. y may be x.
+  virtual void clamp(Stream& s, Out y, In x, double low, double high) VIADUCT_OP
+  /// dx = dy where x lies between low and high, both included, else 0. dx may be dy.
+  virtual void clampBackward(Stream& s, Out dx, In dy, In x, double low, double high) VIADUCT_OP
   /// y[0] = sum of x (F32 out, F64 accumulation, ordered).
   virtual void sum(Stream& s, Out y, In x) VIADUCT_OP
   /// acc[N] += sum over rows of x[M,N]; acc F32. The gradient of a bias.

@@ -4,7 +4,9 @@ import { join } from 'node:path'
 import type { Side } from '../side.js'
 import { writeSyntheticModel } from '../syntheticModel.js'
 
-export type SizeName = 'a' | 'b'
+export type SizeName = 'a' | 'b' | 'moe'
+/** Sizes of dense models. */
+export type DenseSize = Exclude<SizeName, 'moe'>
 export type DtypeName = 'float32' | 'bfloat16'
 
 export interface BenchOptions {
@@ -25,6 +27,12 @@ export interface BenchOptions {
 
 export const sizes = {
   a: { batch: 8, seqLength: 256, vocabulary: 8192, text: '4 layers of 256, vocabulary 8192, batch 8×256' },
+  moe: {
+    batch: 8,
+    seqLength: 256,
+    vocabulary: 8192,
+    text: 'Qwen3-MoE of 4 layers of 256, 4 of 16 experts of 192, vocabulary 8192, batch 8×256',
+  },
   b: { batch: 4, seqLength: 512, vocabulary: 32000, text: '8 layers of 512, vocabulary 32000, batch 4×512' },
 } as const
 

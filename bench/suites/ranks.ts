@@ -6,11 +6,11 @@ import type { Pair } from '../pairs.js'
 import { startOurs } from '../peers.js'
 import type { Row } from '../results.js'
 import type { Side } from '../side.js'
-import { type BenchOptions, type DtypeName, randomTokens, type SizeName, sizes } from './options.js'
+import { type BenchOptions, type DenseSize, type DtypeName, randomTokens, sizes } from './options.js'
 import { rowOf } from './rows.js'
 
 // The models of peer.py.
-const shapes: Readonly<Record<SizeName, Shape>> = {
+const shapes: Readonly<Record<DenseSize, Shape>> = {
   a: { layers: 4, hidden: 256, ffn: 688, heads: 4, kvHeads: 2, vocabulary: sizes.a.vocabulary },
   b: { layers: 8, hidden: 512, ffn: 1376, heads: 8, kvHeads: 4, vocabulary: sizes.b.vocabulary },
 }
@@ -67,10 +67,10 @@ const between = (ours: readonly Pair[], theirs: readonly Pair[]): Pair[] =>
     return { peer: other.peer, ours: pair.peer, foreign: Math.max(pair.foreign, other.foreign) }
   })
 
-const stepOf = (size: SizeName, dtype: DtypeName) => `training step (${size}), ${dtype}, 2 ranks of 1 thread`
+const stepOf = (size: DenseSize, dtype: DtypeName) => `training step (${size}), ${dtype}, 2 ranks of 1 thread`
 const growthOf = (dtype: DtypeName) => `time of a step (a), ${dtype}`
 
-async function twoRanks(options: BenchOptions, size: SizeName, dtype: DtypeName): Promise<Row[]> {
+async function twoRanks(options: BenchOptions, size: DenseSize, dtype: DtypeName): Promise<Row[]> {
   const { batch, seqLength } = sizes[size]
   const args = (rows: number, tp: number): LayoutArgs => ({
     shape: shapes[size],
@@ -115,11 +115,11 @@ async function twoRanks(options: BenchOptions, size: SizeName, dtype: DtypeName)
   }
 }
 
-const overlapOf = (size: SizeName, dtype: DtypeName) =>
+const overlapOf = (size: DenseSize, dtype: DtypeName) =>
   `${stepOf(size, dtype)}: tp 2 with sp, collectives beside products`
 
 /** What it gains to run collectives of tensor parallelism beside products, over what ranks of one host and of several have. */
-async function tpOverlap(options: BenchOptions, size: SizeName, dtype: DtypeName): Promise<Row[]> {
+async function tpOverlap(options: BenchOptions, size: DenseSize, dtype: DtypeName): Promise<Row[]> {
   const { batch, seqLength, text } = sizes[size]
   const rows: Row[] = []
   for (const [transport, env] of [
@@ -223,7 +223,7 @@ async function growth(options: BenchOptions, dtype: DtypeName): Promise<Row[]> {
 export async function ranksSuite(options: BenchOptions): Promise<Row[]> {
   const rows: Row[] = []
   for (const dtype of options.dtypes) {
-    for (const size of options.sizes) {
+    for (const size of options.sizes.filter((name): name is DenseSize => name !== 'moe')) {
       if (stepOf(size, dtype).includes(options.only)) rows.push(...(await twoRanks(options, size, dtype)))
       if (overlapOf(size, dtype).includes(options.only)) rows.push(...(await tpOverlap(options, size, dtype)))
     }

@@ -254,6 +254,8 @@ export interface Addon {
   mul(stream: Stream, y: Out, a: In, b: In): void
   accumulate(stream: Stream, acc: InOut, x: In): void
   scale(stream: Stream, x: InOut, factor: In): void
+  clamp(stream: Stream, y: Out, x: In, low: number, high: number): void
+  clampBackward(stream: Stream, dx: Out, dy: In, x: In, low: number, high: number): void
   sum(stream: Stream, y: Out, x: In): void
   sumRows(stream: Stream, acc: InOut, x: In): void
   addBias(stream: Stream, y: Out, x: In, bias: In): void

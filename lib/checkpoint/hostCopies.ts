@@ -9,7 +9,7 @@ import type { Mesh } from '../parallel/mesh.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { volume } from '../tensor/region.js'
 import { withScope } from '../tensor/scope.js'
-import type { ShardBlock, ShardSpec } from '../tensor/shardSpec.js'
+import type { CopiesAxis, ShardBlock, ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { ranksOf, together } from './ranks.js'
 
@@ -21,37 +21,41 @@ export interface SharedShard {
 
 /** Which ranks of this host hold the same, along each axis that has copies. */
 interface HostGroups {
-  /** All tensor-parallel ranks: tensors that none of them cuts. */
-  readonly tp: CommGroup
+  /** All ranks that share matrices: tensors that none of them cuts. */
+  readonly slices: CommGroup
   /** Those with the same key and value heads. */
-  readonly tp_kv: CommGroup
-  /** Data-parallel ranks: everything. */
-  readonly dp_cp: CommGroup
+  readonly kv: CommGroup
+  /** Those that hold everything alike. */
+  readonly copies: CommGroup
 }
 
-const axes = ['tp', 'tp_kv', 'dp_cp'] as const
-const known = new WeakMap<Mesh, Promise<HostGroups>>()
+/** The axes of HostGroups, for parameters by the axis of their copies. Experts have no key and value heads. */
+const axes = { dp_cp: ['tp', 'tp_kv', 'dp_cp'], edp: ['etp', null, 'edp'] } as const
+const known = new WeakMap<Mesh, Map<CopiesAxis, Promise<HostGroups>>>()
 
-/** The groups of a mesh within hosts. The first call for a mesh is a collective of all its ranks. */
-function hostGroups(mesh: Mesh): Promise<HostGroups> {
-  const made = known.get(mesh) ?? makeGroups(mesh)
-  known.set(mesh, made)
+/** The groups of a mesh within hosts. The first call for a mesh and an axis is a collective of all its ranks. */
+function hostGroups(mesh: Mesh, axis: CopiesAxis): Promise<HostGroups> {
+  const ofMesh = known.get(mesh) ?? new Map<CopiesAxis, Promise<HostGroups>>()
+  known.set(mesh, ofMesh)
+  const made = ofMesh.get(axis) ?? makeGroups(mesh, axis)
+  ofMesh.set(axis, made)
   return made
 }
 
-async function makeGroups(mesh: Mesh): Promise<HostGroups> {
-  const own = axes.map((axis) => mesh.get(axis).ranks)
+async function makeGroups(mesh: Mesh, axis: CopiesAxis): Promise<HostGroups> {
+  const names = axes[axis]
+  const own = names.map((name) => (name === null ? [mesh.world.rank] : mesh.get(name).ranks))
   const all = await allGatherObject({ host: hostname(), groups: own }, mesh.get('world'))
-  const [tp, tp_kv, dp_cp] = axes.map((_, i) =>
+  const [slices, kv, copies] = names.map((_, i) =>
     partsOfHosts(all.map(({ host, groups }) => ({ host, ranks: groups[i] as readonly number[] }))),
   ) as [number[][], number[][], number[][]]
   // Who reads for the copies must be agreed among those who pass a tensor on to each other; where hosts cut groups unevenly, each
   // copy reads for itself.
-  const copies = areAlike(tp, dp_cp) ? dp_cp : all.map((_, rank) => [rank])
-  const made = [tp, tp_kv, copies].map((parts, i) => () => mesh.world.part(`${axes[i]} of a host`, parts))
+  const agreed = areAlike(slices, copies) ? copies : all.map((_, rank) => [rank])
   const groups: CommGroup[] = []
-  for (const make of made) groups.push(await make())
-  return { tp: groups[0] as CommGroup, tp_kv: groups[1] as CommGroup, dp_cp: groups[2] as CommGroup }
+  for (const [i, parts] of [slices, kv, agreed].entries())
+    groups.push(await mesh.world.part(`${names[i] ?? 'rank'} of a host`, parts))
+  return { slices: groups[0] as CommGroup, kv: groups[1] as CommGroup, copies: groups[2] as CommGroup }
 }
 
 /** The world in parts: each rank's group, without the ranks on other hosts than its own. @param all - by rank of the world */
@@ -108,35 +112,56 @@ export async function fillOnce(
     await settleAll(shards.map(({ shard: { blocks } }, index) => read(index, blocks, { rank: 0, blocks: [blocks] })))
     return
   }
-  const { tp, tp_kv, dp_cp } = await hostGroups(model.mesh)
-  const readers = spread(shards, dp_cp.size)
-  const whole = await wholeOnAll(shards, tp)
+  const all = shards.map((_, index) => index)
+  const isExpert = (index: number) => shards[index]?.shard.copies === 'edp'
+  await fillAlong(
+    'dp_cp',
+    all.filter((index) => !isExpert(index)),
+    shards,
+    model,
+    read,
+  )
+  if (model.config.numMoeExperts !== null) await fillAlong('edp', all.filter(isExpert), shards, model, read)
+}
+
+/** Fills the shards with these indices, whose copies lie along the axis. */
+async function fillAlong(
+  axis: CopiesAxis,
+  indices: readonly number[],
+  shards: readonly SharedShard[],
+  model: DistributedModel,
+  read: ReadBlocks,
+): Promise<void> {
+  const own = indices.map((index) => shards[index] as SharedShard)
+  const { slices, kv, copies } = await hostGroups(model.mesh, axis)
+  const readers = spread(own, copies.size)
+  const whole = await wholeOnAll(own, slices)
   const passed: { tensor: Tensor; block: ShardBlock; root: number; group: CommGroup }[] = []
   const reads: { index: number; blocks: ShardBlock[] }[] = []
-  for (const [index, { tensor, shard }] of shards.entries()) {
-    if (readers[index] !== dp_cp.rank) continue
+  for (const [i, { tensor, shard }] of own.entries()) {
+    if (readers[i] !== copies.rank) continue
     const blocks: ShardBlock[] = []
     for (const block of shard.blocks) {
-      const copies = block.gradSum.includes('tp_kv') ? tp_kv : whole[index] ? tp : null
-      const group = copies !== null && copies.size > 1 ? copies : null
-      const root = index % (group?.size ?? 1)
+      const alike = block.gradSum.includes('tp_kv') ? kv : whole[i] ? slices : null
+      const group = alike !== null && alike.size > 1 ? alike : null
+      const root = i % (group?.size ?? 1)
       if (group !== null) passed.push({ tensor, block, root, group })
       if (group === null || group.rank === root) blocks.push(block)
     }
-    reads.push({ index, blocks })
+    reads.push({ index: indices[i] as number, blocks })
   }
   const boxes = reads.map(({ blocks }) => blocks.map(({ globalStart, size }) => ({ globalStart, size })))
-  const shared = await allGatherObject(boxes, tp)
+  const shared = await allGatherObject(boxes, slices)
   await together(ranksOf(model.mesh), () =>
     settleAll(
       reads.map(({ index, blocks }, i) =>
-        read(index, blocks, { rank: tp.rank, blocks: shared.map((own) => own[i] ?? []) }),
+        read(index, blocks, { rank: slices.rank, blocks: shared.map((theirs) => theirs[i] ?? []) }),
       ),
     ),
   )
   await withScope(model.ctx(), async (ctx) => {
     for (const { tensor, block, root, group } of passed) broadcast(ctx, rowsOf(ctx, tensor, block), root, group)
-    for (const [index, { tensor }] of shards.entries()) broadcast(ctx, tensor, readers[index] as number, dp_cp)
+    for (const [i, { tensor }] of own.entries()) broadcast(ctx, tensor, readers[i] as number, copies)
     await ctx.stream.sync()
   })
 }

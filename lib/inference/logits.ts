@@ -11,7 +11,7 @@ import type { GPTModel } from '../models/gpt.js'
 import { type LastPass, runPipeline } from '../models/pipelineRun.js'
 import { allGatherObject, pointToPoint } from '../parallel/collectives.js'
 import type { ParallelConfig } from '../parallel/config.js'
-import { sumSharedGradients } from '../parallel/gradientSums.js'
+import { sumExpertGradients, sumSharedGradients } from '../parallel/gradientSums.js'
 import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
 import type { Ctx } from '../tensor/ctx.js'
 import type { DeviceKind } from '../tensor/device.js'
@@ -100,10 +100,9 @@ export async function computeLogits(
     results.set('loss', float32([1], Float32Array.of(loss)))
     let gradients = 0
     if (options.grads) {
-      sumSharedGradients(
-        ctx,
-        [...model.namedParameters()].map(([, parameter]) => parameter),
-      )
+      const parameters = [...model.namedParameters()].map(([, parameter]) => parameter)
+      sumSharedGradients(ctx, parameters)
+      sumExpertGradients(ctx, parameters)
       for await (const [name, gradient] of bridge.exportHfWeights(model, { what: 'gradients', to: 'rank0' })) {
         gradients++
         if (gradient !== null) results.set(`grad.${name}`, float32(gradient.shape, await gradient.toFloat32Array()))

@@ -3,41 +3,23 @@
 
 import { type AttentionContext, CoreAttention, type LayerCache } from '../nn/coreAttention.js'
 import { Module } from '../nn/module.js'
-import type { Init } from '../nn/parameter.js'
+import { Norm } from '../nn/norm.js'
+import { type Init, Parameter } from '../nn/parameter.js'
 import { activation, gatedActivation } from '../ops/activation.js'
+import type { AttentionShape } from '../ops/attention.js'
 import { dropout } from '../ops/dropout.js'
+import { clip } from '../ops/elementwise.js'
+import { qkNorm } from '../ops/qkNorm.js'
 import { recompute, recomputeOutput } from '../ops/recompute.js'
 import { NormColumnParallelLinear } from '../parallel/columnLinear.js'
 import { RowParallelLinear } from '../parallel/rowLinear.js'
-import type { Ctx, Group } from '../tensor/ctx.js'
+import { spanningNorm } from '../parallel/spanningNorm.js'
+import type { Ctx } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
-import type { RecomputeModule } from './recomputeSettings.js'
-import type { TransformerConfig } from './transformerConfig.js'
-
-/** What a block needs to know to be built. */
-export interface BlockSpec {
-  readonly config: TransformerConfig
-  readonly tp: Group
-  readonly tpCommOverlap: boolean
-  /** Index in the whole model. */
-  readonly layer: number
-  /** Parts that run again in the backward pass instead of keeping their activations. */
-  readonly again: ReadonlySet<RecomputeModule>
-  /** The shard of a parameter, by its name in the whole model; null where the model has none. */
-  shard(name: string): ShardSpec | null
-}
-
-/** The stream between layers; its value is x + residual. */
-export interface Hidden {
-  readonly x: Tensor
-  readonly residual: Tensor | null
-}
-
-/** Weights that write into the residual stream start smaller, as Megatron-Core initialises them. */
-function inits({ initMethodStd: std, numLayers }: TransformerConfig): { input: Init; output: Init } {
-  return { input: { kind: 'normal', std }, output: { kind: 'normal', std: std / Math.sqrt(2 * numLayers) } }
-}
+import { type BlockSpec, type Hidden, inits, normConfig } from './blockSpec.js'
+import { MoELayer } from './moeLayer.js'
+import { hasExperts, type QkLayernorm, type TransformerConfig } from './transformerConfig.js'
 
 function linears(spec: BlockSpec, prefix: string, input: string, output: string) {
   const { config, tp, tpCommOverlap } = spec
@@ -52,10 +34,21 @@ function linears(spec: BlockSpec, prefix: string, input: string, output: string)
   })
   const init = inits(config)
   const shard = spec.shard(`${prefix}.${input}.layer_norm_weight`) as ShardSpec
-  const norm = { kind: config.normalization, channels: config.hiddenSize, eps: config.layernormEpsilon, dtype, shard }
+  const norm = normConfig(config, shard)
   return {
     first: new NormColumnParallelLinear(options(input, init.input), norm),
     second: new RowParallelLinear(options(output, init.output)),
+  }
+}
+
+type QkNorm = (ctx: Ctx, qkv: Tensor) => Tensor
+
+/** A norm's weight under its own name; the norm is applied elsewhere. */
+class NormWeight extends Module {
+  readonly weight: Parameter
+  constructor(weight: Parameter) {
+    super()
+    this.weight = this.parameter('weight', weight)
   }
 }
 
@@ -65,29 +58,65 @@ export class SelfAttention extends Module {
   linearProj: RowParallelLinear
   readonly core: CoreAttention
   readonly #again: BlockSpec['again']
+  readonly #qkNorm: QkNorm | null
+  readonly #clip: number | null
 
   constructor(spec: BlockSpec) {
     super()
     const { config, tp } = spec
     this.#again = spec.again
     const { first, second } = linears(spec, `decoder.layers.${spec.layer}.self_attention`, 'linear_qkv', 'linear_proj')
-    this.linearQkv = this.child('linear_qkv', first)
-    this.linearProj = this.child('linear_proj', second)
     // With fewer key-value heads than ranks, each rank has one of them and a part of its queries.
     const groups = Math.max(1, config.numQueryGroups / tp.size)
     const queriesPerGroup = config.numAttentionHeads / tp.size / groups
-    this.core = new CoreAttention({ groups, queriesPerGroup, channels: config.kvChannels })
+    const shape = { groups, queriesPerGroup, channels: config.kvChannels }
+    this.linearQkv = this.child('linear_qkv', first)
+    this.#qkNorm = config.qkLayernorm === null ? null : this.#makeQkNorm(spec, config.qkLayernorm, shape)
+    this.linearProj = this.child('linear_proj', second)
+    this.core = new CoreAttention({ ...shape, window: config.windowSize ?? 0 })
+    this.#clip = config.clipQkv
+  }
+
+  /** `q_layernorm`, `k_layernorm`. */
+  #makeQkNorm(
+    { config, tp, shard, layer }: BlockSpec,
+    kind: QkLayernorm,
+    shape: Omit<AttentionShape, 'batchSize'>,
+  ): QkNorm {
+    const [q, k] = (['q_layernorm', 'k_layernorm'] as const).map((name) => {
+      const place = shard(`decoder.layers.${layer}.self_attention.${name}.weight`) as ShardSpec
+      return this.child(name, new NormWeight(new Parameter(place, config.paramsDtype, { kind: 'constant', value: 1 })))
+        .weight
+    }) as [Parameter, Parameter]
+    const args = { ...shape, q, k, eps: config.layernormEpsilon }
+    if (kind === 'perHead') return (ctx, qkv) => qkNorm(ctx, { ...args, qkv }).y
+    return (ctx, qkv) => spanningNorm(ctx, { ...args, qkv, group: tp }).y
   }
 
   async forward(ctx: Ctx, { x, residual }: Hidden, at: AttentionContext, cache?: LayerCache): Promise<Hidden> {
     const normed = this.linearQkv.normalize(ctx, x, residual)
     const qkv = await this.linearQkv.forward(ctx, normed.y)
     if (this.#again.has('layernorm')) recomputeOutput(ctx, normed.y)
-    const mixed = this.core.forward(ctx, qkv, at, cache)
+    const normalized = this.#qkNorm?.(ctx, qkv) ?? qkv
+    const clipped = this.#clip === null ? normalized : clip(ctx, { x: normalized, limit: this.#clip }).y
+    const mixed = this.core.forward(ctx, clipped, at, cache)
     const y = await this.linearProj.forward(ctx, mixed)
     if (this.#again.has('core_attn')) recomputeOutput(ctx, mixed)
     return { x: y, residual: normed.residual }
   }
+}
+
+/** Runs a part now, and again in the backward pass instead of keeping its activations. */
+async function runAgain(
+  ctx: Ctx,
+  { x, residual }: Hidden,
+  part: (ctx: Ctx, hidden: Hidden) => Promise<Hidden>,
+): Promise<Hidden> {
+  const [y, rest] = await recompute(ctx, residual ? [x, residual] : [x], async (inner, [again, other]) => {
+    const out = await part(inner, { x: again as Tensor, residual: other ?? null })
+    return [out.x, out.residual] as const
+  })
+  return { x: y, residual: rest }
 }
 
 /** `mlp`: linear_fc1 (with norm), activation, linear_fc2. */
@@ -107,13 +136,9 @@ export class Mlp extends Module {
   }
 
   async forward(ctx: Ctx, hidden: Hidden): Promise<Hidden> {
-    if (!this.#again.has('mlp')) return await this.#once(ctx, hidden)
-    const inputs = hidden.residual ? [hidden.x, hidden.residual] : [hidden.x]
-    const [x, residual] = await recompute(ctx, inputs, async (inner, [again, rest]) => {
-      const out = await this.#once(inner, { x: again as Tensor, residual: rest ?? null })
-      return [out.x, out.residual] as const
-    })
-    return { x, residual }
+    return this.#again.has('mlp')
+      ? await runAgain(ctx, hidden, (inner, again) => this.#once(inner, again))
+      : await this.#once(ctx, hidden)
   }
 
   async #once(ctx: Ctx, { x, residual }: Hidden): Promise<Hidden> {
@@ -129,14 +154,26 @@ export class Mlp extends Module {
 /** `decoder.layers.N`. */
 export class TransformerLayer extends Module {
   readonly selfAttention: SelfAttention
-  readonly mlp: Mlp
+  readonly mlp: Mlp | MoELayer
+  /** Before experts; the norm of a dense `mlp` is in its linear_fc1. */
+  readonly preMlpLayernorm: Norm | null
   readonly #dropout: number
   readonly #layer: number
+  readonly #again: BlockSpec['again']
 
   constructor(spec: BlockSpec) {
     super()
+    this.#again = spec.again
     this.selfAttention = this.child('self_attention', new SelfAttention(spec))
-    this.mlp = this.child('mlp', new Mlp(spec))
+    const { config } = spec
+    if (hasExperts(config, spec.layer)) {
+      const shard = spec.shard(`decoder.layers.${spec.layer}.pre_mlp_layernorm.weight`) as ShardSpec
+      this.preMlpLayernorm = this.child('pre_mlp_layernorm', new Norm(normConfig(config, shard)))
+      this.mlp = this.child('mlp', new MoELayer(spec))
+    } else {
+      this.preMlpLayernorm = null
+      this.mlp = this.child('mlp', new Mlp(spec))
+    }
     this.#dropout = spec.config.hiddenDropout
     this.#layer = spec.layer
   }
@@ -153,7 +190,20 @@ export class TransformerLayer extends Module {
     const site = 1 + 2 * this.#layer
     const attended = await this.selfAttention.forward(ctx, hidden, at, cache)
     const middle = { x: dropout(ctx, { x: attended.x, p, site }), residual: attended.residual }
-    const fed = await this.mlp.forward(ctx, middle)
+    const fed = await this.#feed(ctx, middle, training ? at.batchSize : null)
     return { x: dropout(ctx, { x: fed.x, p, site: site + 1 }), residual: fed.residual }
+  }
+
+  async #feed(ctx: Ctx, hidden: Hidden, balanced: number | null): Promise<Hidden> {
+    const { mlp } = this
+    if (mlp instanceof Mlp) return await mlp.forward(ctx, hidden)
+    const again = this.#again
+    const once = async (inner: Ctx, { x, residual }: Hidden) => {
+      const normed = await (this.preMlpLayernorm as Norm).forward(inner, x, residual)
+      const y = await mlp.forward(inner, normed.y, balanced)
+      if (again.has('layernorm') && !again.has('moe')) recomputeOutput(inner, normed.y)
+      return { x: y, residual: normed.residual }
+    }
+    return again.has('moe') ? await runAgain(ctx, hidden, once) : await once(ctx, hidden)
   }
 }

@@ -22,7 +22,8 @@ import { withScope } from '../tensor/scope.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { DeviceBatch } from './batch.js'
-import { type Hidden, TransformerLayer } from './block.js'
+import { TransformerLayer } from './block.js'
+import type { Hidden } from './blockSpec.js'
 import { KvCache } from './kvCache.js'
 import { type RowCutter, shardOf } from './layoutShards.js'
 import { parameterTable } from './parameterTable.js'
@@ -110,7 +111,11 @@ export class GPTModel extends Module {
     const dtype = config.paramsDtype
     const init = { kind: 'normal', std: config.initMethodStd } as const
     const rows = new Map(parameterTable(config).map((row) => [row.name, row]))
-    const cut = options.cut ?? ((row) => shardOf(row, config, tp, { paddedVocab, sequenceParallel }))
+    const alone: RowCutter = (row) =>
+      row.expert === null
+        ? shardOf(row, config, tp, { paddedVocab, sequenceParallel })
+        : { ...shardOf(row, config, { rank: 0, size: 1 }), copies: 'edp' }
+    const cut = options.cut ?? alone
     const shard = (name: string): ShardSpec | null => {
       const row = rows.get(name)
       return row ? cut(row) : null
@@ -129,7 +134,10 @@ export class GPTModel extends Module {
     const again = selectedModules(recompute)
     const layers = new Map<number, TransformerLayer>()
     for (let layer = part.first; layer < part.end; layer++)
-      layers.set(layer, new TransformerLayer({ config, tp, tpCommOverlap, layer, shard, again }))
+      layers.set(
+        layer,
+        new TransformerLayer({ config, tp, tpCommOverlap, groups: options.groups, layer, shard, again }),
+      )
     this.part = part
     this.embedding = embedding && this.child('embedding', new LanguageModelEmbedding(embedding))
     if (part.hasHead) {

@@ -11,7 +11,7 @@ import {
 } from '../parallel/config.js'
 import { pipelineProblems, pipelineStages } from '../parallel/pipelineStages.js'
 import { rankCoordinates } from '../parallel/rankCoordinates.js'
-import { replicated, rowRuns, type ShardSpec, splitDim } from '../tensor/shardSpec.js'
+import { type CopiesAxis, replicated, rowRuns, type ShardSpec, splitDim } from '../tensor/shardSpec.js'
 import { type ParameterRow, parameterTable } from './parameterTable.js'
 import type { TransformerConfig } from './transformerConfig.js'
 
@@ -117,9 +117,27 @@ export function runnableProblems(
   works?: RanksWork,
 ): string[] {
   const dense = parameterTable(config).every((row) => row.expert === null)
-  const noExperts = dense ? expertProblems(config, parallel) : []
+  const noExperts = dense ? expertProblems(config, parallel) : trainingProblems(config, parallel)
   const rest = dense ? withoutAxes(parallel, ['expertModelParallelSize', 'expertTensorParallelSize']) : parallel
   return [...layoutProblems(config, withoutUnbuilt(rest), worldSize, works), ...noExperts, ...unrunnableProblems(rest)]
+}
+
+/** What a model with experts cannot be run in, though it converts. */
+function trainingProblems(config: TransformerConfig, parallel: ParallelConfig): string[] {
+  const { tensorModelParallelSize: tp, sequenceParallel } = parallel
+  const spans = config.qkLayernorm === 'allHeads' && tp > config.numQueryGroups
+  return [
+    ...(tp > 1 && !sequenceParallel
+      ? [
+          `sequenceParallel must be true where tensorModelParallelSize=${tp} and the model has experts: each rank routes its own tokens`,
+        ]
+      : []),
+    ...(spans
+      ? [
+          `tensorModelParallelSize=${tp} must be at most numQueryGroups=${config.numQueryGroups}: the norms of queries and keys span all heads`,
+        ]
+      : []),
+  ]
 }
 
 /** A parameter and the part of it that a rank holds. */
@@ -158,6 +176,11 @@ export function rankShards(
   })
 }
 
+/** Axes along which copies of the model's parameters lie. */
+export function copiesAxes({ numMoeExperts }: TransformerConfig): CopiesAxis[] {
+  return numMoeExperts === null ? ['dp_cp'] : ['dp_cp', 'edp']
+}
+
 /** The part of a parameter that a certain rank holds. */
 export type RowCutter = (row: ParameterRow) => ShardSpec | null
 
@@ -179,8 +202,10 @@ export function rowCutter(
   const tied = config.shareEmbeddingsAndOutputWeights && last !== 0
   return (row) => {
     const isHere = stages.placeOf(row.layer).stage === at.pp
-    if (row.expert !== null)
-      return isHere && Math.floor(row.expert / perRank) === at.ep ? shardOf(row, config, etp) : null
+    if (row.expert !== null) {
+      const isOurs = isHere && Math.floor(row.expert / perRank) === at.ep
+      return isOurs ? { ...shardOf(row, config, etp), copies: 'edp' } : null
+    }
     const isTied = tied && row.layer === 'embedding'
     if (!isHere && !(isTied && at.pp === last)) return null
     const shard = shardOf(row, config, tp, { ...options, sequenceParallel: parallel.sequenceParallel })

@@ -24,7 +24,6 @@ import {
   type RopeScaling,
   type TransformerConfig,
   transformerFields,
-  unbuiltFeatures,
 } from './transformerConfig.js'
 
 /** Settings of a provider besides the transformer and the parallel sizes. */
@@ -172,20 +171,11 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
 
   /**
    * Checks everything across fields and freezes the provider. A second call does nothing.
-   * @throws ERR_LAYOUT_INVALID or ERR_CONFIG with all problems together; ERR_UNSUPPORTED for what only converts.
+   * @throws ERR_LAYOUT_INVALID or ERR_CONFIG with all problems together.
    */
   finalize(): void {
     const state = stateOf(this)
     if (state.final) return
-    const unbuilt = unbuiltFeatures(this)
-    if (unbuilt.length > 0) {
-      throw new ViaductError(
-        'ERR_UNSUPPORTED',
-        'model',
-        `expected a model whose forward pass is built, got one with ${unbuilt.join(', ')}: such a model converts (import, export, verify); it neither trains nor generates yet`,
-        { features: unbuilt },
-      )
-    }
     const own = modelProblems(this)
     if (own.length === 0) {
       refuseLayout(runnableProblems(this, this))

@@ -2,16 +2,15 @@
 // how a chunk's layers run by them.
 import type { PipelinePart } from '../parallel/pipelineStages.js'
 
-const modules = ['core_attn', 'layernorm', 'mlp'] as const
+const modules = ['core_attn', 'layernorm', 'mlp', 'moe'] as const
 
 /** A part of a layer that can run again by itself. */
 export type RecomputeModule = (typeof modules)[number]
 
 /** Megatron-Core's other modules, and what a model of ours lacks for them. */
 const unbuilt: Readonly<Record<string, string>> = {
-  moe_act: 'mixture-of-experts layers',
-  moe: 'mixture-of-experts layers',
-  shared_experts: 'mixture-of-experts layers',
+  moe_act: 'activations of experts alone',
+  shared_experts: 'shared experts',
   mla_up_proj: 'multi-latent attention',
 }
 
@@ -27,7 +26,7 @@ export interface RecomputeSettings {
   recomputeNumLayers: number | null
   /**
    * selective: 'core_attn': attention without its linears; 'layernorm': the norms of a layer; both give up what they made as soon as
-   * it was read. 'mlp': the feed-forward part with its norm. null: core_attn.
+   * it was read. 'mlp': the feed-forward part of dense layers with its norm, 'moe': of those with experts. null: core_attn.
    */
   recomputeModules: readonly RecomputeModule[] | null
 }

@@ -86,12 +86,6 @@ export function hasExperts(config: TransformerConfig, layer: number): boolean {
   return config.moeLayerFreq === 1 || config.moeLayerFreq[layer] === 1
 }
 
-/** What of this config no forward pass computes yet, as `field=value`; such a model converts and is not built. */
-export function unbuiltFeatures(config: TransformerConfig): string[] {
-  const features = ['numMoeExperts', 'qkLayernorm', 'clipQkv', 'windowSize'] as const
-  return features.filter((key) => config[key] !== null).map((key) => `${key}=${config[key]}`)
-}
-
 const keys: { readonly [K in keyof TransformerConfig]: true } = {
   numLayers: true,
   hiddenSize: true,

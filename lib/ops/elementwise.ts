@@ -59,6 +59,21 @@ export const scale = defineOp<{ readonly x: Tensor; readonly factor: Tensor }, {
   },
 })
 
+/** y = x between -limit and limit. The gradient passes where x is no further out. */
+export const clip = defineOp<{ readonly x: Tensor; readonly limit: number }, { y: Tensor }>({
+  name: 'clip',
+  shapes: ({ x }) => ({ y: { shape: x.shape, dtype: x.dtype } }),
+  forward: (ctx, { x, limit }, { y }) => native.clamp(ctx.stream.id, y.handle, x.handle, -limit, limit),
+  inputs: ({ x }) => [x],
+  saves: ({ x }) => [x],
+  backwardInput(ctx, { x, limit }, _, { y: dy }) {
+    if (dy === null) return [null]
+    const dx = isExclusive(dy) ? dy : ctx.empty(dy.shape, dy.dtype)
+    native.clampBackward(ctx.stream.id, dx.handle, dy.handle, x.handle, -limit, limit)
+    return [dx]
+  },
+})
+
 /** A contiguous copy in another or the same float dtype; the gradient comes back in x's dtype. */
 export const cast = defineOp<{ readonly x: Tensor; readonly dtype: DType }, { y: Tensor }>({
   name: 'cast',

@@ -203,19 +203,22 @@ export function expertOrder(ctx: Ctx, experts: Tensor, numExperts: number): { so
 }
 
 export interface BalanceArgs {
-  /** float32 [T, K], passed through: where the gradient of the loss gets into the backward pass. */
+  /** float32 [rows, K], passed through: where the gradient of the loss gets into the backward pass. */
   readonly weights: Tensor
-  /** float32 [T, E] */
+  /** float32 [rows, E] */
   readonly scores: Tensor
-  /** float32 [R, E]: how often each expert was chosen, of each of R equal runs of tokens. */
+  /** float32 [R, E]: how often each expert was chosen, of each of R equal runs of all tokens. */
   readonly counts: Tensor
   /** Gradient of a score, per choice of its expert among its run. */
   readonly factor: number
+  /** Which token the first row is, and how many there are; default: the rows are all tokens. */
+  readonly first?: number
+  readonly tokens?: number
 }
 
 /**
  * Adds the gradient of a balance loss to that of the scores: factor · counts[run of t, e] for score [t, e]. The loss is
- * factor · sum over runs, tokens and experts of counts · scores; the chosen counts have no gradient.
+ * factor · sum over tokens and experts of counts · scores; the choice has no gradient, and rows past the last token have none.
  */
 export const balance = defineOp<BalanceArgs, { weights: Tensor }>({
   name: 'balance',
@@ -223,24 +226,24 @@ export const balance = defineOp<BalanceArgs, { weights: Tensor }>({
   forward() {},
   inputs: ({ weights, scores }) => [weights, scores],
   saves: ({ counts }) => [counts],
-  backwardInput(ctx, { scores, counts, factor }, _, { weights: dWeights }, [, wanted]) {
+  backwardInput(ctx, { scores, counts, factor, first = 0, tokens }, _, { weights: dWeights }, [, wanted]) {
     if (!wanted) return [dWeights, null]
-    const [T = 0, E = 0] = scores.shape
+    const [rows = 0, E = 0] = scores.shape
     const [runs = 1] = counts.shape
+    const length = (tokens ?? rows) / runs
     const dScores = ctx.empty(scores.shape, 'float32')
     native.fill(ctx.stream.id, dScores.handle, 0)
     for (let run = 0; run < runs; run++) {
-      using part = dScores.slice(ctx, 0, (run * T) / runs, T / runs)
-      using row = counts.slice(ctx, 0, run, 1).reshape(ctx, [E])
+      const begin = Math.max(0, run * length - first)
+      const end = Math.min(rows, (run + 1) * length - first)
+      if (begin >= end) continue
+      const part = dScores.slice(ctx, 0, begin, end - begin)
+      const row = counts.slice(ctx, 0, run, 1).reshape(ctx, [E])
       native.addBias(ctx.stream.id, part.handle, part.handle, row.handle)
     }
-    native.scale(ctx.stream.id, dScores.handle, constant(ctx, factor).handle)
+    const slot = ctx.empty([1], 'float32')
+    native.fill(ctx.stream.id, slot.handle, factor)
+    native.scale(ctx.stream.id, dScores.handle, slot.handle)
     return [dWeights, dScores]
   },
 })
-
-function constant(ctx: Ctx, value: number): Tensor {
-  const slot = ctx.empty([1], 'float32')
-  native.fill(ctx.stream.id, slot.handle, value)
-  return slot
-}

@@ -8,7 +8,7 @@ import { type DdpSection, defaults } from '../config/sections.js'
 import type { Parameter } from '../nn/parameter.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { volume } from '../tensor/region.js'
-import { flatRanges, type ShardSpec } from '../tensor/shardSpec.js'
+import { type CopiesAxis, flatRanges, type ShardSpec } from '../tensor/shardSpec.js'
 import { Tensor } from '../tensor/tensor.js'
 import { Arrivals } from './arrivals.js'
 import { type Bucket, FlatLayout, type Range, type Segment } from './flatLayout.js'
@@ -81,28 +81,34 @@ export class AdamW {
   /**
    * Takes memory for gradients and state of every parameter that requires a gradient; `dispose` gives it back. Sharded over
    * data-parallel ranks, it moves the parameters into memory of its own form.
+   * @param axes - along which copies of the model's parameters lie, those of other stages included.
    */
   constructor(
     ctx: Ctx,
     parameters: Iterable<Parameter>,
     readonly options: AdamWOptions,
     sharing: Partial<Sharing> = {},
+    axes: readonly CopiesAxis[] = [dataParallelAxis],
   ) {
     this.#sharing = { ...defaults.ddp, ...sharing }
     const { useDistributedOptimizer, overlapGradReduce, bucketSize } = this.#sharing
-    const { rank, size } = ctx.groups.get(dataParallelAxis)
-    this.isSharded = useDistributedOptimizer && size > 1
+    const { size } = ctx.groups.get(dataParallelAxis)
     const layout = new FlatLayout(
       [...parameters].filter((parameter) => parameter.requiresGrad),
-      { parts: size, bucketSize: bucketSize ?? Math.max(40_000_000, 1_000_000 * size) },
+      {
+        parts: (axis) => ctx.groups.get(axis).size,
+        bucketSize: bucketSize ?? Math.max(40_000_000, 1_000_000 * size),
+      },
     )
+    // By the model's axes, not by the buckets here: a stage without parameters does what the others do.
+    this.isSharded = useDistributedOptimizer && axes.some((axis) => ctx.groups.get(axis).size > 1)
     this.#parameters = this.isSharded ? new ParameterBuckets(ctx, layout, this.#arrivals) : null
     this.gradients = new Gradients(ctx, layout, { sharded: this.isSharded, overlap: overlapGradReduce })
     const { optimizerCpuOffload: offloads = false, optimizerOffloadFraction = 1 } = options
     const fraction = offloads ? optimizerOffloadFraction : 0
     this.#host = fraction > 0 ? new HostUpdates(ctx) : null
     this.#slots = layout.buckets.map((bucket, index) => {
-      const range = this.isSharded ? layout.part(bucket, rank) : bucket
+      const range = this.isSharded ? layout.part(bucket, ctx.groups.get(bucket.axis).rank) : bucket
       const [hosted, resident] = split(range, fraction)
       return [...this.#slotsOf(ctx, index, hosted, true), ...this.#slotsOf(ctx, index, resident, false)]
     })

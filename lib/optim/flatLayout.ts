@@ -5,6 +5,7 @@ import type { DType } from '../base/dtype.js'
 import { assert } from '../base/errors.js'
 import type { Parameter } from '../nn/parameter.js'
 import { volume } from '../tensor/region.js'
+import type { CopiesAxis } from '../tensor/shardSpec.js'
 
 /** A run of elements of a flat buffer. */
 export interface Range {
@@ -16,6 +17,10 @@ export interface Range {
 export interface Bucket extends Range {
   readonly parameters: readonly Parameter[]
   readonly dtype: DType
+  /** The axis over whose ranks the gradients are summed. */
+  readonly axis: CopiesAxis
+  /** Ranges that it is cut into. */
+  readonly parts: number
 }
 
 /** The part of a flat parameter that lies in a range: elements [begin, begin + count). */
@@ -28,8 +33,8 @@ export interface Segment {
 }
 
 export interface FlatOptions {
-  /** Ranges of a bucket. Default 1. */
-  readonly parts?: number
+  /** Ranges of a bucket, by its axis. Default 1. */
+  readonly parts?: (axis: CopiesAxis) => number
   /** A bucket ends at the first border of parameters where it has this many elements. Default: no limit. */
   readonly bucketSize?: number
 }
@@ -42,14 +47,10 @@ export class FlatLayout {
   readonly offsets: ReadonlyMap<Parameter, number>
   readonly buckets: readonly Bucket[]
   readonly length: number
-  /** Ranges of each bucket. */
-  readonly parts: number
-
   constructor(
     readonly parameters: readonly Parameter[],
     options: FlatOptions = {},
   ) {
-    this.parts = options.parts ?? 1
     const offsets = new Map<Parameter, number>()
     let at = 0
     this.buckets = bucketsOf(parameters, options.bucketSize ?? Number.POSITIVE_INFINITY).map((members) => {
@@ -58,8 +59,11 @@ export class FlatLayout {
         offsets.set(parameter, at)
         at += roundUp(sizeOf(parameter), alignment)
       }
-      at = start + roundUp(at - start, alignment * this.parts)
-      return { start, length: at - start, parameters: members, dtype: (members[0] as Parameter).dtype }
+      const { dtype, shard } = members[0] as Parameter
+      const axis = axisOf(shard)
+      const parts = options.parts?.(axis) ?? 1
+      at = start + roundUp(at - start, alignment * parts)
+      return { start, length: at - start, parameters: members, dtype, axis, parts }
     })
     this.offsets = offsets
     this.length = Math.max(at, alignment)
@@ -67,7 +71,7 @@ export class FlatLayout {
 
   /** One of the equal ranges of a bucket. */
   part(bucket: Bucket, index: number): Range {
-    const length = bucket.length / this.parts
+    const length = bucket.length / bucket.parts
     return { start: bucket.start + index * length, length }
   }
 
@@ -118,10 +122,26 @@ export function intersect(a: readonly Range[], b: readonly Range[]): Range[] {
   )
 }
 
+const axisOf = ({ copies }: Parameter['shard']) => copies ?? 'dp_cp'
+
 const sizeOf = ({ shard }: Parameter) => volume(shard.localShape)
 
-/** Cut from the last parameter on: its gradient is the first to be complete, so the bucket that fills up first is full. */
+/** Buckets of each axis by themselves, in the order in which their first parameters stand. */
 function bucketsOf(parameters: readonly Parameter[], bucketSize: number): Parameter[][] {
+  const places = new Map(parameters.map((parameter, i) => [parameter, i]))
+  const first = (bucket: readonly Parameter[]) => places.get(bucket[0] as Parameter) as number
+  return (['dp_cp', 'edp'] as const)
+    .flatMap((axis) =>
+      cut(
+        parameters.filter(({ shard }) => axisOf(shard) === axis),
+        bucketSize,
+      ),
+    )
+    .sort((a, b) => first(a) - first(b))
+}
+
+/** Cut from the last parameter on: its gradient is the first to be complete, so the bucket that fills up first is full. */
+function cut(parameters: readonly Parameter[], bucketSize: number): Parameter[][] {
   const buckets: Parameter[][] = []
   let open: Parameter[] = []
   let elements = 0

@@ -8,13 +8,13 @@ import type { TrainableWeight } from '../ops/weight.js'
 import { allReduce, reduceScatterInPlace } from '../parallel/collectives.js'
 import { sharedAxes, sumSharedGradients } from '../parallel/gradientSums.js'
 import { tensorParallelAxis } from '../parallel/productPieces.js'
-import type { Ctx, Group } from '../tensor/ctx.js'
+import type { Ctx } from '../tensor/ctx.js'
 import { volume } from '../tensor/region.js'
 import { withScope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import { type Bucket, type FlatLayout, intersect, type Range } from './flatLayout.js'
 
-/** The axis over whose ranks the gradient of every parameter is summed. */
+/** The communication stream of sums and gathers over data-parallel ranks, those of experts too; and the axis of all other parameters. */
 export const dataParallelAxis = 'dp_cp'
 
 export interface GradientOptions {
@@ -26,7 +26,8 @@ export interface GradientOptions {
 
 export class Gradients {
   readonly #options: GradientOptions
-  readonly #group: Group
+  /** Some bucket's gradients are summed over ranks. */
+  readonly #several: boolean
   readonly #flat: Tensor
   readonly #owned: readonly Range[]
   /** float64 [parameters]: sums of squares on this rank before data-parallel ones are added: which rank made a NaN. */
@@ -47,12 +48,14 @@ export class Gradients {
     readonly layout: FlatLayout,
     options: Partial<GradientOptions> = {},
   ) {
-    this.#group = ctx.groups.get(dataParallelAxis)
-    const several = this.#group.size > 1
+    const several = layout.buckets.some((bucket) => ctx.groups.get(bucket.axis).size > 1)
+    this.#several = several
     this.#options = { sharded: several && options.sharded === true, overlap: several && options.overlap === true }
     this.#flat = Tensor.zeros(ctx, [layout.length], 'float32').keep()
     this.#squares = Tensor.zeros(ctx, [Math.max(1, layout.parameters.length)], 'float64').keep()
-    const own = several ? layout.buckets.map((bucket) => layout.part(bucket, this.#group.rank)) : layout.buckets
+    const own = layout.buckets.map((bucket) =>
+      bucket.parts > 1 ? layout.part(bucket, ctx.groups.get(bucket.axis).rank) : bucket,
+    )
     this.#owned = several ? intersect(layout.ownedRanges(), own) : layout.ownedRanges()
     this.#places = new Map(
       layout.buckets
@@ -66,7 +69,7 @@ export class Gradients {
   /** Before the first micro-batch of a step. */
   zero(ctx: Ctx): void {
     native.fill(ctx.stream.id, this.#flat.handle, 0)
-    if (this.#group.size > 1) native.fill(ctx.stream.id, this.#squares.handle, 0)
+    if (this.#several) native.fill(ctx.stream.id, this.#squares.handle, 0)
     const expected = this.#expected
     this.#added = new Map()
     this.#next = this.layout.buckets.length - 1
@@ -102,7 +105,7 @@ export class Gradients {
   /** After the last micro-batch: sums what is left, over the axes that shards name, then over data-parallel ranks, in float32. */
   reduce(ctx: Ctx): void {
     if (this.#added.size > 0) this.#expected ??= this.#added
-    if (this.#group.size === 1) return sumSharedGradients(ctx, this.layout.parameters)
+    if (!this.#several) return sumSharedGradients(ctx, this.layout.parameters)
     while (this.#next >= 0) this.#sumNext(ctx)
     if (this.#options.overlap) ctx.stream.wait(ctx.device.communication(dataParallelAxis))
   }
@@ -127,8 +130,9 @@ export class Gradients {
     this.#measure(ctx, rest)
     sumSharedGradients(ctx, rest)
     using range = this.range(ctx, bucket)
-    if (this.#options.sharded) reduceScatterInPlace(ctx, range, this.#group)
-    else allReduce(ctx, range, this.#group)
+    const group = ctx.groups.get(bucket.axis)
+    if (this.#options.sharded) reduceScatterInPlace(ctx, range, group)
+    else allReduce(ctx, range, group)
   }
 
   #measure(ctx: Ctx, parameters: readonly Parameter[]): void {
@@ -150,7 +154,7 @@ export class Gradients {
   /** Names of parameters whose gradient has a value that is not finite on this rank; before data-parallel ranks were added. */
   async notFinite(ctx: Ctx): Promise<string[]> {
     const { parameters } = this.layout
-    if (this.#group.size === 1) {
+    if (!this.#several) {
       native.fill(ctx.stream.id, this.#squares.handle, 0)
       this.#measure(ctx, parameters)
     }

@@ -2,7 +2,7 @@
 // its range in place and gives it to the others in the parameters' own dtype. Parameter.data are views of these tensors.
 import { native } from '../addon/load.js'
 import { allGatherInPlace } from '../parallel/collectives.js'
-import type { Ctx, Group } from '../tensor/ctx.js'
+import type { Ctx } from '../tensor/ctx.js'
 import { volume } from '../tensor/region.js'
 import { Tensor } from '../tensor/tensor.js'
 import type { Arrivals } from './arrivals.js'
@@ -11,7 +11,6 @@ import { dataParallelAxis } from './gradients.js'
 
 export class ParameterBuckets {
   readonly #tensors: readonly Tensor[]
-  readonly #group: Group
   readonly #arrivals: Arrivals
 
   /** Moves the parameters; views of their former memory do not follow. */
@@ -21,7 +20,6 @@ export class ParameterBuckets {
     arrivals: Arrivals,
   ) {
     this.#arrivals = arrivals
-    this.#group = ctx.groups.get(dataParallelAxis)
     this.#tensors = layout.buckets.map((bucket) => {
       const flat = Tensor.zeros(ctx, [bucket.length], bucket.dtype).keep()
       for (const parameter of bucket.parameters) {
@@ -43,7 +41,7 @@ export class ParameterBuckets {
   gather(ctx: Ctx, index: number): void {
     const bucket = this.layout.buckets[index] as Bucket
     const comm = ctx.comm(dataParallelAxis)
-    allGatherInPlace(comm, this.#tensors[index] as Tensor, this.#group)
+    allGatherInPlace(comm, this.#tensors[index] as Tensor, ctx.groups.get(bucket.axis))
     this.#arrivals.expect(bucket.parameters, comm.stream.record(), ctx.device.stream)
   }
 

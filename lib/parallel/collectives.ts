@@ -100,16 +100,25 @@ export function allToAll(
   recvCounts: readonly number[],
   group: Group,
 ): Tensor {
-  const rest = t.shape.slice(1)
-  const row = rest.reduce((product, n) => product * n, 1)
   const rows = recvCounts.reduce((sum, n) => sum + n, 0)
-  const out = ctx.empty([rows, ...rest], t.dtype)
-  if (group.size === 1) native.copy(ctx.stream.id, out.handle, t.handle)
-  else {
-    const elements = (counts: readonly number[]) => counts.map((n) => n * row)
-    native.allToAll(group.comm, ctx.stream.id, out.handle, t.handle, elements(sendCounts), elements(recvCounts))
-  }
+  const out = ctx.empty([rows, ...t.shape.slice(1)], t.dtype)
+  allToAllInto(ctx, out, t, sendCounts, recvCounts, group)
   return out
+}
+
+/** As allToAll, into a tensor that is there. */
+export function allToAllInto(
+  ctx: Ctx,
+  out: Tensor,
+  t: Tensor,
+  sendCounts: readonly number[],
+  recvCounts: readonly number[],
+  group: Group,
+): void {
+  if (group.size === 1) return native.copy(ctx.stream.id, out.handle, t.handle)
+  const row = t.shape.slice(1).reduce((product, n) => product * n, 1)
+  const elements = (counts: readonly number[]) => counts.map((n) => n * row)
+  native.allToAll(group.comm, ctx.stream.id, out.handle, t.handle, elements(sendCounts), elements(recvCounts))
 }
 
 /** A tensor to or from a rank of the group. */

@@ -121,8 +121,6 @@ export function parallelProblems(config: ParallelConfig, worldSize = 0, works: R
 /** Axes that models in memory do not have yet. */
 const unbuilt = {
   contextParallelSize: 'context parallelism',
-  expertModelParallelSize: 'expert parallelism',
-  expertTensorParallelSize: 'expert tensor parallelism',
 } as const
 
 /** The layout with 1 on axes that are more. */

@@ -1,6 +1,7 @@
 // Sums of gradients that ShardSpec asks for, besides the data-parallel one: parts of a parameter that several ranks hold and of
 // whose gradient each sees a share. See the table in docs/runtime.md, section 7.
 
+import { native } from '../addon/load.js'
 import type { Parameter } from '../nn/parameter.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { allReduce } from './collectives.js'
@@ -24,5 +25,19 @@ export function sumSharedGradients(ctx: Ctx, parameters: Iterable<Parameter>): v
         allReduce(ctx, part, group)
       }
     }
+  }
+}
+
+/**
+ * Gradients of experts where every data-parallel rank ran the same batch: each copy saw the tokens of some ranks, and each token came
+ * once from every data-parallel rank. Training sums them with the buckets of `edp` instead.
+ */
+export function sumExpertGradients(ctx: Ctx, parameters: Iterable<Parameter>): void {
+  const share = ctx.empty([1], 'float32')
+  native.fill(ctx.stream.id, share.handle, 1 / ctx.groups.get('dp').size)
+  for (const { shard, mainGrad } of parameters) {
+    if (shard.copies !== 'edp' || mainGrad === null) continue
+    allReduce(ctx, mainGrad, ctx.groups.get('edp'))
+    native.scale(ctx.stream.id, mainGrad.handle, share.handle)
   }
 }

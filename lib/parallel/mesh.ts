@@ -8,10 +8,23 @@ import { denseGrid, expertGrid, type Grid, placeOnGrid } from './rankCoordinates
 import type { World } from './world.js'
 
 /**
- * Axes that have a group. `dp_cp`: ranks that share a parameter's gradient; `tp_pp`: ranks that hold one copy of the model; `embd`: first
+ * Axes that have a group. `dp_cp`: ranks that share a parameter's gradient, of experts `edp`; `etp_ep`: ranks that hold one copy of the experts; `tp_pp`: ranks that hold one copy of the model; `embd`: first
  * and last stage of a pipeline.
  */
-export type Axis = 'tp' | 'cp' | 'dp' | 'pp' | 'ep' | 'etp' | 'dp_cp' | 'tp_pp' | 'tp_kv' | 'embd' | 'world'
+export type Axis =
+  | 'tp'
+  | 'cp'
+  | 'dp'
+  | 'pp'
+  | 'ep'
+  | 'etp'
+  | 'edp'
+  | 'etp_ep'
+  | 'dp_cp'
+  | 'tp_pp'
+  | 'tp_kv'
+  | 'embd'
+  | 'world'
 
 /** Parts of the world along some axes of a grid whose first axis is the innermost. */
 export function partsAlong(grid: Grid, axes: readonly string[]): number[][] {
@@ -59,7 +72,16 @@ export class Mesh implements Groups {
     const mesh = new Mesh(world, grid, { tp, cp, dp, pp, ep, etp, dp_cp: dp * cp, world: world.size })
     for (const axis of ['tp', 'cp', 'dp', 'pp'])
       mesh.#groups.set(axis, await world.part(axis, partsAlong(grid, [axis])))
-    for (const axis of ['ep', 'etp']) mesh.#groups.set(axis, await world.part(axis, partsAlong(experts, [axis])))
+    for (const axis of ['ep', 'etp', 'edp']) mesh.#groups.set(axis, await world.part(axis, partsAlong(experts, [axis])))
+    mesh.#groups.set('etp_ep', await world.part('etp_ep', partsAlong(experts, ['etp', 'ep'])))
+    // An expert's tensor may be spread over these together, which gathers it at once.
+    for (const axes of [
+      ['etp', 'pp'],
+      ['ep', 'pp'],
+      ['etp', 'ep', 'pp'],
+    ])
+      if (axes.every((axis) => (mesh.#sizes[axis] as number) > 1))
+        mesh.#groups.set(axes.join('_'), await world.part(axes.join('_'), partsAlong(experts, axes)))
     mesh.#groups.set('dp_cp', await world.part('dp_cp', partsAlong(grid, ['dp', 'cp'])))
     mesh.#groups.set('tp_pp', await world.part('tp_pp', partsAlong(grid, ['tp', 'pp'])))
     mesh.#groups.set('world', world.group)

@@ -5,6 +5,7 @@ import { dtypeBytes } from '../base/dtype.js'
 import type { ResolvedConfig } from '../config/resolve.js'
 import { offloadedLayers } from '../models/offloadSettings.js'
 import { layerRuns, type RecomputeModule, selectedModules } from '../models/recomputeSettings.js'
+import { hasExperts } from '../models/transformerConfig.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
 import { sharedRows } from '../parallel/sharedRows.js'
 
@@ -30,11 +31,48 @@ interface Tensors {
   readonly logits: number
   /** float32 [T]. */
   readonly perToken: number
+  /** Of layers with experts. */
+  readonly moe: ExpertTensors | null
   /** A gradient that dropout does not write in place, because the residual stream has it too: [rows, H]; 0 without dropout. */
   readonly dropped: number
 }
 
-function tensorsOf({ config, seqLength, paramsDtype, paddedVocabSize }: ResolvedConfig): Tensors {
+/** Of one layer with experts on one rank, where its experts get as many rows as others. */
+interface ExpertTensors {
+  /** Rows by choice before they leave and after they are back, [rows · K, H]. */
+  readonly chosen: number
+  /** The experts' rows, [N, H], and what their matrices and activation make of them. */
+  readonly sent: number
+  readonly inner: number
+  readonly acted: number
+  /** Logits of the router, [rows, E], and its scores, weights, choices and orders. */
+  readonly logits: number
+  readonly routed: number
+  /** Whether rows go to other ranks. */
+  readonly travels: boolean
+}
+
+function expertTensorsOf({ config: { model }, paramsDtype }: ResolvedConfig, rows: number): ExpertTensors | null {
+  const { numMoeExperts: E, moeRouterTopk: K, expertTensorParallelSize: etp, hiddenSize: H } = model
+  if (E === null) return null
+  const bytes = dtypeBytes(paramsDtype)
+  const F = (model.moeFfnHiddenSize ?? model.ffnHiddenSize) / etp
+  // Each row is on all ranks of etp.
+  const N = rows * K * etp
+  const travels = model.expertModelParallelSize * etp > 1
+  return {
+    chosen: rows * K * H * bytes,
+    sent: N * H * bytes,
+    inner: N * (model.gatedLinearUnit ? 2 * F : F) * bytes,
+    acted: N * F * bytes,
+    logits: rows * E * bytes,
+    routed: rows * (E + 4 * K) * 4 + (travels ? 2 * N * 4 : 0),
+    travels,
+  }
+}
+
+function tensorsOf(resolved: ResolvedConfig): Tensors {
+  const { config, seqLength, paramsDtype, paddedVocabSize } = resolved
   const { model, train } = config
   const { hiddenSize: H, tensorModelParallelSize: tp, kvChannels } = model
   const T = train.microBatchSize * seqLength
@@ -57,6 +95,7 @@ function tensorsOf({ config, seqLength, paramsDtype, paddedVocabSize }: Resolved
     acted: T * ffn * bytes,
     logits: T * (paddedVocabSize / tp) * bytes,
     perToken: T * 4,
+    moe: expertTensorsOf(resolved, rows),
     dropped: model.hiddenDropout > 0 ? rows * H * bytes : 0,
   }
 }
@@ -93,32 +132,85 @@ interface LayerActivations {
 }
 
 /** @param again - parts that run again in the backward pass. */
-function layerActivations(t: Tensors, again: ReadonlySet<RecomputeModule>): LayerActivations {
-  const [attentionAgain, normsAgain, mlpAgain] = [again.has('core_attn'), again.has('layernorm'), again.has('mlp')]
+function layerActivations(
+  t: Tensors,
+  again: ReadonlySet<RecomputeModule>,
+  experts: ExpertTensors | null,
+): LayerActivations {
+  const normsAgain = again.has('layernorm')
   // Each norm: the stream, statistics, what it gave.
   const norm = t.hidden + t.statistics
   const attended = t.mixed + t.lse
-  const attention = norm + (normsAgain ? 0 : t.hidden) + t.qkv + (attentionAgain ? 0 : attended)
-  const mlpFromNorm = norm + t.hidden + t.inner + t.acted
-  const mlp = mlpAgain ? t.hidden : mlpFromNorm - (normsAgain ? t.hidden : 0)
-  const kept = attention + mlp
-  // While the feed-forward part has its backward pass; when it ran again, what it gave is there too.
-  const mlpThen = mlpAgain ? t.hidden + mlpFromNorm + t.hidden : mlp
+  const attention = norm + (normsAgain ? 0 : t.hidden) + t.qkv + (again.has('core_attn') ? 0 : attended)
+  const { kept, forward, moments } =
+    experts === null ? denseActivations(t, again) : expertActivations(t, experts, again)
   // The gradient of a column-parallel linear's input: of all rows, and this rank's of the sum.
   const inputGradient = t.whole + (t.gathered > 0 ? t.hidden : 0)
-  const moments = [
-    // Of the activation, beside the one that fc2 had.
-    attention + mlpThen + t.dropped + t.gathered + t.acted,
-    // Of fc1's input: the activation's is gone, fc1's is in place of what the activation read.
-    attention + mlpThen - t.acted + (normsAgain && !mlpAgain ? t.hidden : 0) + inputGradient,
+  const worst = Math.max(
+    ...moments.map((moment) => attention + moment),
     // Of attention's output and of queries, keys and values.
     norm + (normsAgain ? 0 : t.hidden) + t.qkv + attended + t.mixed + t.qkv,
     // Of linear_qkv's input.
     norm + t.hidden + t.qkv + inputGradient,
-  ]
-  // At the end of the forward pass: what attention added to the stream, what fc2 gives, as it is summed over the ranks.
-  const forward = kept + (mlpAgain ? mlpFromNorm : t.hidden) + t.hidden + t.gathered
-  return { kept, forward, backward: t.hidden + Math.max(...moments) }
+  )
+  // Forward beside what attention added to the stream.
+  return { kept: attention + kept, forward: attention + kept + t.hidden + forward, backward: t.hidden + worst }
+}
+
+/** Of the feed-forward part alone: what it keeps, what it needs beside at the end of its forward pass, the worst moments backward. */
+interface FeedForward {
+  readonly kept: number
+  readonly forward: number
+  readonly moments: readonly number[]
+}
+
+function denseActivations(t: Tensors, again: ReadonlySet<RecomputeModule>): FeedForward {
+  const [normsAgain, mlpAgain] = [again.has('layernorm'), again.has('mlp')]
+  const mlpFromNorm = t.hidden + t.statistics + t.hidden + t.inner + t.acted
+  const kept = mlpAgain ? t.hidden : mlpFromNorm - (normsAgain ? t.hidden : 0)
+  // While the feed-forward part has its backward pass; when it ran again, what it gave is there too.
+  const then = mlpAgain ? t.hidden + mlpFromNorm + t.hidden : kept
+  const inputGradient = t.whole + (t.gathered > 0 ? t.hidden : 0)
+  return {
+    kept,
+    // What fc2 gives, as it is summed over the ranks.
+    forward: (mlpAgain ? mlpFromNorm : t.hidden) + t.gathered,
+    moments: [
+      // Of the activation, beside the one that fc2 had.
+      then + t.dropped + t.gathered + t.acted,
+      // Of fc1's input: the activation's is gone, fc1's is in place of what the activation read.
+      then - t.acted + (normsAgain && !mlpAgain ? t.hidden : 0) + inputGradient,
+    ],
+  }
+}
+
+/** Rows of experts come and go in parts; what has left is freed. */
+function expertActivations(t: Tensors, e: ExpertTensors, again: ReadonlySet<RecomputeModule>): FeedForward {
+  const [normsAgain, moeAgain] = [again.has('layernorm'), again.has('moe')]
+  const whole = t.hidden + t.statistics + t.hidden + e.routed + e.sent + e.inner + e.acted + e.chosen
+  const kept = moeAgain ? t.hidden : whole - (normsAgain ? t.hidden : 0)
+  // While the feed-forward part has its backward pass; when it ran again, what it gave is there too.
+  const then = moeAgain ? t.hidden + whole + t.hidden : kept
+  // Slices on their way back: of all ranks of etp, and this one's of their sum.
+  const sliced = e.sent > e.chosen ? e.sent + e.chosen : 0
+  const returning = e.travels ? e.sent + sliced : 0
+  const before = then - e.chosen + t.dropped
+  return {
+    kept,
+    forward: Math.max(t.hidden, returning) + (moeAgain ? whole - t.hidden : 0),
+    moments: [
+      // Of the rows that came back, beside the sum's.
+      then + t.dropped + e.chosen,
+      // Of what fc2 gave, where it was on its way.
+      before + returning + (e.travels ? e.chosen : 0),
+      // Of the activation, beside the one that fc2 had.
+      before + e.sent + e.acted,
+      // Of the experts' rows; fc1's gradient is in place of what the activation read.
+      before - e.acted + e.sent,
+      // Of the rows before they left.
+      before - e.acted - e.inner + returning + (e.travels ? e.chosen : 0),
+    ],
+  }
 }
 
 /** What one layer keeps between the gradients of its inputs and those of its weights, when these are deferred. */
@@ -136,8 +228,14 @@ export function chunkActivations(resolved: ResolvedConfig, part: PipelinePart): 
   const { hasEmbedding, hasHead } = part
   const tp = model.tensorModelParallelSize
   const t = tensorsOf(resolved)
-  const whole = layerActivations(t, new Set())
-  const layer = layerActivations(t, selectedModules(model))
+  // Layers with experts and dense ones are planned as if all were what needs more.
+  const most = (again: ReadonlySet<RecomputeModule>) => {
+    const kinds = new Set(Array.from({ length: part.end - part.first }, (_, i) => hasExperts(model, part.first + i)))
+    const all = [...(kinds.size === 0 ? [false] : kinds)].map((has) => layerActivations(t, again, has ? t.moe : null))
+    return all.reduce((a, b) => (a.kept >= b.kept ? a : b))
+  }
+  const whole = most(new Set())
+  const layer = most(selectedModules(model))
   // Token ids, labels and positions are int32, names of samples int64.
   const batch = 5 * t.perToken
 

@@ -1,6 +1,6 @@
 // What a run computes with: parameters and floating-point operations a token. Closed formulas of the configuration; no device.
 import { parameterTable } from '../models/parameterTable.js'
-import type { TransformerConfig } from '../models/transformerConfig.js'
+import { hasExperts, type TransformerConfig } from '../models/transformerConfig.js'
 import { volume } from '../tensor/region.js'
 
 /** Channels of queries and of keys (= of values). */
@@ -15,13 +15,26 @@ export function parameterCount(c: TransformerConfig): number {
 
 /**
  * Floating-point operations of training one token: 3 times those of its forward pass (backward is two forward passes), 2 a
- * multiplication and addition. Attention counts the causal half. The padded vocabulary is what is computed.
+ * multiplication and addition. Attention counts the causal half, of experts those that a token goes to. The padded vocabulary is what
+ * is computed.
  */
 export function trainingFlopsPerToken(c: TransformerConfig, seqLength: number, paddedVocabSize: number): number {
   const { query, key } = widths(c)
-  const { hiddenSize: H, ffnHiddenSize: F } = c
-  const matrices = H * (query + 2 * key) + query * H + H * (c.gatedLinearUnit ? 2 * F : F) + F * H
-  // Scores and weighted values: each query meets (S + 1) / 2 keys on average.
-  const attention = 2 * query * ((seqLength + 1) / 2)
-  return 3 * 2 * (c.numLayers * (matrices + attention) + H * paddedVocabSize)
+  const { hiddenSize: H } = c
+  const feedForward = (F: number) => H * (c.gatedLinearUnit ? 2 * F : F) + F * H
+  // Scores and weighted values: each query meets the keys of its window, without one (S + 1) / 2 on average.
+  const keys = meanKeys(seqLength, c.windowSize)
+  const attention = H * (query + 2 * key) + query * H + 2 * query * keys
+  const dense = feedForward(c.ffnHiddenSize)
+  // A token's chosen experts, and the router.
+  const chosen = c.moeRouterTopk * feedForward(c.moeFfnHiddenSize ?? c.ffnHiddenSize) + H * (c.numMoeExperts ?? 0)
+  let products = H * paddedVocabSize
+  for (let layer = 0; layer < c.numLayers; layer++) products += attention + (hasExperts(c, layer) ? chosen : dense)
+  return 3 * 2 * products
+}
+
+/** Keys that a query sees on average, itself included. */
+function meanKeys(seqLength: number, window: number | null): number {
+  const most = Math.min(window ?? seqLength, seqLength)
+  return (most * (most + 1)) / 2 / seqLength + ((seqLength - most) * most) / seqLength
 }

@@ -38,28 +38,47 @@ export function most(stages: readonly MemoryUse[]): MemoryUse {
 /** As memoryByStage, of one stage. */
 export function stageMemory(resolved: ResolvedConfig, stage: number): MemoryUse {
   const { ddp, optimizer: settings } = resolved.config
-  const parameters = localParameters(resolved, stage)
-  const sharers = ddp.useDistributedOptimizer ? resolved.dataParallelSize : 1
+  const { dense, experts } = localParameters(resolved, stage)
+  const parameters = dense + experts
+  // Parameters whose state the rank has; of experts fewer ranks have copies, or more.
+  const owned = ddp.useDistributedOptimizer
+    ? dense / resolved.dataParallelSize + experts / expertCopies(resolved)
+    : parameters
   const weights = parameters * dtypeBytes(resolved.paramsDtype)
   const gradients = parameters * 4
   const hosted = settings.optimizerCpuOffload ? settings.optimizerOffloadFraction : 0
-  const state = (parameters * (resolved.paramsDtype === 'float32' ? 2 * 4 : 3 * 4)) / sharers
+  const state = owned * (resolved.paramsDtype === 'float32' ? 2 * 4 : 3 * 4)
   const optimizer = (1 - hosted) * state
   const costs = chunkCosts(resolved, stage)
   const activations = stageActivations(resolved, stage, costs)
   const total = weights + gradients + optimizer + activations
   // Of the optimizer also gradients that come down and weights that go up. Activations are offloaded without a pipeline alone: one pass.
   const waiting = costs.reduce((sum, { onHost }) => sum + onHost, 0)
-  const host = waiting + hosted * (state + (gradients + weights) / sharers)
+  const host = waiting + hosted * (state + owned * (4 + dtypeBytes(resolved.paramsDtype)))
   return { weights, gradients, optimizer, activations, total, host }
 }
 
+/** Ranks that hold the same experts: the axis edp. */
+function expertCopies({ config: { model }, worldSize }: ResolvedConfig): number {
+  const holders = model.expertModelParallelSize * model.expertTensorParallelSize
+  return worldSize / model.pipelineModelParallelSize / holders
+}
+
 /** Parameters that a rank of the stage holds; ranks of one stage hold equally many. */
-function localParameters({ config, worldSize, paddedVocabSize }: ResolvedConfig, stage: number): number {
+function localParameters(
+  { config, worldSize, paddedVocabSize }: ResolvedConfig,
+  stage: number,
+): { dense: number; experts: number } {
   const { model } = config
   const rank = (stage * worldSize) / model.pipelineModelParallelSize
   const cut = rowCutter(model, model, worldSize, rank, { paddedVocab: paddedVocabSize })
-  return parameterTable(model).reduce((sum, row) => sum + volume(cut(row)?.localShape ?? [0]), 0)
+  let [dense, experts] = [0, 0]
+  for (const row of parameterTable(model)) {
+    const count = volume(cut(row)?.localShape ?? [0])
+    if (row.expert === null) dense += count
+    else experts += count
+  }
+  return { dense, experts }
 }
 
 /** What each chunk of the stage needs for a micro-batch. */

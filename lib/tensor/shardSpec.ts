@@ -19,7 +19,11 @@ export interface ShardSpec {
   readonly logicalShape: readonly number[]
   readonly localShape: readonly number[]
   readonly blocks: readonly ShardBlock[]
+  /** Axis whose ranks hold the same, and over which gradients are summed: of experts `edp`. Default: `dp_cp`. */
+  readonly copies?: CopiesAxis
 }
+
+export type CopiesAxis = 'dp_cp' | 'edp'
 
 interface ShardOptions {
   readonly gradSum?: readonly string[]

@@ -8,6 +8,7 @@ import type { RunConfig } from '../config/runConfig.js'
 import { openData, type RunData } from '../data/datasets.js'
 import { BatchLoader } from '../data/loader.js'
 import type { DistributedModel } from '../models/distributedModel.js'
+import { copiesAxes } from '../models/layoutShards.js'
 import { AdamW } from '../optim/adamw.js'
 import type { Schedule } from '../optim/schedule.js'
 import { assertSameOnAllRanks } from '../parallel/collectives.js'
@@ -102,7 +103,7 @@ export async function setup(config: RunConfig, options: SetupOptions = {}): Prom
     const rngSlot = Tensor.zeros(ctx, [2], 'int64').keep()
     cleanup.push(() => rngSlot.dispose())
     const parameters = [...model.namedParameters()].map(([, parameter]) => parameter)
-    const optimizer = new AdamW(ctx, parameters, config.optimizer, config.ddp)
+    const optimizer = new AdamW(ctx, parameters, config.optimizer, config.ddp, copiesAxes(config.model))
     // A stream that failed has told so already.
     cleanup.push(() =>
       optimizer

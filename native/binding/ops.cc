@@ -11,6 +11,8 @@ std::vector<Row> opRows() {
       row("mul", &Backend::mul),
       row("accumulate", &Backend::accumulate),
       row("scale", &Backend::scale),
+      row("clamp", &Backend::clamp),
+      row("clampBackward", &Backend::clampBackward),
       row("sum", &Backend::sum),
       row("sumRows", &Backend::sumRows),
       row("addBias", &Backend::addBias),

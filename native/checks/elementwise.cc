@@ -22,6 +22,8 @@ void checkBinary(const char* op, const TensorRef& y, const TensorRef& a, const T
   checkContiguous(op, "y", y);
 }
 
+void checkUnary(const char* op, const TensorRef& y, const TensorRef& x) { checkBinary(op, y, x, x); }
+
 void checkAccumulate(const TensorRef& acc, const TensorRef& x) {
   checkDtype("accumulate", "acc", acc, {DType::F32});
   checkFloat("accumulate", "x", x);

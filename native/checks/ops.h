@@ -12,9 +12,11 @@ namespace viaduct {
 
 // ---- elementwise.cc
 void checkCopy(const TensorRef& y, const TensorRef& x);
-/// add, mul.
+/// add, mul, clampBackward.
 void checkBinary(const char* op, const TensorRef& y, const TensorRef& a, const TensorRef& b);
 void checkAccumulate(const TensorRef& acc, const TensorRef& x);
+/// clamp.
+void checkUnary(const char* op, const TensorRef& y, const TensorRef& x);
 void checkScale(const TensorRef& x, const TensorRef& factor);
 void checkSum(const TensorRef& y, const TensorRef& x);
 void checkSumRows(const TensorRef& acc, const TensorRef& x);

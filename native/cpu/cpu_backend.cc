@@ -95,6 +95,8 @@ bool CpuBackend::supports(const std::string& op, DType dtype, std::string* why) 
       {"mul", Float},
       {"accumulate", Float},
       {"scale", Float},
+      {"clamp", Float},
+      {"clampBackward", Float},
       {"sum", Float},
       {"sumRows", Float},
       {"addBias", Float},

@@ -36,6 +36,8 @@ class CpuBackend final : public Backend {
   void mul(Stream& s, Out y, In a, In b) override;
   void accumulate(Stream& s, InOut acc, In x) override;
   void scale(Stream& s, InOut x, In factor) override;
+  void clamp(Stream& s, Out y, In x, double low, double high) override;
+  void clampBackward(Stream& s, Out dx, In dy, In x, double low, double high) override;
   void sum(Stream& s, Out y, In x) override;
   void sumRows(Stream& s, InOut acc, In x) override;
   void addBias(Stream& s, Out y, In x, In bias) override;

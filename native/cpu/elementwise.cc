@@ -66,6 +66,28 @@ void ScaleKernel(DType dtype, void* x, float factor, int64_t size) {
   ScaleLoop(static_cast<BF16*>(x), factor, size);
 }
 
+// With dy the gradient of x, else x itself between the bounds. A comparison with a NaN is false: it stays.
+template <typename T>
+void ClampLoop(T* y, const T* x, const T* dy, float low, float high, int64_t size) {
+  parallelChunks(size, kGrain, [=](int64_t begin, int64_t end) HWY_ATTR {
+    const V least = Set(low), most = Set(high);
+    ForVectors(end - begin, [=](int64_t i, int64_t n) HWY_ATTR {
+      const V v = Load(x + begin + i, n);
+      const auto under = hn::Lt(v, least), over = hn::Gt(v, most);
+      const V kept = dy == nullptr ? hn::IfThenElse(under, least, hn::IfThenElse(over, most, v))
+                                   : hn::IfThenZeroElse(hn::Or(under, over), Load(dy + begin + i, n));
+      Store(kept, y + begin + i, n);
+    });
+  });
+}
+void ClampKernel(DType dtype, void* y, const void* x, const void* dy, float low, float high, int64_t size) {
+  if (dtype == DType::F32) {
+    ClampLoop(static_cast<float*>(y), static_cast<const float*>(x), static_cast<const float*>(dy), low, high, size);
+  } else {
+    ClampLoop(static_cast<BF16*>(y), static_cast<const BF16*>(x), static_cast<const BF16*>(dy), low, high, size);
+  }
+}
+
 template <typename T>
 void AddBiasLoop(T* y, const T* x, const T* bias, int64_t rows, int64_t columns) {
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns));
@@ -129,6 +151,7 @@ HWY_EXPORT(AddKernel);
 HWY_EXPORT(MulKernel);
 HWY_EXPORT(AccumulateKernel);
 HWY_EXPORT(ScaleKernel);
+HWY_EXPORT(ClampKernel);
 HWY_EXPORT(AddBiasKernel);
 HWY_EXPORT(SumKernel);
 HWY_EXPORT(SumRowsKernel);
@@ -151,6 +174,22 @@ void CpuBackend::accumulate(Stream& s, InOut acc, In x) {
 void CpuBackend::scale(Stream& s, InOut x, In factor) {
   checkScale(x, factor);
   s.enqueue("scale", [=] { HWY_DYNAMIC_DISPATCH(ScaleKernel)(x.dtype, x.data, *factor.as<float>(), x.numel()); });
+}
+
+void CpuBackend::clamp(Stream& s, Out y, In x, double low, double high) {
+  checkUnary("clamp", y, x);
+  s.enqueue("clamp", [=] {
+    HWY_DYNAMIC_DISPATCH(ClampKernel)
+    (x.dtype, y.data, x.data, nullptr, static_cast<float>(low), static_cast<float>(high), x.numel());
+  });
+}
+
+void CpuBackend::clampBackward(Stream& s, Out dx, In dy, In x, double low, double high) {
+  checkBinary("clampBackward", dx, dy, x);
+  s.enqueue("clampBackward", [=] {
+    HWY_DYNAMIC_DISPATCH(ClampKernel)
+    (x.dtype, dx.data, x.data, dy.data, static_cast<float>(low), static_cast<float>(high), x.numel());
+  });
 }
 
 void CpuBackend::sum(Stream& s, Out y, In x) {

@@ -52,6 +52,8 @@ class CudaBackend final : public Backend {
   void mul(Stream& s, Out y, In a, In b) override;
   void accumulate(Stream& s, InOut acc, In x) override;
   void scale(Stream& s, InOut x, In factor) override;
+  void clamp(Stream& s, Out y, In x, double low, double high) override;
+  void clampBackward(Stream& s, Out dx, In dy, In x, double low, double high) override;
   void addBias(Stream& s, Out y, In x, In bias) override;
 
   // ops/reduce.cu

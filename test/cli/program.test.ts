@@ -56,12 +56,12 @@ describe('information', () => {
     const { models } = await viaductJson<{ models: object[] }>(folder, ['models'])
     expect(models).toEqual([
       { architecture: 'LlamaForCausalLM', modelType: 'llama', converts: true, runs: true },
-      { architecture: 'MixtralForCausalLM', modelType: 'mixtral', converts: true, runs: false },
-      { architecture: 'OlmoeForCausalLM', modelType: 'olmoe', converts: true, runs: false },
-      { architecture: 'Qwen3MoeForCausalLM', modelType: 'qwen3_moe', converts: true, runs: false },
+      { architecture: 'MixtralForCausalLM', modelType: 'mixtral', converts: true, runs: true },
+      { architecture: 'OlmoeForCausalLM', modelType: 'olmoe', converts: true, runs: true },
+      { architecture: 'Qwen3MoeForCausalLM', modelType: 'qwen3_moe', converts: true, runs: true },
     ])
     expect((await viaduct(folder, 'models')).stdout).toMatch(
-      /^LlamaForCausalLM +llama +yes +yes\s.*^Mixtral\w+ +mixtral +yes +not yet/ms,
+      /^LlamaForCausalLM +llama +yes +yes\s.*^Mixtral\w+ +mixtral +yes +yes/ms,
     )
     const { recipes } = await viaductJson<{ recipes: { name: string }[] }>(folder, ['recipes'])
     expect(recipes.map((r) => r.name)).toContain('llama32_1b_pretrain_config')

@@ -201,7 +201,7 @@ describe('train', () => {
       'model.recomputeMethod="uniform" needs recomputeGranularity=\'full\'',
       "model.recomputeNumLayers=9 needs recomputeGranularity='full'",
       'model.recomputeNumLayers must be at most 3',
-      'model.recomputeModules has "moe_act", which belongs to mixture-of-experts layers, not built yet',
+      'model.recomputeModules has "moe_act", which belongs to activations of experts alone, not built yet',
     ])
       expect(stderr).toContain(problem)
   })

@@ -4,6 +4,7 @@ import { beforeAll, describe, expect, test } from 'vitest'
 import { Ctx } from '../../lib/tensor/ctx.js'
 import { llamaFixtures } from '../fixtures/safetensorsFile.js'
 import { compute } from '../parity/compute.js'
+import { computeExperts, expertModels } from '../parity/experts.js'
 import { gate } from '../parity/gate.js'
 import { readFixture } from '../parity/llamaLayout.js'
 import { gpuSetupTimeout, useGpu } from './gpu.js'
@@ -11,6 +12,15 @@ import { gpuSetupTimeout, useGpu } from './gpu.js'
 beforeAll(useGpu, gpuSetupTimeout)
 
 const all = readdirSync(llamaFixtures).sort()
+
+describe('experts, parity with Transformers, float32', () => {
+  test.each(expertModels)('%s', async (name) => {
+    const { red, logits, gradients } = await computeExperts(name, 'cuda')
+    expect(red).toEqual([])
+    expect(logits).toBeLessThan(5e-6)
+    expect(gradients).toBeLessThan(2e-5)
+  })
+})
 
 describe('parity with Transformers, float32', () => {
   test.each(all)('%s', async (name) => {

@@ -4,7 +4,7 @@
 import { type Activation, activation, activationCodes, gatedActivation } from '../../lib/ops/activation.js'
 import { attention } from '../../lib/ops/attention.js'
 import { crossEntropy } from '../../lib/ops/crossEntropy.js'
-import { add, cast, mul, reshape, scale, sum } from '../../lib/ops/elementwise.js'
+import { add, cast, clip, mul, reshape, scale, sum } from '../../lib/ops/elementwise.js'
 import { embedding } from '../../lib/ops/embedding.js'
 import { addBias, linear } from '../../lib/ops/linear.js'
 import { layerNorm, rmsNorm } from '../../lib/ops/norm.js'
@@ -248,6 +248,12 @@ export const cases: readonly OpCase[] = [
       return [mul(ctx, { a: p, b: p }).y]
     },
     oracle: ({ a, b }) => [a!.map((value, i) => (value * b![i]!) ** 2)],
+  },
+  {
+    name: 'clip',
+    inputs: { x: { shape: [4, 19] } },
+    run: (ctx, { x }) => [clip(ctx, { x: x!, limit: 0.75 }).y],
+    oracle: ({ x }) => [x!.map((value) => Math.max(-0.75, Math.min(0.75, value)))],
   },
   {
     name: 'scale and reshape',

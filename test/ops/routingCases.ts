@@ -1,9 +1,10 @@
 // Cases of the ops that route tokens to experts, with their oracle in plain float64 loops; see cases.ts.
 import { cast } from '../../lib/ops/elementwise.js'
+import { qkNorm } from '../../lib/ops/qkNorm.js'
 import { balance, combine, expertCounts, expertOrder, groupedLinear, route, spread } from '../../lib/ops/routing.js'
 import { Tensor } from '../../lib/tensor/tensor.js'
 import type { OpCase } from './cases.js'
-import { type F64, linear } from './oracle.js'
+import { type F64, linear, rmsNorm } from './oracle.js'
 
 interface Routing {
   readonly E: number
@@ -147,9 +148,31 @@ export const routingCases: readonly OpCase[] = [
       return [Float64Array.from(parts.flatMap((part) => Array.from(part)))]
     },
   },
+  qkNormCase({ groups: 2, queriesPerGroup: 3, channels: 6 }),
+  qkNormCase({ groups: 3, queriesPerGroup: 1, channels: 5 }),
   balanceCase(1),
   balanceCase(2),
 ]
+
+/** Each head of packed queries and keys normalised by itself; values stay. */
+function qkNormCase(shape: { groups: number; queriesPerGroup: number; channels: number }): OpCase {
+  const { groups: G, queriesPerGroup: R, channels: D } = shape
+  return {
+    name: `qkNorm ${G}x${R}x${D}`,
+    inputs: { x: { shape: [4, G * (R + 2) * D] }, q: { shape: [D], weight: true }, k: { shape: [D], weight: true } },
+    run: (ctx, { x }, { q, k }) => [qkNorm(ctx, { ...shape, qkv: x!, q: q!, k: k!, eps: 1e-3 }).y],
+    oracle({ x, q, k }) {
+      const y = Float64Array.from(x!)
+      for (let head = 0; head < 4 * G * (R + 2); head++) {
+        const kind = head % (R + 2)
+        if (kind === R + 1) continue
+        const own = x!.subarray(head * D, (head + 1) * D)
+        y.set(rmsNorm(own, kind === R ? k! : q!, 1, D, 1e-3, 0), head * D)
+      }
+      return [y]
+    },
+  }
+}
 
 /** The weights of a routing, whose gradient also has that of factor · sum of counts · scores. */
 function balanceCase(runs: number): OpCase {

@@ -73,6 +73,23 @@ export function drawVariant(random: Random): Variant {
     rotaryInterleaved: coin(random),
     shareEmbeddingsAndOutputWeights: coin(random),
     hiddenDropout: pick(random, [0, 0.1]),
+    qkLayernorm: pick(random, [null, null, 'perHead', 'allHeads']),
+    clipQkv: pick(random, [null, null, 0.5]),
+    windowSize: pick(random, [null, null, 3]),
+    ...(coin(random) ? drawExperts(random) : {}),
+  }
+}
+
+/** The balance loss counts each sequence by itself: of a micro-batch it would depend on the layout. */
+function drawExperts(random: Random): Partial<ProviderInit> {
+  return {
+    numMoeExperts: pick(random, [4, 6, 8]),
+    moeRouterTopk: pick(random, [1, 2, 3]),
+    moeFfnHiddenSize: pick(random, [24, 48]),
+    moeLayerFreq: pick(random, [1, 1, 0] as const) === 1 ? 1 : [1, 0, 1, 0, 1],
+    moeRouterPreSoftmax: coin(random),
+    moeRouterLoadBalancingType: pick(random, ['none', 'seq_aux_loss']),
+    moeAuxLossCoeff: 0.05,
   }
 }
 
@@ -83,6 +100,8 @@ const recomputeForms: readonly Partial<ProviderInit>[] = [
   { recomputeGranularity: 'selective' },
   { recomputeGranularity: 'selective', recomputeModules: ['core_attn', 'layernorm'] },
   { recomputeGranularity: 'selective', recomputeModules: ['layernorm', 'mlp'] },
+  { recomputeGranularity: 'selective', recomputeModules: ['layernorm'] },
+  { recomputeGranularity: 'selective', recomputeModules: ['moe', 'mlp'] },
 ]
 
 /** A layout string with so many slots, some of them empty. */
@@ -114,7 +133,9 @@ function drawKeeping(random: Random, numLayers: number, pp: number): Partial<Pro
   return pick(random, [{}, pick(random, recomputeForms), pp === 1 ? offload : pick(random, recomputeForms)])
 }
 
-function drawAny(random: Random, { numLayers }: Variant): Layout {
+function drawAny(random: Random, { numLayers, numMoeExperts = null }: Variant): Layout {
+  const sizes = numMoeExperts === null ? [1] : [1, 1, 2, 3, 4]
+  const [ep, etp] = [pick(random, sizes), pick(random, sizes)]
   const [tp, pp, dp] = [pick(random, [1, 2, 3, 4]), pick(random, [1, 2, 3, 4]), pick(random, [1, 2, 4])]
   const { chunks, model: stages } = pp === 1 ? { chunks: 1, model: {} } : drawStages(random, numLayers, pp)
   const schedule: Partial<ProviderInit> =
@@ -126,7 +147,9 @@ function drawAny(random: Random, { numLayers }: Variant): Layout {
     ranks: tp * pp * dp,
     model: {
       tensorModelParallelSize: tp,
-      sequenceParallel: tp > 1 && coin(random),
+      sequenceParallel: tp > 1 && (numMoeExperts !== null || coin(random)),
+      expertModelParallelSize: ep,
+      expertTensorParallelSize: etp,
       tpCommOverlap: coin(random),
       pipelineModelParallelSize: pp,
       ...(pp > 1 ? { ...stages, ...schedule } : {}),
@@ -154,7 +177,8 @@ export async function drawMixed(random: Random, variant: Variant, mostRanks: num
   for (;;) {
     const layout = drawAny(random, variant)
     const { tensorModelParallelSize: tp = 1, pipelineModelParallelSize: pp = 1 } = layout.model
-    const axes = [tp, pp, layout.ranks / (tp * pp)].filter((size) => size > 1)
+    const { expertModelParallelSize: ep = 1, expertTensorParallelSize: etp = 1 } = layout.model
+    const axes = [tp, pp, layout.ranks / (tp * pp), ep, etp].filter((size) => size > 1)
     if (axes.length > 1 && layout.ranks <= mostRanks && (await fits(variant, layout))) return layout
   }
 }

@@ -48,6 +48,8 @@ const hosted = { optimizer: { optimizerCpuOffload: true } }
 const half = { optimizer: { optimizerCpuOffload: true, optimizerOffloadFraction: 0.5 } }
 const whole = { ddp: { useDistributedOptimizer: false, overlapParamGather: false } }
 
+const experts: Model = { numMoeExperts: 8, moeRouterTopk: 2, moeFfnHiddenSize: 96 }
+
 type Row = readonly [name: string, ranks: number, model: Model, more?: Omit<MemoryTask, 'model'>]
 
 /** Some of each kind, for every run of the tests. */
@@ -58,11 +60,22 @@ const few: readonly Row[] = [
   ['dp 2, sharded, bf16', 2, {}, bf16],
   ['tp 2 with sp, full recompute', 2, { ...sp(2), ...full() }],
   ['one rank, bf16, optimizer on the host', 1, {}, { ...bf16, ...hosted }],
+  ['one rank, experts', 1, experts],
+  ['tp 2 with sp, experts', 2, { ...sp(2), ...experts }],
+  ['dp 2, ep 2', 2, { ...experts, expertModelParallelSize: 2 }],
+  ['tp 2 with sp, etp 2', 2, { ...sp(2), ...experts, expertTensorParallelSize: 2 }],
   ['tp 2 with sp, activations of 2 layers on the host', 2, { ...sp(2), ...away(2) }],
 ]
 
 const all: readonly Row[] = [
   ...few,
+  ['one rank, experts, bf16, dropout', 1, { ...experts, ...dropout }, bf16],
+  ['one rank, experts, full recompute', 1, { ...experts, ...full() }],
+  ['one rank, experts again', 1, { ...experts, ...selective('moe') }],
+  ['one rank, experts, layernorm again', 1, { ...experts, ...selective('layernorm') }],
+  ['pp 2, experts', 2, { ...pp(2), ...experts }],
+  ['tp 2 with sp, ep 2, bf16', 2, { ...sp(2), ...experts, expertModelParallelSize: 2 }, bf16],
+  ['dp 4, ep 2, etp 2', 4, { ...experts, expertModelParallelSize: 2, expertTensorParallelSize: 2 }],
   ['one rank, LayerNorm, biases, not gated', 1, { ...gpt, ...tied }],
   ['one rank, bf16, dropout', 1, dropout, bf16],
   ['one rank, full recompute', 1, full()],

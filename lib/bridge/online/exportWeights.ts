@@ -250,12 +250,8 @@ function wireDtype({ held, dtype }: ConversionTask): DType {
   return dtypes[dtype].bits < dtypes[held].bits ? dtype : held
 }
 
-function groupOf(model: DistributedModel, { name, axes }: ConversionTask): CommGroup {
-  const [axis, ...more] = axes
-  if (axis !== undefined && more.length === 0) return model.mesh.get(axis)
-  if (axes.join('_') === 'tp_pp') return model.mesh.get('tp_pp')
-  throw new ViaductError('ERR_UNSUPPORTED', 'exportHfWeights', `${name} is spread over ${axes.join(' and ')} together`)
-}
+/** Groups along several axes have the axes' names in the order in which tasks have them. */
+const groupOf = ({ mesh }: DistributedModel, { axes }: ConversionTask): CommGroup => mesh.get(axes.join('_'))
 
 /** One collective: pieces of one dtype within one group. */
 class Lane {

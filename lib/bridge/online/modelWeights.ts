@@ -109,13 +109,13 @@ export async function fillFromModel(
   tensors: readonly (PlannedTensor & { readonly place: FileTensor })[],
 ): Promise<void> {
   const parameters = new Map(modelTensors(model).map((tensor) => [tensor.name, tensor]))
-  const { rank, size } = model.mesh.get('dp')
   await model.device.stream.sync()
   await settleAll(
     tensors.flatMap(({ origin, place }, i) => {
-      if ('carried' in origin || i % size !== rank) return []
-      const parameter = parameters.get(origin.binding.ours)
-      if (parameter === undefined) return []
+      const parameter = 'carried' in origin ? undefined : parameters.get(origin.binding.ours)
+      if ('carried' in origin || parameter === undefined) return []
+      const { rank, size } = model.mesh.get(parameter.shard.copies ?? 'dp_cp')
+      if (i % size !== rank) return []
       return composeRegions(ownedRegions(parameter.shard), invertRegions(origin.part.regions)).map((region) =>
         writeRegion(parameter.data, place, region),
       )

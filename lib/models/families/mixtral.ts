@@ -9,7 +9,7 @@ const experts = ['num_local_experts', 'num_experts']
 export const mixtral = defineFamily({
   architecture: 'MixtralForCausalLM',
   modelType: 'mixtral',
-  runs: false,
+  runs: true,
   absent: { maxPositionEmbeddings: 131_072, layernormEpsilon: 1e-5, rotaryBase: 1e6 },
   fields: [['kvChannels', 'head_dim'], ['windowSize', 'sliding_window'], ...expertFields(experts)],
   read: (read, common) => ({

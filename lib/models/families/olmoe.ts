@@ -8,7 +8,7 @@ const experts = ['num_experts', 'num_local_experts']
 export const olmoe = defineFamily({
   architecture: 'OlmoeForCausalLM',
   modelType: 'olmoe',
-  runs: false,
+  runs: true,
   absent: { maxPositionEmbeddings: 4096, layernormEpsilon: 1e-5, rotaryBase: 10_000 },
   fields: [['addQkvBias', 'attention_bias'], ['clipQkv', 'clip_qkv'], ...expertFields(experts)],
   read(read, common) {

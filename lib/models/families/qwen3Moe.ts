@@ -23,7 +23,7 @@ function readLayers(read: ConfigReader, numLayers: number): TransformerConfig['m
 export const qwen3Moe = defineFamily({
   architecture: 'Qwen3MoeForCausalLM',
   modelType: 'qwen3_moe',
-  runs: false,
+  runs: true,
   absent: { maxPositionEmbeddings: 32_768, layernormEpsilon: 1e-6, rotaryBase: 10_000 },
   fields: [
     ['kvChannels', 'head_dim'],

@@ -18,10 +18,18 @@ struct Mul {
   __device__ float operator()(float a, float b) const { return a * b; }
 };
 
+struct Clamp {
+  float low, high;
+  __device__ float operator()(float x, float) const { return x < low ? low : x > high ? high : x; }
+};
+struct ClampSlope {
+  float low, high;
+  __device__ float operator()(float dy, float x) const { return x < low || x > high ? 0.0f : dy; }
+};
+
 /// y[i] = f(a[i], b[i]), W elements at a time and the rest one by one. y may be a or b.
 template <int W, typename F, typename Y, typename A, typename B>
-__global__ void __launch_bounds__(kThreads) binaryKernel(Y* y, const A* a, const B* b, int64_t n) {
-  const F f;
+__global__ void __launch_bounds__(kThreads) binaryKernel(F f, Y* y, const A* a, const B* b, int64_t n) {
   const int64_t packs = n / W;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
@@ -37,22 +45,22 @@ __global__ void __launch_bounds__(kThreads) binaryKernel(Y* y, const A* a, const
 }
 
 template <typename F, typename Y, typename A, typename B>
-void startBinary(const Launch& on, Y* y, const A* a, const B* b, int64_t n) {
+void startBinary(const Launch& on, F f, Y* y, const A* a, const B* b, int64_t n) {
   constexpr int kPack = kPackOf<Y, A, B>;
   if (packable(y, a, b)) {
-    on(binaryKernel<kPack, F, Y, A, B>, on.blocksFor(n, kThreads * kPack), kThreads, y, a, b, n);
+    on(binaryKernel<kPack, F, Y, A, B>, on.blocksFor(n, kThreads * kPack), kThreads, f, y, a, b, n);
   } else {
-    on(binaryKernel<1, F, Y, A, B>, on.blocksFor(n, kThreads), kThreads, y, a, b, n);
+    on(binaryKernel<1, F, Y, A, B>, on.blocksFor(n, kThreads), kThreads, f, y, a, b, n);
   }
 }
 
 template <typename F>
-void enqueueBinary(const char* op, Stream& s, const TensorRef& y, const TensorRef& a, const TensorRef& b) {
+void enqueueBinary(const char* op, Stream& s, const TensorRef& y, const TensorRef& a, const TensorRef& b, F f = {}) {
   const Launch on(s);
   s.enqueue(op, [=] {
     dispatchFloat(a.dtype, [&](auto zero) {
       using T = decltype(zero);
-      startBinary<F>(on, y.as<T>(), a.as<T>(), b.as<T>(), a.numel());
+      startBinary(on, f, y.as<T>(), a.as<T>(), b.as<T>(), a.numel());
     });
   });
 }
@@ -117,7 +125,7 @@ void CudaBackend::accumulate(Stream& s, InOut acc, In x) {
   s.enqueue("accumulate", [=] {
     dispatchFloat(x.dtype, [&](auto zero) {
       using T = decltype(zero);
-      startBinary<Add>(on, acc.as<float>(), acc.as<float>(), x.as<T>(), x.numel());
+      startBinary(on, Add{}, acc.as<float>(), acc.as<float>(), x.as<T>(), x.numel());
     });
   });
 }
@@ -139,6 +147,16 @@ void CudaBackend::scale(Stream& s, InOut x, In factor) {
   });
 }
 
+void CudaBackend::clamp(Stream& s, Out y, In x, double low, double high) {
+  checkUnary("clamp", y, x);
+  enqueueBinary("clamp", s, y, x, x, Clamp{static_cast<float>(low), static_cast<float>(high)});
+}
+
+void CudaBackend::clampBackward(Stream& s, Out dx, In dy, In x, double low, double high) {
+  checkBinary("clampBackward", dx, dy, x);
+  enqueueBinary("clampBackward", s, dx, dy, x, ClampSlope{static_cast<float>(low), static_cast<float>(high)});
+}
+
 void CudaBackend::addBias(Stream& s, Out y, In x, In bias) {
   checkAddBias(y, x, bias);
   if (x.numel() == 0) return;
@@ -158,10 +176,8 @@ void CudaBackend::addBias(Stream& s, Out y, In x, In bias) {
 }
 
 namespace {
-const Support support{{"add", Takes::Float},
-                      {"mul", Takes::Float},
-                      {"accumulate", Takes::Float},
-                      {"scale", Takes::Float},
+const Support support{{"add", Takes::Float},    {"mul", Takes::Float},   {"accumulate", Takes::Float},
+                      {"scale", Takes::Float},  {"clamp", Takes::Float}, {"clampBackward", Takes::Float},
                       {"addBias", Takes::Float}};
 }
 

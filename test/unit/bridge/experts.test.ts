@@ -100,11 +100,18 @@ describe('what is wrong is found', () => {
   })
 })
 
-it('a model with experts converts and is not built yet', async () => {
+it('a model with experts is built, and the layouts that it does not take are named together', async () => {
   for (const name of cases) {
     const bridge = await AutoBridge.open(folder(name))
-    const error = await errorOf(() => bridge.toMegatronModel())
-    expect(error).toMatchObject({ code: 'ERR_UNSUPPORTED' })
-    expect(error.message).toMatch(/numMoeExperts=\d/)
+    await using model = await bridge.toMegatronModel()
+    expect([...model.namedParameters()].map(([own]) => own)).toContain(
+      'decoder.layers.0.mlp.experts.linear_fc1.weight0',
+    )
+    const provider = bridge.toMegatronProvider()
+    Object.assign(provider, { tensorModelParallelSize: 2, expertModelParallelSize: 5 })
+    const error = await errorOf(async () => provider.finalize())
+    expect(error).toMatchObject({ code: 'ERR_LAYOUT_INVALID' })
+    expect(error.message).toMatch(/expertModelParallelSize must divide the \d experts, got 5/)
+    expect(error.message).toMatch(/sequenceParallel must be true where tensorModelParallelSize=2/)
   }
 })

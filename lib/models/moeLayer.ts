@@ -1,0 +1,96 @@
+// `mlp` of a layer with experts: router, rows to their experts, experts, rows back. Dropless: an expert takes all that come. The
+// number of rows of each is read on the host in the middle of the pass.
+import { Module } from '../nn/module.js'
+import { combine, expertCounts, expertOrder, spread } from '../ops/routing.js'
+import { gatherRows } from '../parallel/collectives.js'
+import { ExpertExchange, exchangePlan } from '../parallel/expertExchange.js'
+import { GroupedExperts } from '../parallel/groupedExperts.js'
+import { TopKRouter } from '../parallel/topKRouter.js'
+import type { Ctx, Group } from '../tensor/ctx.js'
+import type { ShardSpec } from '../tensor/shardSpec.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { type BlockSpec, inits } from './blockSpec.js'
+
+export class MoELayer extends Module {
+  readonly router: TopKRouter
+  readonly experts: GroupedExperts
+  readonly #ep: Group
+  readonly #etp: Group
+  /** The ranks that hold one copy of the experts. */
+  readonly #holders: Group
+
+  constructor(spec: BlockSpec) {
+    super()
+    const { config, tp } = spec
+    const { paramsDtype: dtype, moeRouterTopk: topk, moeRouterPreSoftmax: preSoftmax } = config
+    const numExperts = config.numMoeExperts as number
+    const ep = spec.groups.get('ep')
+    const perRank = numExperts / ep.size
+    const prefix = `decoder.layers.${spec.layer}.mlp`
+    const shards = (name: string) =>
+      Array.from({ length: perRank }, (_, i) => ep.rank * perRank + i).map(
+        (e) => [e, spec.shard(`${prefix}.experts.${name}.weight${e}`) as ShardSpec] as const,
+      )
+    this.#ep = ep
+    this.#etp = spec.groups.get('etp')
+    this.#holders = spec.groups.get('etp_ep')
+    this.router = this.child(
+      'router',
+      new TopKRouter({
+        config: {
+          numExperts,
+          topk,
+          preSoftmax,
+          loadBalancing: config.moeRouterLoadBalancingType,
+          auxLossCoeff: config.moeAuxLossCoeff,
+        },
+        tp,
+        weight: spec.shard(`${prefix}.router.weight`) as ShardSpec,
+        dtype,
+        init: inits(config).input,
+      }),
+    )
+    this.experts = this.child(
+      'experts',
+      new GroupedExperts({
+        fc1: shards('linear_fc1'),
+        fc2: shards('linear_fc2'),
+        dtype,
+        inits: inits(config),
+        activation: config.activation,
+        gated: config.gatedLinearUnit,
+      }),
+    )
+  }
+
+  /**
+   * x [rows, H], normalised, to what is added to the stream, [rows, H].
+   * @param balanced - sequences of the batch where the balance loss counts, else null.
+   */
+  async forward(ctx: Ctx, x: Tensor, balanced: number | null): Promise<Tensor> {
+    const { weights, experts } = this.router.forward(ctx, x, balanced)
+    const { numExperts } = this.router.config
+    const { source, place } = expertOrder(ctx, experts, numExperts)
+    const sent = spread(ctx, { x, source, place }).y
+    const made = await this.#feed(ctx, sent, expertCounts(ctx, experts, numExperts))
+    const { y } = combine(ctx, { x: made, weights, source, place })
+    made.dispose()
+    return y
+  }
+
+  /** Rows by expert through the experts, wherever they are. @param chosen - float32 [1, E]: this rank's rows of each. */
+  async #feed(ctx: Ctx, sent: Tensor, chosen: Tensor): Promise<Tensor> {
+    const group = this.#holders
+    const counts = await gatherRows(ctx, chosen, group).toFloat32Array()
+    if (group.size === 1) return this.experts.forward(ctx, sent, Array.from(counts))
+    const { numExperts } = this.router.config
+    const rows = Array.from({ length: group.size }, (_, rank) =>
+      Array.from(counts.subarray(rank * numExperts, (rank + 1) * numExperts)),
+    )
+    const [ep, etp] = [this.#ep, this.#etp]
+    const plan = exchangePlan(rows, { ep: ep.rank, etp: etp.rank, epSize: ep.size, etpSize: etp.size })
+    const exchange = new ExpertExchange(ctx, plan, ep, etp)
+    const made = this.experts.forward(ctx, exchange.there(ctx, sent), exchange.counts)
+    return exchange.back(ctx, made)
+  }
+}
