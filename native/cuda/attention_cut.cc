@@ -11,12 +11,12 @@ namespace {
 
 constexpr int64_t kPack = 8;  // elements of 16 bytes: what cuDNN loads at a time
 
-// Its deterministic backward pass keeps every probability of a call, but on Blackwell. So calls are cut, and these bytes of
-// them are enough to keep a GPU at work.
+// Its deterministic backward pass keeps every probability of a call, but on Blackwell. So a call takes groups up to so many
+// bytes of them as keep a GPU at work, at least one, and a group may have no more than the most.
 #ifdef VIADUCT_EMULATE
-constexpr int64_t kMostProbabilities = int64_t{128} << 10;
+constexpr int64_t kEnoughProbabilities = int64_t{128} << 10, kMostProbabilities = int64_t{256} << 10;
 #else
-constexpr int64_t kMostProbabilities = int64_t{2} << 30;
+constexpr int64_t kEnoughProbabilities = int64_t{512} << 20, kMostProbabilities = int64_t{2} << 30;
 #endif
 
 /// Keys that some query may see; those behind them no call needs.
@@ -39,7 +39,7 @@ int64_t probabilitiesOf(const AttentionArgs& a, bool backward, int computeCapabi
 
 /// Whether one call takes all samples and groups.
 bool whole(const AttentionArgs& a, bool backward, int computeCapability) {
-  if (probabilitiesOf(a, backward, computeCapability) > kMostProbabilities / (a.B * a.G)) return false;
+  if (probabilitiesOf(a, backward, computeCapability) > kEnoughProbabilities / (a.B * a.G)) return false;
   return even(a, a.q) && even(a, a.out) && (!backward || (even(a, a.dOut) && even(a, a.dq)));
 }
 
@@ -47,7 +47,7 @@ bool whole(const AttentionArgs& a, bool backward, int computeCapability) {
 int64_t groupsOfCall(const AttentionArgs& a, bool backward, int computeCapability) {
   const int64_t each = probabilitiesOf(a, backward, computeCapability);
   int64_t groups = a.G;
-  while (groups > 1 && (each > kMostProbabilities / groups || a.G % groups != 0)) groups -= 1;
+  while (groups > 1 && (each > kEnoughProbabilities / groups || a.G % groups != 0)) groups -= 1;
   return groups;
 }
 

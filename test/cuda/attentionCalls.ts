@@ -29,6 +29,7 @@ export const taken: readonly (readonly [string, Partial<Case>])[] = [
   ['ragged keys in a window, of which late queries see none', { B: 2, S: 35, R: 2, window: 5, keyEnd: [35, 11] }],
   ['a call for each two groups', { B: 2, S: 60, G: 4, R: 4, layout: 'packed' }],
   ['a call for each group, ragged', { B: 2, S: 60, G: 3, R: 4, D: 16, causal: false, keyEnd: [60, 17] }],
+  ['more probabilities of a group than a call wants', { B: 2, S: 40, G: 2, R: 10, layout: 'packed' }],
   ['many ragged samples', { B: 70, S: 3, keyEnd: Array.from({ length: 70 }, (_, b) => b % 4) }],
   ['ragged keys, packed', { B: 3, S: 20, G: 2, R: 2, D: 16, layout: 'packed', causal: false, keyEnd: [7, -3, 20] }],
   ['packed sequences', { S: 120, R: 2, D: 16, firstKey: packed([1, 40, 3, 54, 22]) }],

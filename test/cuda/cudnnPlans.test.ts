@@ -110,7 +110,7 @@ describe.skipIf(!toolkit)('plans of cuDNN', () => {
       all.map(({ c, backward, ...rest }) => line(c, backward, 'half' in rest)),
     )
     expect(answers.length).toBe(all.length)
-    // Probabilities of at most 2 GiB (attention_cut.cc), and what grows with the tokens alone.
+    // Probabilities of at most 2 GiB (attention_cut.cc), where one group has them, and what grows with the tokens alone.
     const most = 3 * 2 ** 30
     const isPlan = (text: string) => /^plan \d+ \d+$/.test(text) && Number(text.split(' ')[2]) < most
     expect(answers.flatMap((text, i) => (isPlan(text) ? [] : [`${all[i]?.name}: ${text}`]))).toEqual([])
