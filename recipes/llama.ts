@@ -1,37 +1,9 @@
 // Llama recipes: functions that return a RunConfig. Names and numbers of the big ones are Megatron-Bridge's; the model's
 // fields stand here as data, so that no hub is asked. Change a recipe by assigning to what it returns: `cfg.model.recomputeGranularity`
 // and its neighbours, for one, trade time for memory; recipes keep all activations.
-import { type RunConfig, runConfig } from '../lib/config/runConfig.js'
+import type { RunConfig } from '../lib/config/runConfig.js'
 import { GPTModelProvider } from '../lib/models/provider.js'
-
-/** What Megatron-Bridge's pretraining recipes have in common: bfloat16, AdamW, cosine, mock data. */
-function pretrainCommon(model: GPTModelProvider): RunConfig {
-  return runConfig({
-    model,
-    train: { trainIters: 300000, globalBatchSize: 32, microBatchSize: 2 },
-    validation: { evalInterval: 500, evalIters: 32 },
-    optimizer: {
-      lr: 3e-4,
-      minLr: 3e-5,
-      adamBeta1: 0.9,
-      adamBeta2: 0.95,
-      adamEps: 1e-5,
-      weightDecay: 0.033,
-      clipGrad: 1,
-    },
-    scheduler: { lrDecayStyle: 'cosine', lrWarmupIters: 500, lrWarmupInit: 0, lrDecayIters: null },
-    dataset: { kind: 'mock', split: '9999,8,2', randomSeed: 1234 },
-    tokenizer: { tokenizerType: 'NullTokenizer' },
-    checkpoint: {
-      save: 'nemo_experiments/default/checkpoints',
-      load: 'nemo_experiments/default/checkpoints',
-      saveInterval: 500,
-    },
-    logger: { logInterval: 10 },
-    rng: { seed: 1234 },
-    mixedPrecision: 'bf16_mixed',
-  })
-}
+import { onLaptop, pretrainCommon } from './pretraining.js'
 
 /**
  * Pretraining of Llama 3.2 1B: 16 layers of 2048, sequences of 8192, 512 of them a step, 1168251 steps; TP 1. Mock data until
@@ -93,22 +65,5 @@ export function llama_tiny_cpu_pretrain_config(): RunConfig {
       seqLength: 128,
     }),
   )
-  cfg.mixedPrecision = 'fp32'
-  cfg.train.trainIters = 260
-  cfg.train.globalBatchSize = 8
-  cfg.train.microBatchSize = 8
-  cfg.validation.evalInterval = 65
-  cfg.validation.evalIters = 8
-  cfg.optimizer.lr = 5e-3
-  cfg.optimizer.minLr = 5e-4
-  cfg.optimizer.adamEps = 1e-8
-  // A share, so that shorter and longer runs warm up in proportion.
-  cfg.scheduler.lrWarmupIters = 0
-  cfg.scheduler.lrWarmupFraction = 0.1
-  cfg.dataset.split = '95,5'
-  cfg.checkpoint.save = null
-  cfg.checkpoint.load = null
-  cfg.checkpoint.saveInterval = null
-  cfg.logger.logInterval = 1
-  return cfg
+  return onLaptop(cfg)
 }

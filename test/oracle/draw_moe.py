@@ -1,7 +1,8 @@
 """Draws tiny random mixtures of experts with Transformers and writes what it computes from them. Arguments: SEED FOLDER [COUNT]; the committed
 fixtures are those of `PYTHON test/oracle/draw_moe.py 7 test/fixtures/moe_parity 2`.
 
-FOLDER/<family><i>: a Hugging Face folder, in.safetensors, and expected.safetensors with logits, loss and gradients in float32.
+FOLDER/<family><i>: a Hugging Face folder, in.safetensors, and expected.safetensors with logits, loss, gradients
+and the greedy continuation of the first 8 tokens, in float32.
 Models are drawn until no token's choice of experts is decided by less than 1e-4. What was drawn is printed as JSON lines.
 """
 
@@ -94,6 +95,9 @@ def draw(family, i, folder):
     model.save_pretrained(folder, save_original_format=True)
     gradients = {k: p.grad.detach() for k, p in model.named_parameters()}
     expected = dict(logits=out.logits.detach().contiguous(), loss=out.loss.detach().reshape(1))
+    model.generation_config.eos_token_id = None
+    greedy = model.generate(ids[:1, :8], max_new_tokens=20, do_sample=False, pad_token_id=0)[0, 8:]
+    expected["greedy"] = greedy.float()
     expected.update({"grad." + k: v.contiguous() for k, v in unstacked(gradients, config).items()})
     save_file({**inputs, "labels": labels}, os.path.join(folder, "in.safetensors"))
     save_file(expected, os.path.join(folder, "expected.safetensors"))

@@ -6,7 +6,7 @@ import { Ctx } from '../../lib/tensor/ctx.js'
 import { viaductJson } from '../cli/commandLine.js'
 import { readSafetensorsFile } from '../fixtures/safetensorsFile.js'
 import { temporaryFolder } from '../hostile/temporary.js'
-import { computeExperts, expertFixtures, expertModels } from './experts.js'
+import { computeExperts, continueExperts, expertFixtures, expertModels } from './experts.js'
 import { agreement } from './resultFile.js'
 
 const folder = temporaryFolder()
@@ -20,6 +20,12 @@ test.each(expertModels)('%s', async (name) => {
   expect(logits).toBeLessThan(3e-6)
   expect(gradients).toBeLessThan(2e-5)
   expect(device.liveSlots()).toBe(slots)
+})
+
+test.each(expertModels)('%s continues as Transformers does', async (name) => {
+  const [ours, theirs] = await continueExperts(name, 'cpu')
+  expect(ours).toEqual(theirs)
+  expect(theirs).toHaveLength(20)
 })
 
 describe('in layouts', () => {

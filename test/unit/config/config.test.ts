@@ -4,6 +4,12 @@ import { applyOverrides, applyYaml, toPlain, toYaml } from '../../../lib/config/
 import { configProblems, resolve } from '../../../lib/config/resolve.js'
 import { type RunConfig, runConfig } from '../../../lib/config/runConfig.js'
 import { GPTModelProvider } from '../../../lib/models/provider.js'
+import { parameterCount } from '../../../lib/plan/cost.js'
+import {
+  olmoe_7b_pretrain_config,
+  qwen3_30b_a3b_pretrain_config,
+  qwen3_moe_tiny_cpu_pretrain_config,
+} from '../../../recipes/experts.js'
 import { llama_tiny_cpu_pretrain_config, llama32_1b_pretrain_config } from '../../../recipes/llama.js'
 
 const tiny = (): RunConfig =>
@@ -215,5 +221,12 @@ describe('recipes', () => {
     cfg.tokenizer.vocabSize = cfg.model.vocabSize
     expect(resolve(cfg, 1)).toMatchObject({ numMicroBatches: 512, paddedVocabSize: 8192, paramsDtype: 'bfloat16' })
     expect(resolve(llama_tiny_cpu_pretrain_config(), 1)).toMatchObject({ paramsDtype: 'float32', numMicroBatches: 1 })
+  })
+  it('of experts have the published sizes, and fit their layouts', () => {
+    const [qwen, olmoe] = [qwen3_30b_a3b_pretrain_config(), olmoe_7b_pretrain_config()]
+    expect([qwen, olmoe].map(({ model }) => parameterCount(model))).toEqual([30_532_122_624, 6_919_161_856])
+    expect(resolve(qwen, 8)).toMatchObject({ numMicroBatches: 32, dataParallelSize: 1 })
+    expect(resolve(olmoe, 8)).toMatchObject({ numMicroBatches: 256, dataParallelSize: 8 })
+    expect(resolve(qwen3_moe_tiny_cpu_pretrain_config(), 1)).toMatchObject({ paramsDtype: 'float32' })
   })
 })

@@ -1,0 +1,102 @@
+// Recipes of mixtures of experts: Qwen3-MoE and OLMoE. The models' fields are those of the published configs, layouts and numbers
+// of the big ones Megatron-Bridge's; see llama.ts for how to change a recipe.
+import type { RunConfig } from '../lib/config/runConfig.js'
+import { GPTModelProvider } from '../lib/models/provider.js'
+import { onLaptop, pretrainCommon } from './pretraining.js'
+
+/** Pretraining of Qwen3 30B-A3B: 48 layers of 2048, 8 of 128 experts, sequences of 4096; TP 4 with sequence parallelism, PP 2, EP 4. */
+export function qwen3_30b_a3b_pretrain_config(): RunConfig {
+  const cfg = pretrainCommon(
+    new GPTModelProvider({
+      numLayers: 48,
+      hiddenSize: 2048,
+      ffnHiddenSize: 6144,
+      numAttentionHeads: 32,
+      numQueryGroups: 4,
+      kvChannels: 128,
+      vocabSize: 151936,
+      maxPositionEmbeddings: 40960,
+      rotaryBase: 1_000_000,
+      layernormEpsilon: 1e-6,
+      qkLayernorm: 'perHead',
+      numMoeExperts: 128,
+      moeRouterTopk: 8,
+      moeFfnHiddenSize: 768,
+      moeRouterLoadBalancingType: 'aux_loss',
+      moeAuxLossCoeff: 1e-3,
+      paramsDtype: 'bfloat16',
+      seqLength: 4096,
+      tensorModelParallelSize: 4,
+      sequenceParallel: true,
+      pipelineModelParallelSize: 2,
+      expertModelParallelSize: 4,
+      recomputeGranularity: 'full',
+      recomputeMethod: 'uniform',
+      recomputeNumLayers: 1,
+    }),
+  )
+  cfg.train.microBatchSize = 1
+  return cfg
+}
+
+/** Pretraining of OLMoE 1B-7B: 16 layers of 2048, 8 of 64 experts, sequences of 4096; EP 8. */
+export function olmoe_7b_pretrain_config(): RunConfig {
+  const cfg = pretrainCommon(
+    new GPTModelProvider({
+      numLayers: 16,
+      hiddenSize: 2048,
+      ffnHiddenSize: 1024,
+      numAttentionHeads: 16,
+      numQueryGroups: 16,
+      kvChannels: 128,
+      vocabSize: 50304,
+      maxPositionEmbeddings: 4096,
+      rotaryBase: 10_000,
+      layernormEpsilon: 1e-5,
+      qkLayernorm: 'allHeads',
+      numMoeExperts: 64,
+      moeRouterTopk: 8,
+      moeFfnHiddenSize: 1024,
+      moeRouterPreSoftmax: true,
+      moeRouterLoadBalancingType: 'seq_aux_loss',
+      moeAuxLossCoeff: 1e-2,
+      paramsDtype: 'bfloat16',
+      seqLength: 4096,
+      expertModelParallelSize: 8,
+    }),
+  )
+  cfg.train.globalBatchSize = 2048
+  cfg.train.microBatchSize = 1
+  return cfg
+}
+
+/**
+ * A Qwen3-MoE for a laptop's CPU: float32, 1.4 million parameters, 3 layers of 128 with 2 of 8 experts; learns the look of a text in
+ * about a minute on two cores. Mock data until `dataset` and `tokenizer` say otherwise.
+ */
+export function qwen3_moe_tiny_cpu_pretrain_config(): RunConfig {
+  const cfg = pretrainCommon(
+    new GPTModelProvider({
+      numLayers: 3,
+      hiddenSize: 128,
+      ffnHiddenSize: 384,
+      numAttentionHeads: 4,
+      numQueryGroups: 2,
+      kvChannels: 32,
+      vocabSize: 1024,
+      maxPositionEmbeddings: 512,
+      rotaryBase: 10_000,
+      qkLayernorm: 'perHead',
+      numMoeExperts: 8,
+      moeRouterTopk: 2,
+      moeFfnHiddenSize: 128,
+      moeRouterLoadBalancingType: 'aux_loss',
+      moeAuxLossCoeff: 1e-2,
+      shareEmbeddingsAndOutputWeights: true,
+      initMethodStd: 0.06,
+      paramsDtype: 'float32',
+      seqLength: 128,
+    }),
+  )
+  return onLaptop(cfg)
+}
