@@ -10,6 +10,8 @@ namespace viaduct::cuda {
 namespace {
 
 constexpr int64_t kPack = 8;  // elements of 16 bytes: what cuDNN loads at a time
+// Fewer queries behind a cache are decoding: each token would be another shape, and own kernels cut the keys.
+constexpr int64_t kLeastQueries = 16;
 
 // Its deterministic backward pass keeps every probability of a call, but on Blackwell. So a call takes groups up to so many
 // bytes of them as keep a GPU at work, at least one, and a group may have no more than the most.
@@ -152,6 +154,7 @@ std::string whyNotCudnn(const AttentionArgs& a, bool backward, int computeCapabi
     return "a gradient for which it would keep more than " + std::to_string(kMostProbabilities) +
            " bytes of probabilities of a group";
   }
+  if (!backward && a.S < kLeastQueries && a.S < a.K) return "few queries over more keys";
   if (computeCapability < 80) return "a GPU before compute capability 8.0";
   std::string why = whyNotHeads(a, backward, computeCapability);
   if (why.empty()) why = whyNotMask(a, backward, computeCapability);

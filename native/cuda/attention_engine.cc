@@ -16,6 +16,12 @@ namespace {
 enum class Engine { Auto, Cudnn, Own };
 std::atomic<Engine> engine{Engine::Auto};
 
+#ifdef VIADUCT_EMULATE
+constexpr size_t kMostPlans = 8;
+#else
+constexpr size_t kMostPlans = 512;  // micro-batches and prompts of so many lengths
+#endif
+
 constexpr size_t kAlignment = 256;
 size_t rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -37,13 +43,24 @@ struct Parts {
   bool ranges() const { return lengths > 0 || firstKeys > 0; }
 };
 
+/// Plans by shape, those that were used last. A command keeps its plan.
 struct Plans {
   struct Kept {
-    std::unique_ptr<SdpaPlan> plan;
+    std::shared_ptr<const SdpaPlan> plan;
     std::string why;  // there is none
+    uint64_t used = 0;
   };
   std::mutex mutex;
   std::map<std::vector<int64_t>, Kept> kept;
+  uint64_t uses = 0;
+
+  void forgetOldest() {
+    auto oldest = kept.begin();
+    for (auto each = kept.begin(); each != kept.end(); ++each) {
+      if (each->second.used < oldest->second.used) oldest = each;
+    }
+    kept.erase(oldest);
+  }
 };
 
 /// Of the process; never destroyed, because streams may run while it exits.
@@ -54,7 +71,7 @@ Plans& plans() {
 
 int capabilityOf(const Device& device) { return 10 * device.properties().major + device.properties().minor; }
 
-const SdpaPlan* findPlan(const SdpaShape& shape, const Device& device, std::string* why) {
+std::shared_ptr<const SdpaPlan> findPlan(const SdpaShape& shape, const Device& device, std::string* why) {
   std::vector<int64_t> key = shape.key();
   key.push_back(device.ordinal());
   Plans& all = plans();
@@ -68,10 +85,12 @@ const SdpaPlan* findPlan(const SdpaShape& shape, const Device& device, std::stri
     } catch (const Error& e) {
       kept.why = e.what();
     }
+    if (all.kept.size() >= kMostPlans) all.forgetOldest();
     found = all.kept.emplace(std::move(key), std::move(kept)).first;
   }
+  found->second.used = ++all.uses;
   *why = found->second.why;
-  return found->second.plan.get();
+  return found->second.plan;
 }
 
 }  // namespace

@@ -18,8 +18,8 @@ std::string attentionLibrary();
 
 /// The engine's choice for a call; made when the op is called, so that plans are built and errors thrown there.
 struct AttentionChoice {
-  const SdpaPlan* plan = nullptr;  // null: own kernels
-  size_t scratch = 0;              // bytes
+  std::shared_ptr<const SdpaPlan> plan;  // null: own kernels
+  size_t scratch = 0;                    // bytes
   int computeCapability = 0;
 };
 AttentionChoice chooseAttention(const char* op, const AttentionArgs& a, bool backward, const Device& device);

@@ -44,7 +44,7 @@ struct SdpaData {
   int32_t *queryLengths = nullptr, *keyLengths = nullptr, *firstKeys = nullptr;
 };
 
-/// A shape ready to run. Never destroyed. What a call leaves undefined: results of queries that see no key, and gradients of
+/// A shape ready to run. What a call leaves undefined: results of queries that see no key, and gradients of
 /// keys and queries behind their lengths.
 class SdpaPlan {
  public:

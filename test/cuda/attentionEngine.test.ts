@@ -15,25 +15,35 @@ function engine(name: string): void {
   native.setAttentionEngine(Device.open('cuda').index, name)
 }
 
+/** Decoding. */
+const one = { S: 1, G: 2, R: 4, D: 16, backward: false } as const
+
 const refused: readonly (readonly [RegExp, string, Partial<Case>, Float])[] = [
   [/got float32/, 'float32', { S: 5 }, 'float32'],
   [/no multiple of 8/, '12 channels', { S: 5, D: 12 }, 'bfloat16'],
   [/no multiple of 8/, '12 channels of values', { S: 5, Dv: 12 }, 'bfloat16'],
   [/address of no 16 bytes/, 'odd addresses', { S: 5, layout: 'gaps' }, 'bfloat16'],
+  [/few queries over more keys/, 'decoding', { ...one, K: 70, offset: 69 }, 'bfloat16'],
+  [
+    /few queries over more keys/,
+    'decoding, ragged',
+    { ...one, B: 3, K: 40, causal: false, keyEnd: [0, 40, 13] },
+    'bfloat16',
+  ],
   [/first keys and ends of keys/, 'first keys and ends', { S: 7, firstKey: () => 1, keyEnd: [6] }, 'bfloat16'],
   [
     /neither at the first keys nor at the last/,
     'keys behind the queries that are seen',
-    { S: 9, K: 12, offset: 7 },
+    { S: 19, K: 22, offset: 7 },
     'bfloat16',
   ],
   [
     /neither at the first keys nor at the last/,
     'a window in the middle',
-    { S: 9, K: 30, offset: 7, window: 5, causal: false },
+    { S: 19, K: 40, offset: 7, window: 5, causal: false },
     'bfloat16',
   ],
-  [/ends of keys behind a cache/, 'ragged, behind a cache', { S: 9, K: 30, offset: 21, keyEnd: [20] }, 'bfloat16'],
+  [/ends of keys behind a cache/, 'ragged, behind a cache', { S: 19, K: 40, offset: 21, keyEnd: [20] }, 'bfloat16'],
   [
     /ends of keys and a softcap/,
     'ragged, with a softcap',
@@ -41,11 +51,11 @@ const refused: readonly (readonly [RegExp, string, Partial<Case>, Float])[] = [
     'bfloat16',
   ],
   [/more queries than keys/, 'a window over fewer keys than queries', { S: 9, K: 5, window: 2 }, 'bfloat16'],
-  [/gradients of keys that none sees/, 'backward, late keys unseen', { S: 9, K: 30 }, 'bfloat16'],
+  [/gradients of keys that none sees/, 'backward, late keys unseen', { S: 19, K: 30 }, 'bfloat16'],
   [
     /gradients of keys that none sees/,
     'backward, early keys unseen',
-    { S: 9, K: 30, offset: 21, window: 5 },
+    { S: 19, K: 40, offset: 21, window: 5 },
     'bfloat16',
   ],
   [/gradient of one query and one key/, 'backward of one query and one key', { S: 1 }, 'bfloat16'],

@@ -58,7 +58,7 @@ const blackwell = {
   totalGlobalMem: 191513690112,
 }
 
-/** Sizes of models: training on packed tensors, a prompt behind a cache, decoding. */
+/** Sizes of models: training on packed tensors, a prompt behind a cache. */
 const real: readonly (readonly [string, Partial<Case>])[] = [
   ['Llama 3 8B', { B: 2, S: 8192, G: 8, R: 4, D: 128, layout: 'packed' }],
   ['Llama 3 8B, tp 8', { B: 4, S: 4096, G: 1, R: 4, D: 128, layout: 'packed' }],
@@ -69,7 +69,6 @@ const real: readonly (readonly [string, Partial<Case>])[] = [
   ['packed sequences', { B: 2, S: 4096, G: 8, R: 4, D: 128, firstKey: () => 0, layout: 'packed' }],
   ['latent attention', { S: 4096, G: 16, R: 1, D: 192, Dv: 128 }],
   ['a prompt behind a cache', { backward: false, B: 2, S: 512, K: 4096, offset: 3584, G: 8, R: 4, D: 128 }],
-  ['decoding', { backward: false, B: 8, S: 1, K: 4096, offset: 4095, G: 8, R: 4, D: 128 }],
 ]
 
 function line(c: Case, backward: boolean, half = false): string {
