@@ -10,7 +10,7 @@ import { applyOverrides, applyYaml } from '../config/overrides.js'
 import { configProblems, type ResolvedConfig, refuseConfig, resolve } from '../config/resolve.js'
 import { type RunConfig, runConfig } from '../config/runConfig.js'
 import type { RecomputeModule } from '../models/recomputeSettings.js'
-import { parallelOf, withoutUnbuilt } from '../parallel/config.js'
+import { parallelOf } from '../parallel/config.js'
 import { chosenLayout, chosenWorld, type LayoutFlags, layoutArguments } from './layout.js'
 
 /** The flags of `viaduct train` that make the configuration. */
@@ -186,7 +186,7 @@ export interface ResolvedTraining {
  * @throws ERR_CONFIG with all problems.
  */
 export function resolveTraining(config: RunConfig, flags: LayoutFlags, given: number | null): ResolvedTraining {
-  const parallel = withoutUnbuilt(parallelOf(config.model))
+  const parallel = parallelOf(config.model)
   const { worldSize: ranks, conflicts } = chosenWorld(parallel, flags.dp, given)
   refuseConfig([...conflicts, ...configProblems(config, ranks)])
   return { resolved: resolve(config, ranks), ranks }

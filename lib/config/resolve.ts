@@ -5,7 +5,7 @@ import { ViaductError } from '../base/errors.js'
 import { runnableProblems } from '../models/layoutShards.js'
 import { offloadProblems } from '../models/offloadSettings.js'
 import { recomputeProblems } from '../models/recomputeSettings.js'
-import { parallelOf, runProblems, withoutUnbuilt } from '../parallel/config.js'
+import { parallelOf, runProblems } from '../parallel/config.js'
 import { mostLayers } from '../parallel/pipelineStages.js'
 import { freezeConfig, type RunConfig, sectionNames } from './runConfig.js'
 import { schemas } from './sections.js'
@@ -125,7 +125,7 @@ function dtypeOf(precision: RunConfig['mixedPrecision'], dtype: DType): DType {
 }
 
 function batchProblems({ train, model }: RunConfig, worldSize: number): string[] {
-  const { contextParallelSize: cp } = withoutUnbuilt(parallelOf(model))
+  const { contextParallelSize: cp } = parallelOf(model)
   const ranks = model.tensorModelParallelSize * model.pipelineModelParallelSize * cp
   const dp = worldSize / ranks
   if (!Number.isInteger(dp) || dp < 1) return []

@@ -11,7 +11,8 @@ import type { GPTModel } from '../models/gpt.js'
 import { type LastPass, runPipeline } from '../models/pipelineRun.js'
 import { allGatherObject, pointToPoint } from '../parallel/collectives.js'
 import type { ParallelConfig } from '../parallel/config.js'
-import { sumExpertGradients, sumSharedGradients } from '../parallel/gradientSums.js'
+import { gatherSequence } from '../parallel/contextShards.js'
+import { sumContextGradients, sumExpertGradients, sumSharedGradients } from '../parallel/gradientSums.js'
 import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
 import type { Ctx } from '../tensor/ctx.js'
 import type { DeviceKind } from '../tensor/device.js'
@@ -86,22 +87,28 @@ export async function computeLogits(
         chunk.config.vocabSize,
         chunk.tp,
       )
+      // Of the tokens that this rank has of each sequence; the gradients are summed over cp afterwards.
+      const parts = await allGatherObject([device.numTokens, await lossSum.item()] as const, inner.groups.get('cp'))
       // Nothing to predict (sequences of one token): the loss is 0 over 0 tokens.
-      const counted = Math.max(1, device.numTokens)
-      end.loss = (await lossSum.item()) / counted
+      const counted = Math.max(
+        1,
+        parts.reduce((sum, [tokens]) => sum + tokens, 0),
+      )
+      end.loss = parts.reduce((sum, [, loss]) => sum + loss, 0) / counted
       return { output: lossSum, seed: Tensor.fromHost(inner, Float32Array.of(1 / counted), [1], 'float32') }
     }
     await runPipeline(ctx, model, [batch], last, { backward: options.grads ?? false })
     const loss = (await allGatherObject(end.loss, ctx.groups.get('pp'))).at(-1) ?? 0
     const [chunk] = model.chunks as [GPTModel]
     const { vocabSize } = chunk.config
-    const logits = toFirstStage(ctx, model, end.logits, B * S)
+    const logits = toFirstStage(ctx, model, end.logits && ofWholeSequences(ctx, end.logits, B, S), B * S)
     if (logits !== null) results.set('logits', float32([B, S, vocabSize], await chunk.gatherLogits(ctx, logits)))
     results.set('loss', float32([1], Float32Array.of(loss)))
     let gradients = 0
     if (options.grads) {
       const parameters = [...model.namedParameters()].map(([, parameter]) => parameter)
       sumSharedGradients(ctx, parameters)
+      sumContextGradients(ctx, parameters)
       sumExpertGradients(ctx, parameters)
       for await (const [name, gradient] of bridge.exportHfWeights(model, { what: 'gradients', to: 'rank0' })) {
         gradients++
@@ -115,6 +122,17 @@ export async function computeLogits(
     ctx.scope.close()
     await model.dispose()
   }
+}
+
+/** Logits [B·S, Vlocal] of the tokens that the ranks of cp have, in the order of the sequences. */
+function ofWholeSequences(ctx: Ctx, logits: Tensor, B: number, S: number): Tensor {
+  const cp = ctx.groups.get('cp')
+  if (cp.size === 1) return logits
+  const [tokens = 0, width = 0] = logits.shape
+  const filled = gatherSequence(ctx, logits.reshape(ctx, [B, tokens / B, width]), cp)
+  const whole = ctx.empty([B, S, width], logits.dtype)
+  native.copy(ctx.stream.id, whole.handle, filled.slice(ctx, 1, 0, S).handle)
+  return whole.reshape(ctx, [B * S, width])
 }
 
 /** The last stage's logits [T, Vlocal] on the ranks of the first stage; null on others. */

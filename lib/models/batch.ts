@@ -1,7 +1,8 @@
 // Batches of tokens: named host arrays in, checked, uploaded. Ids and labels are checked here because a kernel that met a wrong
 // one could only crash. Tokens are flattened: T = B·S, row b·S+s.
 import { ViaductError } from '../base/errors.js'
-import type { Ctx } from '../tensor/ctx.js'
+import { ownPlaces } from '../parallel/contextShards.js'
+import type { Ctx, Group } from '../tensor/ctx.js'
 import { Tensor } from '../tensor/tensor.js'
 
 /** A batch on the host. Arrays are [B, S], row-major. */
@@ -25,7 +26,7 @@ export interface TokenBatch {
   readonly start?: number
 }
 
-/** A batch on the device; tensors belong to the scope of the context that uploaded it. */
+/** A batch on the device; tensors belong to the scope of the context that uploaded it. With `context` S counts this rank's tokens. */
 export interface DeviceBatch {
   readonly batchSize: number
   readonly seqLength: number
@@ -45,6 +46,8 @@ export interface DeviceBatch {
   readonly numTokens: number
   /** Largest position + 1. */
   readonly maxPosition: number
+  /** Ranks that share each sequence: the tensors are this rank's tokens of it (parallel/contextShards.ts). Absent: all of them. */
+  readonly context?: Group
   /** [GPTModel.hiddenRows, H]: what the chunk before this one gave; absent where the model begins. */
   readonly hidden?: Tensor | null
 }
@@ -84,12 +87,14 @@ function maskBounds(mask: Uint8Array, B: number, S: number): { first: Int32Array
 /**
  * Checks a batch and puts it on the device.
  * @param config - `maxPositionEmbeddings` is not a limit: rotary positions go on past it, as in Transformers.
+ * @param context - ranks that share each sequence; this one uploads its part.
  * @throws ERR_TOKEN_ID, ERR_LABEL with the position; ERR_DATA for wrong lengths and masks.
  */
 export function uploadBatch(
   ctx: Ctx,
   batch: TokenBatch,
   config: { readonly vocabSize: number; readonly maxPositionEmbeddings: number },
+  context: Group | null = null,
 ): DeviceBatch {
   const { batchSize: B, seqLength: S, tokens, labels, attentionMask, sampleIds } = batch
   const T = B * S
@@ -107,7 +112,6 @@ export function uploadBatch(
       )
     }
   }
-  let numTokens = 0
   if (labels) {
     checkLength('labels', labels.length, T)
     for (let t = 0; t < T; t++) {
@@ -121,7 +125,6 @@ export function uploadBatch(
           { label, row, position },
         )
       }
-      numTokens++
     }
   }
 
@@ -161,17 +164,25 @@ export function uploadBatch(
     const row = Math.floor(t / S)
     ids[t] = sampleIds ? (sampleIds[sampleIds.length === B ? row : t] as bigint) : BigInt(row)
   }
+  const shares = context !== null && context.size > 1
+  const places = shares ? ownPlaces(B, S, context) : null
+  const own = (values: Int32Array, filler = 0) =>
+    places === null ? values : places.map((at) => (at < 0 ? filler : (values[at] as number)))
+  const ownIds = places === null ? ids : BigInt64Array.from(places, (at) => (at < 0 ? 0n : (ids[at] as bigint)))
+  const count = ownIds.length
+  const ownLabels = labels ? own(labels, ignored) : null
   const int32 = (data: Int32Array, shape: number[]) => Tensor.fromHost(ctx, data, shape, 'int32')
   return {
     batchSize: B,
-    seqLength: S,
-    tokens: int32(tokens, [T]),
-    labels: labels ? int32(labels, [T]) : null,
-    positions: int32(positions, [T]),
-    sampleIds: Tensor.fromHost(ctx, ids, [T], 'int64'),
-    firstKey: firstKey ? int32(firstKey, [B, S]) : null,
+    seqLength: count / B,
+    tokens: int32(own(tokens), [count]),
+    labels: ownLabels ? int32(ownLabels, [count]) : null,
+    positions: int32(own(positions), [count]),
+    sampleIds: Tensor.fromHost(ctx, ownIds, [count], 'int64'),
+    firstKey: firstKey ? int32(own(firstKey), [B, count / B]) : null,
     keyEnd: end ? int32(end, [B]) : null,
-    numTokens,
+    numTokens: ownLabels ? ownLabels.reduce((sum, label) => sum + (label === ignored ? 0 : 1), 0) : 0,
     maxPosition,
+    ...(shares ? { context } : {}),
   }
 }

@@ -12,6 +12,7 @@ import { clip } from '../ops/elementwise.js'
 import { qkNorm } from '../ops/qkNorm.js'
 import { recompute, recomputeOutput } from '../ops/recompute.js'
 import { NormColumnParallelLinear } from '../parallel/columnLinear.js'
+import { contextAttention } from '../parallel/contextAttention.js'
 import { RowParallelLinear } from '../parallel/rowLinear.js'
 import { spanningNorm } from '../parallel/spanningNorm.js'
 import type { Ctx } from '../tensor/ctx.js'
@@ -99,7 +100,9 @@ export class SelfAttention extends Module {
     if (this.#again.has('layernorm')) recomputeOutput(ctx, normed.y)
     const normalized = this.#qkNorm?.(ctx, qkv) ?? qkv
     const clipped = this.#clip === null ? normalized : clip(ctx, { x: normalized, limit: this.#clip }).y
-    const mixed = this.core.forward(ctx, clipped, at, cache)
+    const mixed = at.context
+      ? contextAttention(ctx, { ...this.core.args(clipped, at), group: at.context })
+      : this.core.forward(ctx, clipped, at, cache)
     const y = await this.linearProj.forward(ctx, mixed)
     if (this.#again.has('core_attn')) recomputeOutput(ctx, mixed)
     return { x: y, residual: normed.residual }

@@ -368,8 +368,14 @@ export class GPTModel extends Module {
   }
 
   #attentionContext(ctx: Ctx, batch: DeviceBatch): AttentionContext {
-    const { batchSize, positions, firstKey, keyEnd, maxPosition } = batch
+    const { batchSize, positions, firstKey, keyEnd, maxPosition, context = null } = batch
     const tables = this.#rotary.tables(ctx, maxPosition)
-    return { batchSize, rotary: { ...tables, positions, interleaved: this.config.rotaryInterleaved }, firstKey, keyEnd }
+    return {
+      batchSize,
+      rotary: { ...tables, positions, interleaved: this.config.rotaryInterleaved },
+      firstKey,
+      keyEnd,
+      context,
+    }
   }
 }

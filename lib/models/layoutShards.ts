@@ -7,7 +7,6 @@ import {
   refuseLayout,
   unrunnableProblems,
   withoutAxes,
-  withoutUnbuilt,
 } from '../parallel/config.js'
 import { pipelineProblems, pipelineStages } from '../parallel/pipelineStages.js'
 import { rankCoordinates } from '../parallel/rankCoordinates.js'
@@ -109,7 +108,7 @@ export function layoutProblems(
   ]
 }
 
-/** As layoutProblems, for a model that is to run: also what is not built yet, of which nothing else is said then. */
+/** As layoutProblems, for a model that is to run. */
 export function runnableProblems(
   config: TransformerConfig,
   parallel: ParallelConfig,
@@ -119,7 +118,7 @@ export function runnableProblems(
   const dense = parameterTable(config).every((row) => row.expert === null)
   const noExperts = dense ? expertProblems(config, parallel) : trainingProblems(config, parallel)
   const rest = dense ? withoutAxes(parallel, ['expertModelParallelSize', 'expertTensorParallelSize']) : parallel
-  return [...layoutProblems(config, withoutUnbuilt(rest), worldSize, works), ...noExperts, ...unrunnableProblems(rest)]
+  return [...layoutProblems(config, rest, worldSize, works), ...noExperts, ...unrunnableProblems(rest)]
 }
 
 /** What a model with experts cannot be run in, though it converts. */

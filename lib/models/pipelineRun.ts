@@ -91,7 +91,7 @@ export async function forwardOnce(
   const batch = uploadBatch(ctx, host, model.config)
   for (const [at, chunk] of model.chunks.entries()) {
     const cache = caches?.[at]
-    const input = { ...batch, hidden: receiveHidden(ctx, model, chunk, host, cache) }
+    const input = { ...batch, hidden: receiveHidden(ctx, model, chunk, batch, cache) }
     if (chunk.part.hasHead) return await chunk.forward(ctx, input, cache)
     linksOf(model).send(ctx, 'forward', await chunk.pass(ctx, input, cache))
   }
@@ -108,7 +108,7 @@ function receiveHidden(
   ctx: Ctx,
   model: DistributedModel,
   chunk: GPTModel,
-  { batchSize, seqLength }: TokenBatch,
+  { batchSize, seqLength }: Pick<DeviceBatch, 'batchSize' | 'seqLength'>,
   cache?: KvCache,
 ): Tensor | null {
   if (chunk.part.hasEmbedding) return null
@@ -155,8 +155,8 @@ class StageRun {
     const tape = this.options.backward ? new Tape() : null
     try {
       const inner = ctx.with({ scope, tape })
-      const uploaded = uploadBatch(inner, host, model.config)
-      const input = receiveHidden(inner, model, chunk, host)
+      const uploaded = uploadBatch(inner, host, model.config, ctx.groups.get('cp'))
+      const input = receiveHidden(inner, model, chunk, uploaded)
       if (input !== null) tape?.watch(input)
       const batch = { ...uploaded, hidden: input }
       if (chunk.part.hasHead) {

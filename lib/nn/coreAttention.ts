@@ -1,8 +1,8 @@
 // Scaled dot-product attention over packed queries, keys and values, with rotation; no parameters. See ops/attention.ts for
 // the packed layout.
 
-import { attention, cachedAttention, type Rotary } from '../ops/attention.js'
-import type { Ctx } from '../tensor/ctx.js'
+import { type AttentionArgs, attention, cachedAttention, type Rotary } from '../ops/attention.js'
+import type { Ctx, Group } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
 
 export interface CoreAttentionConfig {
@@ -26,6 +26,8 @@ export interface AttentionContext {
   readonly firstKey: Tensor | null
   /** int32 [B] or null. */
   readonly keyEnd: Tensor | null
+  /** Ranks that share each sequence; null: this one has all of it. */
+  readonly context: Group | null
 }
 
 /** Keys and values of one layer, [B, maxLength, G, D], and how many are filled. */
@@ -38,9 +40,14 @@ export interface LayerCache {
 export class CoreAttention {
   constructor(readonly config: CoreAttentionConfig) {}
 
+  /** What the ops take. */
+  args(qkv: Tensor, at: AttentionContext): AttentionArgs {
+    return { scale: this.config.channels ** -0.5, ...this.config, ...at, qkv }
+  }
+
   /** qkv [T, G·(R+2)·D] to [T, G·R·D]. With a cache: this call's keys are appended and all are seen. */
   forward(ctx: Ctx, qkv: Tensor, at: AttentionContext, cache?: LayerCache): Tensor {
-    const args = { scale: this.config.channels ** -0.5, ...this.config, ...at, qkv }
+    const args = this.args(qkv, at)
     if (cache === undefined) return attention(ctx, args).y
     return cachedAttention(ctx, { ...args, keyCache: cache.key, valueCache: cache.value, start: cache.length })
   }

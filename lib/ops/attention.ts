@@ -48,7 +48,7 @@ export interface AttentionArgs extends AttentionShape {
 }
 
 /** Views of packed memory: q [B,S,G,R,D], k and v [B,S,G,D]. */
-function unpack(
+export function unpack(
   ctx: Ctx,
   packed: Tensor,
   { batchSize: B, groups: G, queriesPerGroup: R, channels: D }: AttentionShape,
@@ -64,7 +64,7 @@ function unpack(
 }
 
 /** [T, G·R·D] as [B,S,G,R,D]. */
-function heads(
+export function heads(
   ctx: Ctx,
   x: Tensor,
   { batchSize: B, groups: G, queriesPerGroup: R, channels: D }: AttentionShape,
@@ -73,7 +73,7 @@ function heads(
 }
 
 /** Rotates queries and keys of packed memory in place: heads 0 to R of each group. */
-function rotate(
+export function rotate(
   ctx: Ctx,
   packed: Tensor,
   { groups: G, queriesPerGroup: R, channels: D }: AttentionShape,
@@ -86,7 +86,7 @@ function rotate(
   native.rope(ctx.stream.id, qk.handle, cos.handle, sin.handle, positions.handle, interleaved, inverse)
 }
 
-function checkPacked(op: string, qkv: Tensor, shape: AttentionShape): void {
+export function checkPacked(op: string, qkv: Tensor, shape: AttentionShape): void {
   const { batchSize, groups, queriesPerGroup, channels } = shape
   const row = groups * (queriesPerGroup + 2) * channels
   const fits = qkv.shape.length === 2 && qkv.shape[1] === row && (qkv.shape[0] as number) % batchSize === 0

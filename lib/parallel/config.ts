@@ -1,4 +1,4 @@
-// Parallel sizes, by Megatron's names in camelCase. Any layout converts (`parallelProblems`); what models in memory cannot do yet is
+// Parallel sizes, by Megatron's names in camelCase. Any layout converts (`parallelProblems`); what models in memory do not take is
 // refused apart (`unrunnableProblems`). Which layers a stage has is in pipelineStages.ts, who a rank is in rankCoordinates.ts.
 import { ViaductError } from '../base/errors.js'
 
@@ -118,29 +118,15 @@ export function parallelProblems(config: ParallelConfig, worldSize = 0, works: R
   return problems
 }
 
-/** Axes that models in memory do not have yet. */
-const unbuilt = {
-  contextParallelSize: 'context parallelism',
-} as const
-
 /** The layout with 1 on axes that are more. */
 export function withoutAxes(config: ParallelConfig, axes: readonly (keyof ParallelConfig)[]): ParallelConfig {
   const more = axes.filter((key) => Number(config[key]) > 1)
   return { ...config, ...Object.fromEntries(more.map((key) => [key, 1])) }
 }
 
-/** The layout without the axes that models in memory do not have yet. */
-export function withoutUnbuilt(config: ParallelConfig): ParallelConfig {
-  return withoutAxes(config, Object.keys(unbuilt) as (keyof typeof unbuilt)[])
-}
-
-/** What a model in memory cannot be cut into, by name: what is not built yet, and what only makes sense there. */
+/** What a model in memory cannot be cut into, though it converts. */
 export function unrunnableProblems(config: ParallelConfig): string[] {
   const problems: string[] = []
-  for (const [key, what] of Object.entries(unbuilt)) {
-    const value = config[key as keyof typeof unbuilt]
-    if (value !== null && value > 1) problems.push(`${key}=${value}: ${what} is not built yet, use 1`)
-  }
   if (config.sequenceParallel && config.tensorModelParallelSize === 1)
     problems.push(
       'sequenceParallel=true needs tensorModelParallelSize of at least 2, got 1: it cuts the sequence over these ranks, use false',
@@ -148,7 +134,7 @@ export function unrunnableProblems(config: ParallelConfig): string[] {
   return problems
 }
 
-/** As parallelProblems, and what training and inference cannot do yet. */
+/** As parallelProblems, and what training and inference do not take. */
 export function runProblems(config: ParallelConfig, worldSize = 0, works?: RanksWork): string[] {
   return [...parallelProblems(config, worldSize, works), ...unrunnableProblems(config)]
 }

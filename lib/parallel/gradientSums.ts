@@ -28,6 +28,12 @@ export function sumSharedGradients(ctx: Ctx, parameters: Iterable<Parameter>): v
   }
 }
 
+/** Gradients of all but experts over the ranks that share each sequence. Training sums them with the buckets of `dp_cp` instead. */
+export function sumContextGradients(ctx: Ctx, parameters: Iterable<Parameter>): void {
+  for (const { shard, mainGrad } of parameters)
+    if (shard.copies !== 'edp' && mainGrad !== null) allReduce(ctx, mainGrad, ctx.groups.get('cp'))
+}
+
 /**
  * Gradients of experts where every data-parallel rank ran the same batch: each copy saw the tokens of some ranks, and each token came
  * once from every data-parallel rank. Training sums them with the buckets of `edp` instead.

@@ -8,6 +8,7 @@ import { balance, expertCounts, route } from '../ops/routing.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { allReduce } from './collectives.js'
 import { gatherShared, sharedRows } from './sharedRows.js'
 
 export interface RouterConfig {
@@ -66,8 +67,10 @@ export class TopKRouter extends Module {
     const shared = ctx.batch?.sharedTokens !== undefined
     const all = shared ? gatherShared(ctx, experts, tokens, this.#tp) : experts
     const runs = loadBalancing === 'seq_aux_loss' ? sequences : 1
-    const counts = expertCounts(ctx, all, numExperts, runs)
-    const factor = (auxLossCoeff * numExperts) / ((tokens / runs) * topk)
+    // Of sequences that ranks share: all of their tokens.
+    const cp = ctx.groups.get('cp')
+    const counts = allReduce(ctx, expertCounts(ctx, all, numExperts, runs), cp)
+    const factor = (auxLossCoeff * numExperts) / (((cp.size * tokens) / runs) * topk)
     const first = shared ? this.#tp.rank * sharedRows(tokens, this.#tp) : 0
     return balance(ctx, { weights, scores, counts, factor, first, tokens }).weights
   }

@@ -6,6 +6,7 @@ import type { ResolvedConfig } from '../config/resolve.js'
 import { offloadedLayers } from '../models/offloadSettings.js'
 import { layerRuns, type RecomputeModule, selectedModules } from '../models/recomputeSettings.js'
 import { hasExperts } from '../models/transformerConfig.js'
+import { runLength } from '../parallel/contextShards.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
 import { sharedRows } from '../parallel/sharedRows.js'
 
@@ -21,6 +22,10 @@ interface Tensors {
   readonly statistics: number
   /** Packed queries, keys and values, [T, ...]. */
   readonly qkv: number
+  /** Keys and values of all ranks of cp, gathered for attention; 0 where a rank has all of each sequence. */
+  readonly gatheredKeys: number
+  /** In the backward pass: also the sums of their gradients, the other run's part, what is exchanged, and what comes back. */
+  readonly exchangedKeys: number
   /** Attention's output, [T, ...], and its log-sum-exps, float32 [T, heads]. */
   readonly mixed: number
   readonly lse: number
@@ -36,6 +41,9 @@ interface Tensors {
   /** A gradient that dropout does not write in place, because the residual stream has it too: [rows, H]; 0 without dropout. */
   readonly dropped: number
 }
+
+/** Tokens that a rank has of a sequence. */
+const ownTokens = (seqLength: number, cp: number) => (cp === 1 ? seqLength : 2 * runLength(seqLength, { size: cp }))
 
 /** Of one layer with experts on one rank, where its experts get as many rows as others. */
 interface ExpertTensors {
@@ -74,8 +82,8 @@ function expertTensorsOf({ config: { model }, paramsDtype }: ResolvedConfig, row
 function tensorsOf(resolved: ResolvedConfig): Tensors {
   const { config, seqLength, paramsDtype, paddedVocabSize } = resolved
   const { model, train } = config
-  const { hiddenSize: H, tensorModelParallelSize: tp, kvChannels } = model
-  const T = train.microBatchSize * seqLength
+  const { hiddenSize: H, tensorModelParallelSize: tp, contextParallelSize: cp, kvChannels } = model
+  const T = train.microBatchSize * ownTokens(seqLength, cp)
   const shared = model.sequenceParallel && tp > 1
   const rows = shared ? sharedRows(T, { size: tp }) : T
   const bytes = dtypeBytes(paramsDtype)
@@ -89,6 +97,8 @@ function tensorsOf(resolved: ResolvedConfig): Tensors {
     whole: T * H * bytes,
     statistics: rows * 4 * (model.normalization === 'LayerNorm' ? 2 : 1),
     qkv: T * (heads + 2 * keys) * kvChannels * bytes,
+    exchangedKeys: cp > 1 ? (3.5 * cp + 1) * T * 2 * keys * kvChannels * bytes : 0,
+    gatheredKeys: cp > 1 ? cp * T * 2 * keys * kvChannels * bytes : 0,
     mixed: T * heads * kvChannels * bytes,
     lse: T * heads * 4,
     inner: T * (model.gatedLinearUnit ? 2 * ffn : ffn) * bytes,
@@ -148,13 +158,18 @@ function layerActivations(
   const inputGradient = t.whole + (t.gathered > 0 ? t.hidden : 0)
   const worst = Math.max(
     ...moments.map((moment) => attention + moment),
-    // Of attention's output and of queries, keys and values.
-    norm + (normsAgain ? 0 : t.hidden) + t.qkv + attended + t.mixed + t.qkv,
+    // Of attention's output and of queries, keys and values; of gathered ones what their sums need.
+    norm + (normsAgain ? 0 : t.hidden) + t.qkv + attended + t.mixed + t.qkv + t.exchangedKeys,
     // Of linear_qkv's input.
     norm + t.hidden + t.qkv + inputGradient,
   )
-  // Forward beside what attention added to the stream.
-  return { kept: attention + kept, forward: attention + kept + t.hidden + forward, backward: t.hidden + worst }
+  // Forward beside what attention added to the stream, or while keys and values are gathered.
+  const attending = norm + t.hidden + t.qkv + attended + 1.5 * t.gatheredKeys
+  return {
+    kept: attention + kept,
+    forward: Math.max(attention + kept + t.hidden + forward, attending),
+    backward: t.hidden + worst,
+  }
 }
 
 /** Of the feed-forward part alone: what it keeps, what it needs beside at the end of its forward pass, the worst moments backward. */

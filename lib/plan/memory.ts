@@ -42,7 +42,7 @@ export function stageMemory(resolved: ResolvedConfig, stage: number): MemoryUse 
   const parameters = dense + experts
   // Parameters whose state the rank has; of experts fewer ranks have copies, or more.
   const owned = ddp.useDistributedOptimizer
-    ? dense / resolved.dataParallelSize + experts / expertCopies(resolved)
+    ? dense / (resolved.dataParallelSize * resolved.config.model.contextParallelSize) + experts / expertCopies(resolved)
     : parameters
   const weights = parameters * dtypeBytes(resolved.paramsDtype)
   const gradients = parameters * 4

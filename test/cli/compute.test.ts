@@ -51,6 +51,11 @@ describe('logits', () => {
     ['plain', '--pp 2'],
     ['tied_bias', '--pp 2 --tp 2'],
     ['tied_bias', '--pp 2 --vpp 2 --pipeline-layout E|t|t|L'],
+    ['plain', '--cp 2'],
+    ['padded_left', '--cp 2'],
+    ['padded_right', '--cp 2 --tp 2'],
+    ['positions', '--cp 4'],
+    ['yarn_scaled', '--cp 2 --pp 2'],
   ])('and gradients of %s with %s are those of Transformers', async (name, layout) => {
     const own = `${name}${layout.replace(/[^a-z0-9]/gi, '')}`
     const expected = copyFixture(name, inside(own))
@@ -155,11 +160,11 @@ describe('generate', () => {
 
   const greedy = ['generate', 'words', '--prompt', 'the cat', '--max-new-tokens', '24', '--ignore-eos']
 
-  test('gives the same greedy tokens on one rank, at tp 2 and at pp 2, streamed and as JSON', async () => {
+  test('gives the same greedy tokens on one rank, at tp 2, pp 2 and cp 2, streamed and as JSON', async () => {
     const one = await viaductJson<{ tokens: number[]; text: string }>(folder, greedy)
     expect(one.tokens).toHaveLength(24)
     expect(new Set(one.tokens).size).toBeGreaterThan(2)
-    for (const axis of ['--tp', '--pp']) {
+    for (const axis of ['--tp', '--pp', '--cp']) {
       const two = await viaductJson<{ tokens: number[]; text: string }>(folder, [...greedy, axis, '2'])
       expect([axis, two.tokens, two.text]).toEqual([axis, one.tokens, one.text])
     }

@@ -256,7 +256,7 @@ describe('train', () => {
       [[...tiny, 'train.train_itres=1'], 2, 'trainIters'],
       [[...tiny, 'train.train_iters=many'], 2, 'trainIters'],
       [[...tiny, 'train.global_batch_size=3', 'scheduler.lr_warmup_iters=999'], 2, 'globalBatchSize=3'],
-      [[...tiny, '--cp', '2'], 2, 'contextParallelSize'],
+      [[...tiny, '--cp', '3', '--dp', '3'], 2, 'globalBatchSize'],
       [[...tiny, '--pp', '3'], 2, 'cannot be spread evenly over 3 stages'],
       [[...tiny, '--data', 'no-such-text'], 2, '--tokenizer'],
       [[...tiny, '--tokenizer', 'words', '--data', 'no-such-text', 'model.vocab_size=260'], 3, 'no-such-text'],

@@ -36,6 +36,8 @@ describe('in layouts', () => {
     ['olmoe1', '--ep 3 --dp 3'],
     ['mixtral1', '--ep 2 --etp 2 --dp 4'],
     ['mixtral0', '--pp 2 --ep 2 --dp 2'],
+    ['qwen3_moe0', '--cp 2 --ep 2'],
+    ['mixtral1', '--tp 2 --cp 2 --ep 2 --etp 2'],
   ])('%s %s', async (name, layout) => {
     const model = join(expertFixtures, name)
     const output = `${name}${layout.replaceAll(' ', '')}.safetensors`

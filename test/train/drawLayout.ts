@@ -137,6 +137,7 @@ function drawAny(random: Random, { numLayers, numMoeExperts = null }: Variant): 
   const sizes = numMoeExperts === null ? [1] : [1, 1, 2, 3, 4]
   const [ep, etp] = [pick(random, sizes), pick(random, sizes)]
   const [tp, pp, dp] = [pick(random, [1, 2, 3, 4]), pick(random, [1, 2, 3, 4]), pick(random, [1, 2, 4])]
+  const cp = pick(random, [1, 1, 2, 4])
   const { chunks, model: stages } = pp === 1 ? { chunks: 1, model: {} } : drawStages(random, numLayers, pp)
   const schedule: Partial<ProviderInit> =
     chunks > 1
@@ -144,10 +145,11 @@ function drawAny(random: Random, { numLayers, numMoeExperts = null }: Variant): 
       : { pipelineSchedule: pick(random, ['gpipe', '1f1b', 'zb-h1']) }
   const sharded = coin(random)
   return {
-    ranks: tp * pp * dp,
+    ranks: tp * cp * pp * dp,
     model: {
       tensorModelParallelSize: tp,
       sequenceParallel: tp > 1 && (numMoeExperts !== null || coin(random)),
+      contextParallelSize: cp,
       expertModelParallelSize: ep,
       expertTensorParallelSize: etp,
       tpCommOverlap: coin(random),
@@ -177,8 +179,12 @@ export async function drawMixed(random: Random, variant: Variant, mostRanks: num
   for (;;) {
     const layout = drawAny(random, variant)
     const { tensorModelParallelSize: tp = 1, pipelineModelParallelSize: pp = 1 } = layout.model
-    const { expertModelParallelSize: ep = 1, expertTensorParallelSize: etp = 1 } = layout.model
-    const axes = [tp, pp, layout.ranks / (tp * pp), ep, etp].filter((size) => size > 1)
+    const {
+      expertModelParallelSize: ep = 1,
+      expertTensorParallelSize: etp = 1,
+      contextParallelSize: cp = 1,
+    } = layout.model
+    const axes = [tp, cp, pp, layout.ranks / (tp * cp * pp), ep, etp].filter((size) => size > 1)
     if (axes.length > 1 && layout.ranks <= mostRanks && (await fits(variant, layout))) return layout
   }
 }
@@ -199,6 +205,7 @@ export const alone: readonly (readonly [string, Layout])[] = [2, 4].flatMap((ran
   const whole = { useDistributedOptimizer: false, overlapParamGather: false, overlapGradReduce: false }
   return [
     of('tp', { tensorModelParallelSize: ranks }),
+    of('cp', { contextParallelSize: ranks }),
     of('tp with sp', { tensorModelParallelSize: ranks, sequenceParallel: true }),
     of('gpipe', { ...stages, pipelineSchedule: 'gpipe' }),
     of('1f1b', stages),

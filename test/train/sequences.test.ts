@@ -20,6 +20,7 @@ const stages = (pp: number) => ({ pipelineModelParallelSize: pp })
 const chunks = { ...stages(2), virtualPipelineModelParallelSize: 2 }
 const tp = (size: number) => ({ tensorModelParallelSize: size })
 const sp = (size: number) => ({ ...tp(size), sequenceParallel: true })
+const cp = (size: number) => ({ contextParallelSize: size })
 
 interface Layout {
   readonly ranks: number
@@ -37,6 +38,8 @@ const quick: Record<string, Layout> = {
   },
   'pp 2, dp 2, zb-h1': { ranks: 4, form: 'packed', model: { ...stages(2), pipelineSchedule: 'zb-h1' } },
   'tp 2 with sp, dp 2': { ranks: 4, form: 'left', model: sp(2) },
+  'pp 2, cp 2': { ranks: 4, form: 'packed', model: { ...stages(2), ...cp(2) } },
+  'cp 2, tp 2 with sp': { ranks: 4, form: 'packed', model: { ...cp(2), ...sp(2) } },
 }
 const wide: Record<string, Omit<Layout, 'form'>> = {
   'pp 2': { ranks: 2, model: stages(2) },
@@ -46,6 +49,7 @@ const wide: Record<string, Omit<Layout, 'form'>> = {
   'tp 2': { ranks: 2, model: tp(2) },
   'tp 2 with sp': { ranks: 2, model: sp(2) },
   'dp 2': { ranks: 2, model: {} },
+  'cp 2': { ranks: 2, model: cp(2) },
   'pp 3 by layout': { ranks: 3, model: { ...stages(3), pipelineModelParallelLayout: 'Et|tt|t|||L' } },
   'pp 4, zb-h1, tied': { ranks: 4, model: { ...stages(4), ...tied, pipelineSchedule: 'zb-h1' } },
   'pp 4, gpipe': { ranks: 4, model: { ...stages(4), pipelineSchedule: 'gpipe' } },
@@ -55,6 +59,12 @@ const wide: Record<string, Omit<Layout, 'form'>> = {
   'pp 2, dp 2': { ranks: 4, model: stages(2) },
   'tp 2 with sp, dp 2': { ranks: 4, model: sp(2) },
   'dp 4': { ranks: 4, model: {} },
+  'cp 4': { ranks: 4, model: cp(4) },
+  'cp 2, dp 2': { ranks: 4, model: cp(2) },
+  'cp 2, pp 2, zb-h1': { ranks: 4, model: { ...cp(2), ...stages(2), pipelineSchedule: 'zb-h1' } },
+  'cp 2, pp 2, vpp 2, tied': { ranks: 4, model: { ...cp(2), ...chunks, ...tied } },
+  'cp 4, pp 2': { ranks: 8, model: { ...cp(4), ...stages(2) } },
+  'cp 2, tp 2 with sp, pp 2': { ranks: 8, model: { ...cp(2), ...sp(2), ...stages(2) } },
   'pp 2, vpp 2, tp 2 with sp, dp 2, tied': { ranks: 8, model: { ...chunks, ...sp(2), ...tied } },
 }
 const layouts: Record<string, Layout> = full

@@ -100,7 +100,7 @@ async function compareGradients(
     let difference = 0
     for (const [local, logical] of elements(parameter))
       difference += ((values[local] as number) - (wanted[logical] as number)) ** 2
-    return { name: parameter.name, norm, difference, copy: state.mesh.get('dp').rank }
+    return { name: parameter.name, norm, difference, copy: state.mesh.get('dp_cp').rank }
   })
   const all = (await allGatherObject(squares, state.world.group)).flat()
   return Object.fromEntries(

@@ -177,12 +177,6 @@ describe('resolve', () => {
 
   it.each<[string, (cfg: RunConfig) => void, number, string]>([
     ['world too small', (cfg) => (cfg.model.tensorModelParallelSize = 4), 2, 'tp·pp·cp = 4 but 2 ranks run'],
-    [
-      'an axis that is not built',
-      (cfg) => (cfg.model.contextParallelSize = 2),
-      2,
-      'contextParallelSize=2: context parallelism is not built yet',
-    ],
     ['a wrong type', (cfg) => Object.assign(cfg.train, { trainIters: 'ten' }), 1, 'train.trainIters: expected'],
     ['an unknown word', (cfg) => Object.assign(cfg.scheduler, { lrDecayStyle: 'cosin' }), 1, 'scheduler.lrDecayStyle'],
     [

@@ -56,7 +56,7 @@ describe('GPTModelProvider', () => {
 
   test('finalize reports everything at once and freezes', () => {
     const wrong = new GPTModelProvider({ ...init, numQueryGroups: 3, numLayers: 0, attentionDropout: 1 })
-    wrong.contextParallelSize = 2
+    wrong.contextParallelSize = 0
     let problems: string[] = []
     try {
       wrong.finalize()

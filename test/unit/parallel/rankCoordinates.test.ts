@@ -144,7 +144,7 @@ it('counts tp, cp, dp, pp and etp, ep, edp, pp, the first the fastest', () => {
   )
 })
 
-it('takes any layout for conversion, and refuses by name what cannot run yet', () => {
+it('takes any layout, and refuses by name what only converts', () => {
   const parallel = sized({
     tensorModelParallelSize: 2,
     pipelineModelParallelSize: 2,
@@ -157,5 +157,8 @@ it('takes any layout for conversion, and refuses by name what cannot run yet', (
   })
   expect(parallelProblems(parallel, 8)).toEqual([])
   expect(describeParallel(parallel)).toBe('tp 2, pp 2, vpp 2, cp 2, ep 2, etp 2')
-  expect(runProblems(parallel, 8)).toEqual(['contextParallelSize=2: context parallelism is not built yet, use 1'])
+  expect(runProblems(parallel, 8)).toEqual([])
+  expect(runProblems(sized({ sequenceParallel: true }))).toEqual([
+    expect.stringContaining('sequenceParallel=true needs tensorModelParallelSize of at least 2'),
+  ])
 })
