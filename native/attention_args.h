@@ -70,4 +70,20 @@ struct AttentionArgs {
   }
 };
 
+/// Two attentions of the same queries that become one; rows are numbered b, i, g, r with r the fastest.
+struct AttentionMerge {
+  int64_t B = 0, S = 0, G = 0, R = 0, Dv = 0;
+  HeadsView out, part;
+  float *lse = nullptr, *partLse = nullptr;  // [B, G * R, S]
+
+  struct Row {
+    int64_t out, part, lse;  // offsets
+  };
+  VIADUCT_HOST_DEVICE int64_t rows() const { return B * S * G * R; }
+  VIADUCT_HOST_DEVICE Row row(int64_t n) const {
+    const int64_t r = n % R, g = n / R % G, i = n / R / G % S, b = n / R / G / S;
+    return {out.offset(b, i, g, r), part.offset(b, i, g, r), ((b * G + g) * R + r) * S + i};
+  }
+};
+
 }  // namespace viaduct

@@ -154,6 +154,9 @@ class Backend {
   virtual void attentionBackward(Stream& s, Out dq, Out dk, Out dv, In dOut, In q, In k, In v, In out, In lse,
                                  OptIn firstKey, OptIn keyEnd, double scale, bool causal, int64_t queryOffset,
                                  int64_t window, double softcap) VIADUCT_OP
+  /// Attention to some keys and to others becomes attention to both. out F32 [B,S,G,R,Dv] and part (a float) of any strides
+  /// with the last contiguous; lse, partLse F32 [B,G*R,S]. A row that saw nothing (zeros, lse -inf) weighs nothing.
+  virtual void mergeAttention(Stream& s, InOut out, InOut lse, In part, In partLse) VIADUCT_OP
 
   // ---- activations (activation.cc), contiguous
   /// x [T,2F]: gate first, then up. y[T,F] = act(gate) * up.

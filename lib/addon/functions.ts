@@ -342,6 +342,7 @@ export interface Addon {
     window: integer,
     softcap: number,
   ): void
+  mergeAttention(stream: Stream, out: InOut, lse: InOut, part: In, partLse: In): void
   gatedActivationForward(stream: Stream, y: Out, x: In, kind: Activation): void
   gatedActivationBackward(stream: Stream, dx: Out, dy: In, x: In, kind: Activation): void
   activationForward(stream: Stream, y: Out, x: In, kind: Activation): void

@@ -1,9 +1,18 @@
 // The layout flags: --tp --pp --vpp --cp --ep --etp --dp --no-sp and how blocks are spread over stages; the ranks that
 // they mean, and whether a model fits.
-import { type Command, InvalidArgumentError } from 'commander'
+import { type Command, InvalidArgumentError, Option } from 'commander'
 import { layoutProblems, runnableProblems } from '../models/layoutShards.js'
 import type { TransformerConfig } from '../models/transformerConfig.js'
-import { type ParallelConfig, parallelOf, parallelProblems, refuseLayout, smallestWorld } from '../parallel/config.js'
+import {
+  type CpCommType,
+  cpCommTypes,
+  defaultParallel,
+  type ParallelConfig,
+  parallelOf,
+  parallelProblems,
+  refuseLayout,
+  smallestWorld,
+} from '../parallel/config.js'
 
 /** The flags as commander gives them. */
 export interface LayoutFlags {
@@ -11,6 +20,8 @@ export interface LayoutFlags {
   pp?: number
   vpp?: number
   cp?: number
+  cpCommType?: CpCommType
+  hierarchicalContextParallelSizes?: number[]
   ep?: number
   etp?: number
   dp?: number
@@ -34,6 +45,14 @@ export function addLayoutFlags(command: Command): Command {
     .option('--pp <n>', 'pipeline parallel size', positiveInt)
     .option('--vpp <n>', 'virtual stages a pipeline rank', positiveInt)
     .option('--cp <n>', 'context parallel size', positiveInt)
+    .addOption(
+      new Option('--cp-comm-type <form>', 'how attention sees tokens of other ranks of cp').choices(cpCommTypes),
+    )
+    .option(
+      '--hierarchical-context-parallel-sizes <a,b>',
+      'for a2a+p2p: ranks that exchange tokens for heads, and groups of them in the ring',
+      (text) => text.split(',').map(positiveInt),
+    )
     .option('--ep <n>', 'expert parallel size', positiveInt)
     .option('--etp <n>', 'expert tensor parallel size', positiveInt)
     .option('--dp <n>', 'data parallel size', positiveInt)
@@ -50,6 +69,8 @@ export function layoutArguments(flags: LayoutFlags): string[] {
     pp: 'pp',
     vpp: 'vpp',
     cp: 'cp',
+    cpCommType: 'cp-comm-type',
+    hierarchicalContextParallelSizes: 'hierarchical-context-parallel-sizes',
     ep: 'ep',
     etp: 'etp',
     dp: 'dp',
@@ -80,6 +101,8 @@ function parallelOfFlags(flags: LayoutFlags): ParallelConfig {
     pipelineModelParallelSize: flags.pp ?? 1,
     virtualPipelineModelParallelSize: flags.vpp ?? null,
     contextParallelSize: flags.cp ?? 1,
+    cpCommType: flags.cpCommType ?? defaultParallel.cpCommType,
+    hierarchicalContextParallelSizes: flags.hierarchicalContextParallelSizes ?? null,
     expertModelParallelSize: flags.ep ?? 1,
     expertTensorParallelSize: flags.etp ?? 1,
     sequenceParallel: flags.sp !== false && (flags.tp ?? 1) > 1,

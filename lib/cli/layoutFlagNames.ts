@@ -6,6 +6,8 @@ export const flagsOfFields = {
   pipelineModelParallelSize: '--pp',
   virtualPipelineModelParallelSize: '--vpp',
   contextParallelSize: '--cp',
+  cpCommType: '--cp-comm-type',
+  hierarchicalContextParallelSizes: '--hierarchical-context-parallel-sizes',
   expertModelParallelSize: '--ep',
   expertTensorParallelSize: '--etp',
   pipelineModelParallelLayout: '--pipeline-layout',

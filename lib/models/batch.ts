@@ -1,8 +1,8 @@
 // Batches of tokens: named host arrays in, checked, uploaded. Ids and labels are checked here because a kernel that met a wrong
 // one could only crash. Tokens are flattened: T = B·S, row b·S+s.
 import { ViaductError } from '../base/errors.js'
-import { ownPlaces } from '../parallel/contextShards.js'
-import type { Ctx, Group } from '../tensor/ctx.js'
+import { type ContextGroups, keyBounds, ownPlaces } from '../parallel/contextShards.js'
+import type { Ctx } from '../tensor/ctx.js'
 import { Tensor } from '../tensor/tensor.js'
 
 /** A batch on the host. Arrays are [B, S], row-major. */
@@ -38,16 +38,16 @@ export interface DeviceBatch {
   readonly positions: Tensor
   /** int64 [T] */
   readonly sampleIds: Tensor
-  /** int32 [B, S] or null. */
+  /** int32 [B, S] or null. With `context` as its attention takes it (KeyBounds). */
   readonly firstKey: Tensor | null
-  /** int32 [B] or null. */
+  /** int32 [B] or null. With `context` as `firstKey`. */
   readonly keyEnd: Tensor | null
   /** Labels that count. */
   readonly numTokens: number
   /** Largest position + 1. */
   readonly maxPosition: number
   /** Ranks that share each sequence: the tensors are this rank's tokens of it (parallel/contextShards.ts). Absent: all of them. */
-  readonly context?: Group
+  readonly context?: ContextGroups
   /** [GPTModel.hiddenRows, H]: what the chunk before this one gave; absent where the model begins. */
   readonly hidden?: Tensor | null
 }
@@ -94,7 +94,7 @@ export function uploadBatch(
   ctx: Ctx,
   batch: TokenBatch,
   config: { readonly vocabSize: number; readonly maxPositionEmbeddings: number },
-  context: Group | null = null,
+  context: ContextGroups | null = null,
 ): DeviceBatch {
   const { batchSize: B, seqLength: S, tokens, labels, attentionMask, sampleIds } = batch
   const T = B * S
@@ -164,14 +164,14 @@ export function uploadBatch(
     const row = Math.floor(t / S)
     ids[t] = sampleIds ? (sampleIds[sampleIds.length === B ? row : t] as bigint) : BigInt(row)
   }
-  const shares = context !== null && context.size > 1
-  const places = shares ? ownPlaces(B, S, context) : null
+  const places = context && ownPlaces(B, S, context.cp)
   const own = (values: Int32Array, filler = 0) =>
     places === null ? values : places.map((at) => (at < 0 ? filler : (values[at] as number)))
   const ownIds = places === null ? ids : BigInt64Array.from(places, (at) => (at < 0 ? 0n : (ids[at] as bigint)))
   const count = ownIds.length
   const ownLabels = labels ? own(labels, ignored) : null
   const int32 = (data: Int32Array, shape: number[]) => Tensor.fromHost(ctx, data, shape, 'int32')
+  const bounds = context && keyBounds(B, S, context, firstKey, end)
   return {
     batchSize: B,
     seqLength: count / B,
@@ -179,10 +179,14 @@ export function uploadBatch(
     labels: ownLabels ? int32(ownLabels, [count]) : null,
     positions: int32(own(positions), [count]),
     sampleIds: Tensor.fromHost(ctx, ownIds, [count], 'int64'),
-    firstKey: firstKey ? int32(own(firstKey), [B, count / B]) : null,
-    keyEnd: end ? int32(end, [B]) : null,
+    ...(bounds
+      ? {
+          firstKey: bounds.firstKey && int32(bounds.firstKey, [bounds.keyRuns, B, bounds.queries]),
+          keyEnd: bounds.keyEnd && int32(bounds.keyEnd, [bounds.keyRuns, B]),
+        }
+      : { firstKey: firstKey && int32(firstKey, [B, S]), keyEnd: end && int32(end, [B]) }),
     numTokens: ownLabels ? ownLabels.reduce((sum, label) => sum + (label === ignored ? 0 : 1), 0) : 0,
     maxPosition,
-    ...(shares ? { context } : {}),
+    ...(context ? { context } : {}),
   }
 }

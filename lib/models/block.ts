@@ -1,7 +1,7 @@
 // One transformer layer: attention and feed-forward, each norm → linear → mix → linear. The residual stream is not added at the
 // end of a block but inside the next norm: a layer takes and gives (x, residual), and its value is their sum.
 
-import { type AttentionContext, CoreAttention, type LayerCache } from '../nn/coreAttention.js'
+import { CoreAttention, type LayerCache } from '../nn/coreAttention.js'
 import { Module } from '../nn/module.js'
 import { Norm } from '../nn/norm.js'
 import { type Init, Parameter } from '../nn/parameter.js'
@@ -12,7 +12,7 @@ import { clip } from '../ops/elementwise.js'
 import { qkNorm } from '../ops/qkNorm.js'
 import { recompute, recomputeOutput } from '../ops/recompute.js'
 import { NormColumnParallelLinear } from '../parallel/columnLinear.js'
-import { contextAttention } from '../parallel/contextAttention.js'
+import { contextAttention, type SharedAttentionContext } from '../parallel/contextAttention.js'
 import { RowParallelLinear } from '../parallel/rowLinear.js'
 import { spanningNorm } from '../parallel/spanningNorm.js'
 import type { Ctx } from '../tensor/ctx.js'
@@ -94,14 +94,14 @@ export class SelfAttention extends Module {
     return (ctx, qkv) => spanningNorm(ctx, { ...args, qkv, group: tp }).y
   }
 
-  async forward(ctx: Ctx, { x, residual }: Hidden, at: AttentionContext, cache?: LayerCache): Promise<Hidden> {
+  async forward(ctx: Ctx, { x, residual }: Hidden, at: SharedAttentionContext, cache?: LayerCache): Promise<Hidden> {
     const normed = this.linearQkv.normalize(ctx, x, residual)
     const qkv = await this.linearQkv.forward(ctx, normed.y)
     if (this.#again.has('layernorm')) recomputeOutput(ctx, normed.y)
     const normalized = this.#qkNorm?.(ctx, qkv) ?? qkv
     const clipped = this.#clip === null ? normalized : clip(ctx, { x: normalized, limit: this.#clip }).y
     const mixed = at.context
-      ? contextAttention(ctx, { ...this.core.args(clipped, at), group: at.context })
+      ? contextAttention(ctx, { ...this.core.args(clipped, at), context: at.context })
       : this.core.forward(ctx, clipped, at, cache)
     const y = await this.linearProj.forward(ctx, mixed)
     if (this.#again.has('core_attn')) recomputeOutput(ctx, mixed)
@@ -185,7 +185,7 @@ export class TransformerLayer extends Module {
   async forward(
     ctx: Ctx,
     hidden: Hidden,
-    at: AttentionContext,
+    at: SharedAttentionContext,
     training: boolean,
     cache?: LayerCache,
   ): Promise<Hidden> {

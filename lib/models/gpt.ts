@@ -2,7 +2,6 @@
 // pipeline stage holds. Tokens are flattened: T = B·S, row b·S+s. Shards come from layoutShards.ts; this file knows how the parts are
 // joined and nothing of files.
 import { ViaductError } from '../base/errors.js'
-import type { AttentionContext } from '../nn/coreAttention.js'
 import { Module } from '../nn/module.js'
 import { Norm } from '../nn/norm.js'
 import { RotaryEmbedding } from '../nn/rotaryEmbedding.js'
@@ -13,6 +12,7 @@ import { recompute } from '../ops/recompute.js'
 import type { Tape } from '../ops/tape.js'
 import { allGather } from '../parallel/collectives.js'
 import { ColumnParallelLinear } from '../parallel/columnLinear.js'
+import type { SharedAttentionContext } from '../parallel/contextAttention.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
 import { ownRun, sharedRows } from '../parallel/sharedRows.js'
 import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
@@ -250,7 +250,7 @@ export class GPTModel extends Module {
     ctx: Ctx,
     layers: readonly number[],
     start: Hidden,
-    at: AttentionContext,
+    at: SharedAttentionContext,
     options: { cache?: KvCache | undefined; observe?: ForwardObserver | undefined; kept?: Tensor | undefined },
   ): Promise<Hidden> {
     const { cache, observe, kept } = options
@@ -272,7 +272,12 @@ export class GPTModel extends Module {
   }
 
   /** As #run, and again in the backward pass: of all these layers the tape keeps their input, x + residual, alone. */
-  async #runAgain(ctx: Ctx, layers: readonly number[], { x, residual }: Hidden, at: AttentionContext): Promise<Hidden> {
+  async #runAgain(
+    ctx: Ctx,
+    layers: readonly number[],
+    { x, residual }: Hidden,
+    at: SharedAttentionContext,
+  ): Promise<Hidden> {
     const input = residual === null ? x : add(ctx, { a: x, b: residual }).y
     const { rotary, firstKey, keyEnd } = at
     const reads = [rotary?.cos ?? null, rotary?.sin ?? null, rotary?.positions ?? null, firstKey, keyEnd]
@@ -367,7 +372,7 @@ export class GPTModel extends Module {
     return { sampleIds: own, positions: places, sharedTokens: positions.shape[0] as number }
   }
 
-  #attentionContext(ctx: Ctx, batch: DeviceBatch): AttentionContext {
+  #attentionContext(ctx: Ctx, batch: DeviceBatch): SharedAttentionContext {
     const { batchSize, positions, firstKey, keyEnd, maxPosition, context = null } = batch
     const tables = this.#rotary.tables(ctx, maxPosition)
     return {

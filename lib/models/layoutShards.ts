@@ -1,6 +1,7 @@
 // Cuts logical parameters into the shards of a rank, in any layout. Rows come from parameterTable.ts, sizes from ParallelConfig; no
 // model, no group, no file is needed. The axes of gradient sums are explained in docs/runtime.md, section 7.
 import {
+  contextSizes,
   type ParallelConfig,
   parallelProblems,
   type RanksWork,
@@ -118,7 +119,25 @@ export function runnableProblems(
   const dense = parameterTable(config).every((row) => row.expert === null)
   const noExperts = dense ? expertProblems(config, parallel) : trainingProblems(config, parallel)
   const rest = dense ? withoutAxes(parallel, ['expertModelParallelSize', 'expertTensorParallelSize']) : parallel
-  return [...layoutProblems(config, rest, worldSize, works), ...noExperts, ...unrunnableProblems(rest)]
+  return [
+    ...layoutProblems(config, rest, worldSize, works),
+    ...noExperts,
+    ...headExchangeProblems(config, rest),
+    ...unrunnableProblems(rest),
+  ]
+}
+
+/** Ranks of cp that exchange tokens for heads need heads to share out. */
+function headExchangeProblems(config: TransformerConfig, parallel: ParallelConfig): string[] {
+  const { heads } = contextSizes(parallel)
+  const groups = Math.max(1, config.numQueryGroups / parallel.tensorModelParallelSize)
+  if (!Number.isInteger(groups) || groups % heads === 0) return []
+  const { contextParallelSize: cp, cpCommType } = parallel
+  const what = `must share out the ${groups} key and value heads that a rank of tp has, got ${heads} ranks`
+  const most = divisors(groups).findLast((size) => cp % size === 0) as number
+  return cpCommType === 'a2a'
+    ? [`cpCommType=a2a ${what}: use p2p`]
+    : [`hierarchicalContextParallelSizes ${what}: use ${most},${cp / most}`]
 }
 
 /** What a model with experts cannot be run in, though it converts. */

@@ -2,6 +2,7 @@
 // loop over micro-batches. Shapes and the bounds of sequences need no messages: each stage has every micro-batch.
 import { assert } from '../base/errors.js'
 import { type BackwardOptions, Tape } from '../ops/tape.js'
+import { contextGroups } from '../parallel/contextShards.js'
 import type { PipelineLinks } from '../parallel/pipelineLinks.js'
 import { forwardSchedule, pipelineSchedule } from '../parallel/schedules.js'
 import type { Ctx } from '../tensor/ctx.js'
@@ -155,7 +156,7 @@ class StageRun {
     const tape = this.options.backward ? new Tape() : null
     try {
       const inner = ctx.with({ scope, tape })
-      const uploaded = uploadBatch(inner, host, model.config, ctx.groups.get('cp'))
+      const uploaded = uploadBatch(inner, host, model.config, contextGroups(ctx.groups))
       const input = receiveHidden(inner, model, chunk, uploaded)
       if (input !== null) tape?.watch(input)
       const batch = { ...uploaded, hidden: input }

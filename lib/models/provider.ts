@@ -113,6 +113,8 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   pipelineModelParallelSize = defaultParallel.pipelineModelParallelSize
   virtualPipelineModelParallelSize = defaultParallel.virtualPipelineModelParallelSize
   contextParallelSize = defaultParallel.contextParallelSize
+  cpCommType = defaultParallel.cpCommType
+  hierarchicalContextParallelSizes = defaultParallel.hierarchicalContextParallelSizes
   expertModelParallelSize = defaultParallel.expertModelParallelSize
   expertTensorParallelSize = defaultParallel.expertTensorParallelSize
   sequenceParallel = defaultParallel.sequenceParallel

@@ -2,7 +2,7 @@
 // the packed layout.
 
 import { type AttentionArgs, attention, cachedAttention, type Rotary } from '../ops/attention.js'
-import type { Ctx, Group } from '../tensor/ctx.js'
+import type { Ctx } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
 
 export interface CoreAttentionConfig {
@@ -26,8 +26,6 @@ export interface AttentionContext {
   readonly firstKey: Tensor | null
   /** int32 [B] or null. */
   readonly keyEnd: Tensor | null
-  /** Ranks that share each sequence; null: this one has all of it. */
-  readonly context: Group | null
 }
 
 /** Keys and values of one layer, [B, maxLength, G, D], and how many are filled. */

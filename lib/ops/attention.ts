@@ -114,6 +114,39 @@ function attend(ctx: Ctx, args: AttentionArgs, y: Tensor, lse: Tensor): void {
   )
 }
 
+/** The gradient of `qkv` as it is, to `dqkv`. */
+export function attentionGradient(
+  ctx: Ctx,
+  args: AttentionArgs,
+  dqkv: Tensor,
+  dy: Tensor,
+  y: Tensor,
+  lse: Tensor,
+): void {
+  const { qkv, firstKey, keyEnd, scale, causal, window, softcap } = args
+  const { q, k, v } = unpack(ctx, qkv, args)
+  const { q: dq, k: dk, v: dv } = unpack(ctx, dqkv, args)
+  native.attentionBackward(
+    ctx.stream.id,
+    dq.handle,
+    dk.handle,
+    dv.handle,
+    heads(ctx, dy, args).handle,
+    q.handle,
+    k.handle,
+    v.handle,
+    heads(ctx, y, args).handle,
+    lse.handle,
+    firstKey?.handle ?? 0,
+    keyEnd?.handle ?? 0,
+    scale,
+    causal ?? true,
+    0,
+    window ?? 0,
+    softcap ?? 0,
+  )
+}
+
 /** y[T, G·R·D] = softmax(rotated q · rotated kᵀ · scale) · v. The gradient of qkv is one packed tensor. */
 export const attention = defineOp<AttentionArgs, { y: Tensor; lse: Tensor }>({
   name: 'attention',
@@ -146,30 +179,9 @@ export const attention = defineOp<AttentionArgs, { y: Tensor; lse: Tensor }>({
   remake: (ctx, args, _, [y, lse]) => attend(ctx, args, y as Tensor, lse as Tensor),
   backwardInput(ctx, args, { y, lse }, { y: dy }) {
     if (dy === null) return [null]
-    const { qkv, rotary, firstKey, keyEnd, scale, causal, window, softcap } = args
-    const { q, k, v } = unpack(ctx, qkv, args)
-    const dqkv = ctx.empty(qkv.shape, qkv.dtype)
-    const { q: dq, k: dk, v: dv } = unpack(ctx, dqkv, args)
-    native.attentionBackward(
-      ctx.stream.id,
-      dq.handle,
-      dk.handle,
-      dv.handle,
-      heads(ctx, dy, args).handle,
-      q.handle,
-      k.handle,
-      v.handle,
-      heads(ctx, y, args).handle,
-      lse.handle,
-      firstKey?.handle ?? 0,
-      keyEnd?.handle ?? 0,
-      scale,
-      causal ?? true,
-      0,
-      window ?? 0,
-      softcap ?? 0,
-    )
-    if (rotary) rotate(ctx, dqkv, args, rotary, true)
+    const dqkv = ctx.empty(args.qkv.shape, args.qkv.dtype)
+    attentionGradient(ctx, args, dqkv, dy, y, lse)
+    if (args.rotary) rotate(ctx, dqkv, args, args.rotary, true)
     return [dqkv]
   },
 })

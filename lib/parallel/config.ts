@@ -2,6 +2,14 @@
 // refused apart (`unrunnableProblems`). Which layers a stage has is in pipelineStages.ts, who a rank is in rankCoordinates.ts.
 import { ViaductError } from '../base/errors.js'
 
+/**
+ * How attention sees the tokens of other ranks: keys and values travel round a ring; they are gathered; tokens are exchanged for heads
+ * (Ulysses); exchanged among neighbours, whose groups form a ring.
+ */
+export type CpCommType = 'p2p' | 'all_gather' | 'a2a' | 'a2a+p2p'
+
+export const cpCommTypes: readonly CpCommType[] = ['p2p', 'all_gather', 'a2a', 'a2a+p2p']
+
 export interface ParallelConfig {
   /** Ranks that share each layer's matrices. Default 1. */
   tensorModelParallelSize: number
@@ -11,6 +19,10 @@ export interface ParallelConfig {
   virtualPipelineModelParallelSize: number | null
   /** Ranks that share each sequence. Default 1. */
   contextParallelSize: number
+  /** Where cp > 1. Default p2p. */
+  cpCommType: CpCommType
+  /** For a2a+p2p: ranks that exchange tokens for heads, and how many such groups form the ring; their product is cp. */
+  hierarchicalContextParallelSizes: readonly number[] | null
   /** Ranks over which experts are distributed. Default 1. */
   expertModelParallelSize: number
   /** Ranks that share each expert's matrices. Default 1. */
@@ -39,6 +51,8 @@ export const defaultParallel: Readonly<ParallelConfig> = {
   pipelineModelParallelSize: 1,
   virtualPipelineModelParallelSize: null,
   contextParallelSize: 1,
+  cpCommType: 'p2p',
+  hierarchicalContextParallelSizes: null,
   expertModelParallelSize: 1,
   expertTensorParallelSize: 1,
   sequenceParallel: false,
@@ -72,6 +86,34 @@ export function describeParallel(parallel: ParallelConfig): string {
   return [...named.map(([name, key]) => `${name} ${parallel[key]}`), ...(stages === null ? [] : [stages])].join(', ')
 }
 
+/** How many ranks of cp exchange tokens for heads, and how many a ring has; both 1: keys and values are gathered. */
+export function contextSizes(parallel: ParallelConfig): { readonly heads: number; readonly ring: number } {
+  const { contextParallelSize: cp, cpCommType, hierarchicalContextParallelSizes: both } = parallel
+  if (cpCommType === 'a2a+p2p') return { heads: both?.[0] ?? 1, ring: both?.[1] ?? cp }
+  return { heads: cpCommType === 'a2a' ? cp : 1, ring: cpCommType === 'p2p' ? cp : 1 }
+}
+
+/** What is wrong with how the ranks of cp are to work together. */
+function contextProblems({
+  contextParallelSize: cp,
+  cpCommType,
+  hierarchicalContextParallelSizes: both,
+}: ParallelConfig): string[] {
+  if (!cpCommTypes.includes(cpCommType))
+    return [`cpCommType must be one of ${cpCommTypes.join(', ')}, got ${JSON.stringify(cpCommType)}: use p2p`]
+  if (cpCommType !== 'a2a+p2p')
+    return both === null
+      ? []
+      : [`hierarchicalContextParallelSizes=${both} needs cpCommType=a2a+p2p, got ${cpCommType}: leave it out`]
+  const [heads = 0, ring = 0, ...more] = both ?? []
+  if (heads >= 1 && Number.isInteger(heads) && heads * ring === cp && more.length === 0) return []
+  const least = Array.from({ length: cp }, (_, i) => i + 1).find((size) => size > 1 && cp % size === 0) ?? 1
+  return [
+    `hierarchicalContextParallelSizes must be two sizes with the product contextParallelSize=${cp} for cpCommType=a2a+p2p, ` +
+      `got ${both ?? 'none'}: use ${least},${cp / least}`,
+  ]
+}
+
 /** The smallest world of a layout: tp·pp·cp times the least dp that lets ep·etp divide tp·cp·dp. The sizes must be fine. */
 export function smallestWorld(parallel: ParallelConfig): number {
   const inner = parallel.tensorModelParallelSize * parallel.contextParallelSize
@@ -96,6 +138,7 @@ export function parallelProblems(config: ParallelConfig, worldSize = 0, works: R
     if (value !== null && (!Number.isInteger(value) || value < 1))
       problems.push(`${key} must be a whole number of at least 1, got ${value}: use 1`)
   }
+  problems.push(...contextProblems(config))
   if (problems.length > 0 || worldSize === 0) return problems
   const model = config.tensorModelParallelSize * config.pipelineModelParallelSize * config.contextParallelSize
   const experts = config.expertModelParallelSize * config.expertTensorParallelSize

@@ -1,160 +1,129 @@
-// Attention over sequences that the ranks of cp share, in Megatron's form `all_gather`: keys and values of all ranks are gathered, in the
-// order of the sequence, and each of a rank's two runs of queries looks at what stands before its end. Keys and values are not kept:
-// the backward pass gathers them again, and sums their gradients over the ranks. Legend as in ops/attention.ts; s: this rank's tokens.
-import { native } from '../addon/load.js'
-import { type AttentionArgs, attention, checkPacked, heads, rotate, unpack } from '../ops/attention.js'
+// Attention over sequences that the ranks of cp share, in the form that their groups stand for (contextShards.ts): tokens are exchanged
+// for heads where ranks of `heads` are several (headExchange.ts), then keys and values travel round `ring` (ringAttention.ts); where
+// neither has ranks they are gathered over cp (gatheredAttention.ts). Legend as in ops/attention.ts; s: this rank's tokens of a row.
+import type { AttentionContext } from '../nn/coreAttention.js'
+import { type AttentionArgs, attention, attentionGradient, checkPacked, rotate } from '../ops/attention.js'
 import { defineOp } from '../ops/define.js'
-import type { Ctx, Group } from '../tensor/ctx.js'
+import type { Ctx } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { gatherSequence, reduceScatterSequence, runStarts } from './contextShards.js'
+import type { ContextGroups } from './contextShards.js'
+import { gatheredBackward, gatheredForward } from './gatheredAttention.js'
+import { headsToTokens, tokensToHeads } from './headExchange.js'
+import { ringBackward, ringForward } from './ringAttention.js'
 
+/** What of the batch attention looks at, and who shares its sequences; null: each rank has all of its own. */
+export interface SharedAttentionContext extends AttentionContext {
+  readonly context: ContextGroups | null
+}
+
+/** `firstKey` and `keyEnd` are those of `keyBounds`. */
 export interface ContextAttentionArgs extends AttentionArgs {
-  readonly group: Group
+  readonly context: ContextGroups
 }
 
-/** Calls f for each of this rank's runs: which of its tokens they are, where they stand in the sequence. */
-function forRuns(
-  args: ContextAttentionArgs,
-  f: (half: 0 | 1, first: number, length: number, start: number) => void,
-): void {
-  const own = (args.qkv.shape[0] as number) / args.batchSize
-  const length = own / 2
-  const [front, back] = runStarts(own * args.group.size, args.group)
-  f(0, 0, length, front)
-  f(1, length, length, back)
+interface Outputs extends Record<string, Tensor | null> {
+  /** [B·s, G·R·D] */
+  readonly y: Tensor
+  /** float32, [runs of queries, B, heads, queries of a run]: of the heads and tokens that this rank attends with. */
+  readonly lse: Tensor
+  /** Packed queries, keys and values of all tokens of `heads` and this rank's share of their heads; null without an exchange. */
+  readonly exchanged: Tensor | null
 }
 
-/** Keys and values of all ranks, in the order of the sequence. */
-function gatherKeys(ctx: Ctx, args: ContextAttentionArgs): { k: Tensor; v: Tensor } {
-  const own = unpack(ctx, args.qkv, args)
-  const gather = (t: Tensor) => {
-    const packed = ctx.empty(t.shape, t.dtype)
-    native.copy(ctx.stream.id, packed.handle, t.handle)
-    const whole = gatherSequence(ctx, packed, args.group)
-    packed.dispose()
-    return whole
+/** The first element of the first dim. */
+const only = (ctx: Ctx, t: Tensor): Tensor => t.reshape(ctx, t.shape.slice(1))
+
+/** What attention takes where tokens have been exchanged for heads. */
+function attended(args: ContextAttentionArgs, exchanged: Tensor | null): AttentionArgs {
+  return exchanged === null
+    ? { ...args, rotary: null }
+    : { ...args, qkv: exchanged, groups: args.groups / args.context.heads.size, rotary: null }
+}
+
+/** The rank has all tokens and some of the heads: attention as ever. */
+function wholeArgs(ctx: Ctx, args: AttentionArgs): AttentionArgs {
+  return {
+    ...args,
+    firstKey: args.firstKey ? only(ctx, args.firstKey) : null,
+    keyEnd: args.keyEnd ? only(ctx, args.keyEnd) : null,
   }
-  return { k: gather(own.k), v: gather(own.v) }
 }
 
-/** Attention over the queries and keys of `qkv` as they are. */
-function attend(ctx: Ctx, args: ContextAttentionArgs, y: Tensor, lse: readonly [Tensor, Tensor]): void {
-  const { firstKey, keyEnd, scale, window, softcap } = args
+/** Attention of queries and keys as they are. */
+function attend(ctx: Ctx, args: ContextAttentionArgs, { y, lse, exchanged }: Outputs): void {
+  const { cp, heads, ring } = args.context
   using scope = new Scope()
   const inner = ctx.with({ scope })
-  const { q } = unpack(inner, args.qkv, args)
-  const { k, v } = gatherKeys(inner, args)
-  const out = heads(inner, y, args)
-  forRuns(args, (half, first, length, start) => {
-    native.attentionForward(
-      ctx.stream.id,
-      out.slice(inner, 1, first, length).handle,
-      lse[half].handle,
-      q.slice(inner, 1, first, length).handle,
-      k.slice(inner, 1, 0, start + length).handle,
-      v.slice(inner, 1, 0, start + length).handle,
-      firstKey?.slice(inner, 1, first, length).handle ?? 0,
-      keyEnd?.handle ?? 0,
-      scale,
-      true,
-      start,
-      window ?? 0,
-      softcap ?? 0,
-    )
-  })
+  const own = attended(args, exchanged)
+  const width = own.groups * own.queriesPerGroup * own.channels
+  const out = exchanged === null ? y : inner.empty([own.qkv.shape[0] as number, width], y.dtype)
+  if (ring.size > 1) ringForward(inner, { ...own, ring }, out, lse)
+  else if (exchanged === null) gatheredForward(inner, { ...wholeArgs(inner, own), group: cp }, out, lse)
+  else attention.rule.forward(inner, wholeArgs(inner, own), { y: out, lse: only(inner, lse) })
+  if (exchanged !== null) headsToTokens(inner, y, out, args.batchSize, heads)
 }
 
 /** As `attention`, causal, of this rank's tokens to the keys of all ranks. */
-const contextAttentionOp = defineOp<ContextAttentionArgs, { y: Tensor; front: Tensor; back: Tensor }>({
+const contextAttentionOp = defineOp<ContextAttentionArgs, Outputs>({
   name: 'contextAttention',
   shapes(args) {
-    const { qkv, batchSize, groups, queriesPerGroup, channels } = args
+    const { qkv, batchSize: B, groups, queriesPerGroup, channels, context } = args
     checkPacked('contextAttention', qkv, args)
-    const tokens = qkv.shape[0] as number
-    const statistics = {
-      shape: [batchSize, groups * queriesPerGroup, tokens / batchSize / 2],
-      dtype: 'float32',
-    } as const
+    const [tokens = 0, width = 0] = qkv.shape
+    const { size } = context.heads
+    const runs = size === context.cp.size ? 1 : 2
     return {
       y: { shape: [tokens, groups * queriesPerGroup * channels], dtype: qkv.dtype },
-      front: statistics,
-      back: statistics,
+      lse: { shape: [runs, B, (groups * queriesPerGroup) / size, (size * tokens) / B / runs], dtype: 'float32' },
+      exchanged: size === 1 ? null : { shape: [size * tokens, width / size], dtype: qkv.dtype },
     }
   },
-  forward(ctx, args, { y, front, back }) {
+  forward(ctx, args, out) {
     if (args.rotary) rotate(ctx, args.qkv, args, args.rotary, false)
-    attend(ctx, args, y, [front, back])
+    if (out.exchanged) tokensToHeads(ctx, out.exchanged, args.qkv, args.batchSize, args.context.heads)
+    attend(ctx, args, out)
   },
   inputs: ({ qkv }) => [qkv],
-  saves: ({ qkv, rotary, firstKey, keyEnd }, { y, front, back }) => [
-    qkv,
+  saves: ({ qkv, rotary, firstKey, keyEnd }, { y, lse, exchanged }) => [
+    exchanged ?? qkv,
     y,
-    front,
-    back,
+    lse,
     firstKey,
     keyEnd,
     rotary?.cos,
     rotary?.sin,
     rotary?.positions,
   ],
-  remade: ({ y, front, back }) => [y, front, back],
+  remade: ({ y, lse }) => [y, lse],
   // Queries and keys have been rotated for good.
-  remake: (ctx, args, _, [y, front, back]) => attend(ctx, args, y as Tensor, [front as Tensor, back as Tensor]),
-  backwardInput(ctx, args, { y, front, back }, { y: dy }) {
-    if (dy === null) return [null]
-    const { qkv, rotary, group, firstKey, keyEnd, scale, window, softcap } = args
-    const dqkv = ctx.empty(qkv.shape, qkv.dtype)
-    const { id } = ctx.stream
+  remake: (ctx, args, { exchanged }, [y, lse]) => attend(ctx, args, { y: y as Tensor, lse: lse as Tensor, exchanged }),
+  backwardInput(ctx, args, { y, lse, exchanged }, { y: dy }) {
+    if (!dy) return [null]
+    const { cp, heads, ring } = args.context
+    const dqkv = ctx.empty(args.qkv.shape, args.qkv.dtype)
     using scope = new Scope()
     const inner = ctx.with({ scope })
-    const { q, k: ownK } = unpack(inner, qkv, args)
-    const { k, v } = gatherKeys(inner, args)
-    const d = unpack(inner, dqkv, args)
-    const [out, dOut] = [heads(inner, y, args), heads(inner, dy, args)]
-    const zeros = () => {
-      const t = inner.empty(k.shape, k.dtype)
-      native.fill(id, t.handle, 0)
-      return t
+    const own = attended(args, exchanged)
+    const toHeads = (t: Tensor) => {
+      if (exchanged === null) return t
+      const [tokens = 0, width = 0] = t.shape
+      const whole = inner.empty([heads.size * tokens, width / heads.size], t.dtype)
+      tokensToHeads(inner, whole, t, args.batchSize, heads)
+      return whole
     }
-    const sums = { k: zeros(), v: zeros() }
-    const part = { k: zeros(), v: zeros() }
-    forRuns(args, (half, first, length, start) => {
-      const into = half === 0 ? sums : part
-      const seen = (t: Tensor) => t.slice(inner, 1, 0, start + length).handle
-      const run = (t: Tensor) => t.slice(inner, 1, first, length).handle
-      native.attentionBackward(
-        id,
-        run(d.q),
-        seen(into.k),
-        seen(into.v),
-        run(dOut),
-        run(q),
-        seen(k),
-        seen(v),
-        run(out),
-        (half === 0 ? front : back).handle,
-        firstKey ? run(firstKey) : 0,
-        keyEnd?.handle ?? 0,
-        scale,
-        true,
-        start,
-        window ?? 0,
-        softcap ?? 0,
-      )
-    })
-    for (const which of ['k', 'v'] as const) {
-      native.add(id, sums[which].handle, sums[which].handle, part[which].handle)
-      const own = inner.empty(ownK.shape, ownK.dtype)
-      reduceScatterSequence(inner, own, sums[which], group)
-      native.copy(id, d[which].handle, own.handle)
-    }
-    if (rotary) rotate(ctx, dqkv, args, rotary, true)
+    const [out, dOut] = [toHeads(y), toHeads(dy)]
+    const d = exchanged === null ? dqkv : inner.empty(exchanged.shape, exchanged.dtype)
+    if (ring.size > 1) ringBackward(inner, { ...own, ring }, d, dOut, out, lse)
+    else if (exchanged === null) gatheredBackward(inner, { ...wholeArgs(inner, own), group: cp }, d, dOut, out, lse)
+    else attentionGradient(inner, wholeArgs(inner, own), d, dOut, out, only(inner, lse))
+    if (exchanged !== null) headsToTokens(inner, dqkv, d, args.batchSize, heads)
+    if (args.rotary) rotate(ctx, dqkv, args, args.rotary, true)
     return [dqkv]
   },
 })
 
-/** Attention where the ranks of the group share each sequence; of one rank plain attention. */
+/** Attention where ranks share each sequence. */
 export function contextAttention(ctx: Ctx, args: ContextAttentionArgs): Tensor {
-  return args.group.size === 1 ? attention(ctx, args).y : contextAttentionOp(ctx, args).y
+  return contextAttentionOp(ctx, args).y
 }

@@ -2,18 +2,20 @@
 // parts of the world, made at creation and shared between meshes of the same sizes.
 import { ViaductError } from '../base/errors.js'
 import type { Groups } from '../tensor/ctx.js'
-import { checkRunnable, type ParallelConfig } from './config.js'
+import { checkRunnable, contextSizes, type ParallelConfig } from './config.js'
 import { CommGroup } from './group.js'
 import { denseGrid, expertGrid, type Grid, placeOnGrid } from './rankCoordinates.js'
 import type { World } from './world.js'
 
 /**
- * Axes that have a group. `dp_cp`: ranks that share a parameter's gradient, of experts `edp`; `etp_ep`: ranks that hold one copy of the experts; `tp_pp`: ranks that hold one copy of the model; `embd`: first
+ * Axes that have a group. `cp_heads`, `cp_ring`: see ContextGroups. `dp_cp`: ranks that share a parameter's gradient, of experts `edp`; `etp_ep`: ranks that hold one copy of the experts; `tp_pp`: ranks that hold one copy of the model; `embd`: first
  * and last stage of a pipeline.
  */
 export type Axis =
   | 'tp'
   | 'cp'
+  | 'cp_heads'
+  | 'cp_ring'
   | 'dp'
   | 'pp'
   | 'ep'
@@ -72,6 +74,16 @@ export class Mesh implements Groups {
     const mesh = new Mesh(world, grid, { tp, cp, dp, pp, ep, etp, dp_cp: dp * cp, world: world.size })
     for (const axis of ['tp', 'cp', 'dp', 'pp'])
       mesh.#groups.set(axis, await world.part(axis, partsAlong(grid, [axis])))
+    const { heads, ring } = contextSizes(parallel)
+    const shared: Grid = [
+      ['tp', tp],
+      ['cp_heads', heads],
+      ['cp_ring', ring],
+      ['cp_rest', cp / heads / ring],
+      ...grid.slice(2),
+    ]
+    for (const axis of ['cp_heads', 'cp_ring'])
+      mesh.#groups.set(axis, await world.part(axis, partsAlong(shared, [axis])))
     for (const axis of ['ep', 'etp', 'edp']) mesh.#groups.set(axis, await world.part(axis, partsAlong(experts, [axis])))
     mesh.#groups.set('etp_ep', await world.part('etp_ep', partsAlong(experts, ['etp', 'ep'])))
     // An expert's tensor may be spread over these together, which gathers it at once.

@@ -9,6 +9,7 @@ import { hasExperts } from '../models/transformerConfig.js'
 import { runLength } from '../parallel/contextShards.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
 import { sharedRows } from '../parallel/sharedRows.js'
+import { type ContextMemory, contextMemory } from './contextMemory.js'
 
 /** Tensors of one micro-batch on one rank, in bytes. */
 interface Tensors {
@@ -22,10 +23,8 @@ interface Tensors {
   readonly statistics: number
   /** Packed queries, keys and values, [T, ...]. */
   readonly qkv: number
-  /** Keys and values of all ranks of cp, gathered for attention; 0 where a rank has all of each sequence. */
-  readonly gatheredKeys: number
-  /** In the backward pass: also the sums of their gradients, the other run's part, what is exchanged, and what comes back. */
-  readonly exchangedKeys: number
+  /** What attention needs to see the tokens of other ranks of cp. */
+  readonly context: ContextMemory
   /** Attention's output, [T, ...], and its log-sum-exps, float32 [T, heads]. */
   readonly mixed: number
   readonly lse: number
@@ -97,8 +96,7 @@ function tensorsOf(resolved: ResolvedConfig): Tensors {
     whole: T * H * bytes,
     statistics: rows * 4 * (model.normalization === 'LayerNorm' ? 2 : 1),
     qkv: T * (heads + 2 * keys) * kvChannels * bytes,
-    exchangedKeys: cp > 1 ? (3.5 * cp + 1) * T * 2 * keys * kvChannels * bytes : 0,
-    gatheredKeys: cp > 1 ? cp * T * 2 * keys * kvChannels * bytes : 0,
+    context: contextMemory(model, { queries: T * heads * kvChannels, keys: T * 2 * keys * kvChannels, bytes }),
     mixed: T * heads * kvChannels * bytes,
     lse: T * heads * 4,
     inner: T * (model.gatedLinearUnit ? 2 * ffn : ffn) * bytes,
@@ -158,13 +156,13 @@ function layerActivations(
   const inputGradient = t.whole + (t.gathered > 0 ? t.hidden : 0)
   const worst = Math.max(
     ...moments.map((moment) => attention + moment),
-    // Of attention's output and of queries, keys and values; of gathered ones what their sums need.
-    norm + (normsAgain ? 0 : t.hidden) + t.qkv + attended + t.mixed + t.qkv + t.exchangedKeys,
+    // Of attention's output and of queries, keys and values.
+    norm + (normsAgain ? 0 : t.hidden) + t.qkv + attended + t.mixed + t.qkv + t.context.backward,
     // Of linear_qkv's input.
     norm + t.hidden + t.qkv + inputGradient,
   )
-  // Forward beside what attention added to the stream, or while keys and values are gathered.
-  const attending = norm + t.hidden + t.qkv + attended + 1.5 * t.gatheredKeys
+  // Forward beside what attention added to the stream, or while it sees other ranks' tokens.
+  const attending = norm + t.hidden + t.qkv + attended + t.context.forward
   return {
     kept: attention + kept,
     forward: Math.max(attention + kept + t.hidden + forward, attending),

@@ -29,6 +29,7 @@ std::vector<Row> opRows() {
       row("rope", &Backend::rope),
       row("attentionForward", &Backend::attentionForward),
       row("attentionBackward", &Backend::attentionBackward),
+      row("mergeAttention", &Backend::mergeAttention),
       row("gatedActivationForward", &Backend::gatedActivationForward),
       row("gatedActivationBackward", &Backend::gatedActivationBackward),
       row("activationForward", &Backend::activationForward),

@@ -1,6 +1,7 @@
 // Arguments of attention.
 #include <initializer_list>
 #include <string>
+#include <utility>
 
 #include "ops.h"
 
@@ -82,6 +83,29 @@ void checkAttentionGradients(const char* op, AttentionArgs& a, const TensorRef& 
   a.dq = headsOf(op, "dq", dq, {a.B, a.S, a.G, a.R, a.D});
   a.dk = headsOf(op, "dk", dk, {a.B, a.K, a.G, a.D});
   a.dv = headsOf(op, "dv", dv, {a.B, a.K, a.G, a.Dv});
+}
+
+AttentionMerge checkMergeAttention(const TensorRef& out, const TensorRef& lse, const TensorRef& part,
+                                   const TensorRef& partLse) {
+  const char* op = "mergeAttention";
+  checkNdim(op, "out", out, 5);
+  AttentionMerge m;
+  m.B = out.shape[0];
+  m.S = out.shape[1];
+  m.G = out.shape[2];
+  m.R = out.shape[3];
+  m.Dv = out.shape[4];
+  m.out = headsOf(op, "out", out, {m.B, m.S, m.G, m.R, m.Dv});
+  m.part = headsOf(op, "part", part, {m.B, m.S, m.G, m.R, m.Dv});
+  checkDtype(op, "out", out, {DType::F32});
+  for (const auto& [name, x] : {std::pair{"lse", lse}, {"partLse", partLse}}) {
+    checkShape(op, name, x, {m.B, m.G * m.R, m.S});
+    checkDtype(op, name, x, {DType::F32});
+    checkContiguous(op, name, x);
+  }
+  m.lse = lse.as<float>();
+  m.partLse = partLse.as<float>();
+  return m;
 }
 
 }  // namespace viaduct

@@ -83,6 +83,9 @@ AttentionArgs checkAttention(const char* op, const TensorRef& out, const TensorR
 void checkAttentionGradients(const char* op, AttentionArgs& a, const TensorRef& dq, const TensorRef& dk,
                              const TensorRef& dv, const TensorRef& dOut);
 
+AttentionMerge checkMergeAttention(const TensorRef& out, const TensorRef& lse, const TensorRef& part,
+                                   const TensorRef& partLse);
+
 // ---- norm.cc; what may be absent is optional in backend.h
 void checkRmsNormForward(const TensorRef& y, const TensorRef& rstd, const TensorRef& sum, const TensorRef& x,
                          const TensorRef& residual, const TensorRef& w);

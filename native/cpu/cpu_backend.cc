@@ -111,6 +111,7 @@ bool CpuBackend::supports(const std::string& op, DType dtype, std::string* why) 
       {"rope", Float},
       {"attentionForward", Float},
       {"attentionBackward", Float},
+      {"mergeAttention", Float},
       {"gatedActivationForward", Float},
       {"gatedActivationBackward", Float},
       {"activationForward", Float},

@@ -66,6 +66,7 @@ class CpuBackend final : public Backend {
   void attentionBackward(Stream& s, Out dq, Out dk, Out dv, In dOut, In q, In k, In v, In out, In lse, OptIn firstKey,
                          OptIn keyEnd, double scale, bool causal, int64_t queryOffset, int64_t window,
                          double softcap) override;
+  void mergeAttention(Stream& s, InOut out, InOut lse, In part, In partLse) override;
 
   // activation.cc
   void gatedActivationForward(Stream& s, Out y, In x, Activation kind) override;

@@ -53,7 +53,11 @@ describe('logits', () => {
     ['tied_bias', '--pp 2 --vpp 2 --pipeline-layout E|t|t|L'],
     ['plain', '--cp 2'],
     ['padded_left', '--cp 2'],
+    ['padded_left', '--cp 4 --cp-comm-type all_gather'],
     ['padded_right', '--cp 2 --tp 2'],
+    ['padded_right', '--cp 2 --cp-comm-type a2a'],
+    ['full_heads', '--cp 4 --cp-comm-type a2a'],
+    ['full_heads', '--cp 4 --cp-comm-type a2a+p2p --hierarchical-context-parallel-sizes 2,2'],
     ['positions', '--cp 4'],
     ['yarn_scaled', '--cp 2 --pp 2'],
   ])('and gradients of %s with %s are those of Transformers', async (name, layout) => {

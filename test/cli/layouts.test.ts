@@ -113,6 +113,27 @@ const rows: Row[] = [
     ],
   ],
   ['virtual stages of one', logits('--vpp', '2'), [needsStages('virtualPipelineModelParallelSize=2')]],
+  [
+    'tokens for too few heads',
+    logits('--cp', '2', '--tp', '2', '--cp-comm-type', 'a2a'),
+    ['cpCommType=a2a must share out the 1 key and value heads that a rank of tp has, got 2 ranks: use p2p'],
+  ],
+  [
+    'tokens for too few heads in a ring',
+    train('--cp', '4', '--cp-comm-type', 'a2a+p2p', '--hierarchical-context-parallel-sizes', '4,1'),
+    ['model.hierarchicalContextParallelSizes must share out the 2 key and value heads', 'got 4 ranks: use 2,2'],
+  ],
+  [
+    'a ring of no sizes',
+    logits('--cp', '2', '--cp-comm-type', 'a2a+p2p'),
+    ['two sizes with the product contextParallelSize=2 for cpCommType=a2a+p2p, got none: use 2,1'],
+  ],
+  [
+    'sizes of no ring',
+    logits('--cp', '4', '--hierarchical-context-parallel-sizes', '2,2'),
+    ['hierarchicalContextParallelSizes=2,2 needs cpCommType=a2a+p2p, got p2p: leave it out'],
+  ],
+  ['no form of cp', train('--cp', '2', 'model.cp_comm_type=tree'), ['must be one of p2p, all_gather, a2a, a2a+p2p']],
   ['heads', generate('--tp', '3'), [heads(3)]],
   ['heads', verify('--tp', '8'), [heads(8)]],
   [

@@ -92,7 +92,11 @@ export async function problemsOf(folder: string, words: Words): Promise<readonly
   for (let i = 0; i < rest.length; i++) {
     const [word = '', value = ''] = rest.slice(i, i + 2)
     if (!word.startsWith('--')) others.push(word)
-    else flags[camel(word.slice(2))] = /^\d+$/.test(rest[++i] ?? '') ? Number(value) : value
+    else {
+      i++
+      const sizes = value.split(',').map(Number)
+      flags[camel(word.slice(2))] = sizes.includes(Number.NaN) ? value : sizes.length > 1 ? sizes : sizes[0]
+    }
   }
   try {
     if (command === 'train') {

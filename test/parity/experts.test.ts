@@ -37,7 +37,9 @@ describe('in layouts', () => {
     ['mixtral1', '--ep 2 --etp 2 --dp 4'],
     ['mixtral0', '--pp 2 --ep 2 --dp 2'],
     ['qwen3_moe0', '--cp 2 --ep 2'],
+    ['qwen3_moe1', '--cp 2 --ep 2 --cp-comm-type a2a'],
     ['mixtral1', '--tp 2 --cp 2 --ep 2 --etp 2'],
+    ['mixtral0', '--cp 4 --ep 2 --cp-comm-type all_gather'],
   ])('%s %s', async (name, layout) => {
     const model = join(expertFixtures, name)
     const output = `${name}${layout.replaceAll(' ', '')}.safetensors`

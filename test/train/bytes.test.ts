@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { ProviderInit } from '../../lib/models/provider.js'
+import { type CpCommType, contextSizes, parallelOf } from '../../lib/parallel/config.js'
 import type { Payload } from './bytesRank.js'
 import type { PipelineTask } from './pipelineRank.js'
 import { startScript } from './startRanks.js'
@@ -16,6 +17,7 @@ const tp2 = { tensorModelParallelSize: 2 }
 const sp2 = { ...tp2, sequenceParallel: true }
 const pp2 = { pipelineModelParallelSize: 2 }
 const vpp2 = { ...pp2, virtualPipelineModelParallelSize: 2 }
+const cp = (contextParallelSize: number, cpCommType: CpCommType) => ({ contextParallelSize, cpCommType })
 const tied = { shareEmbeddingsAndOutputWeights: true }
 const whole = { useDistributedOptimizer: false, overlapParamGather: false }
 
@@ -34,6 +36,10 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['dp 2', {}, whole],
     ['pp 2', pp2],
     ['pp 2, vpp 2, tied', { ...vpp2, ...tied }],
+    ['cp 2', cp(2, 'p2p')],
+    ['cp 2, core_attn again', { ...cp(2, 'p2p'), ...selective('core_attn') }],
+    ['cp 2, gathered', cp(2, 'all_gather')],
+    ['cp 2 by heads', cp(2, 'a2a')],
     ['tp 2, full recompute', { ...tp2, ...full }],
     ['tp 2 with sp, full recompute', { ...sp2, ...full }],
     ['tp 2 with sp, mlp again', { ...sp2, ...selective('mlp') }],
@@ -48,6 +54,11 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['tp 2 with sp, pp 2, zb-h1, tied', { ...sp2, ...pp2, ...tied, pipelineSchedule: 'zb-h1' }],
     ['tp 2, pp 2', { ...tp2, ...pp2 }],
     ['pp 2, vpp 2, dp 2', vpp2],
+    ['cp 4', cp(4, 'p2p')],
+    ['cp 4 by heads and ring', { ...cp(4, 'a2a+p2p'), hierarchicalContextParallelSizes: [2, 2] }],
+    ['cp 2, tp 2 with sp', { ...cp(2, 'p2p'), ...sp2 }],
+    ['cp 2, dp 2', cp(2, 'p2p')],
+    ['cp 2, gathered, pp 2', { ...cp(2, 'all_gather'), ...pp2 }],
   ],
   8: [
     ['tp 2 with sp, pp 2, dp 2, full recompute', { ...sp2, ...pp2, ...full }],
@@ -63,10 +74,40 @@ const [sequences, T, H, layers, vocab] = [8, 32, 64, 4, 131]
 const [heads, kvHeads, headSize, ffn] = [4, 2, 16, 112]
 const float = 4
 
+/** Of attention that sees the tokens of other ranks of cp. A group that is also dp_cp goes by that name. */
+function contextBytes(model: Partial<ProviderInit>, dp: number): Record<string, Record<string, number>> {
+  const { contextParallelSize: cp, tensorModelParallelSize: tp } = parallelOf(model)
+  if (cp === 1) return {}
+  const { heads: exchanging, ring } = contextSizes(parallelOf(model))
+  const tokens = layers * sequences * T * headSize * float
+  const [q, kv] = [heads * tokens, 2 * Math.max(kvHeads, tp) * tokens]
+  const again = model.recomputeModules?.includes('core_attn') ? 1 : 0
+  const name = (axis: string, size: number) => (dp === 1 && size === cp ? 'dp_cp' : axis)
+  return {
+    // Forward queries, keys and values one way and the output back; backwards the output and its gradient, and their gradients back.
+    ...(exchanging > 1 && { [name('cp_heads', exchanging)]: { allToAll: 2 * (q + kv) + 3 * q } }),
+    // Keys and values go round in each pass; backwards sums of their gradients also come home.
+    ...(ring > 1 && { [name('cp_ring', ring)]: { pointToPoint: ((2 + again) * (ring - 1) + ring) * kv } }),
+    ...(exchanging * ring === 1 && { [name('cp', cp)]: { allGather: 2 * kv, reduceScatter: cp * kv } }),
+  }
+}
+
+/** The same groups' bytes together. */
+function together(...all: readonly Readonly<Record<string, Readonly<Record<string, number>>>>[]) {
+  const sum: Record<string, Record<string, number>> = {}
+  for (const [group, ops] of all.flatMap((one) => Object.entries(one)))
+    for (const [op, bytes] of Object.entries(ops)) {
+      sum[group] ??= {}
+      sum[group][op] = (sum[group][op] ?? 0) + bytes
+    }
+  return sum
+}
+
 /** Bytes by group and operation of one step with micro-batches of one sequence, summed over ranks. */
 function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask['ddp']) {
   const { tensorModelParallelSize: tp = 1, pipelineModelParallelSize: pp = 1 } = model
-  const dp = ranks / (tp * pp)
+  const cp = model.contextParallelSize ?? 1
+  const dp = ranks / (tp * pp * cp)
   const sp = model.sequenceParallel === true
   const hidden = sequences * T * H * float
   const paddedVocab = Math.ceil(vocab / (128 * tp)) * 128 * tp
@@ -78,22 +119,22 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
   const sums = ((4 + again) * layers + 2) * hidden * tp
   const gathers = ((6 + again) * layers + 3) * hidden
   const lossStatistics = sequences * 3 * T * float * tp
-  const norms = (2 * layers + 1) * H * float * tp * dp
+  const norms = (2 * layers + 1) * H * float * tp * dp * cp
   // Where there are fewer key-value heads than ranks, each rank has a copy of one, and copies sum their gradients.
   const keyHeads = Math.max(kvHeads, tp)
   const block = H * headSize * (2 * heads + 2 * keyHeads) + H * 3 * ffn
-  const copies = keyHeads > kvHeads ? layers * 2 * keyHeads * headSize * H * float * dp : 0
+  const copies = keyHeads > kvHeads ? layers * 2 * keyHeads * headSize * H * float * dp * cp : 0
   const isTied = model.shareEmbeddingsAndOutputWeights === true
-  const gradients = (layers * block + (isTied && pp === 1 ? 1 : 2) * paddedVocab * H) * float * dp + norms
+  const gradients = (layers * block + (isTied && pp === 1 ? 1 : 2) * paddedVocab * H) * float * dp * cp + norms
   const slots = pp * (model.virtualPipelineModelParallelSize ?? 1)
   const link = { pointToPoint: (slots - 1) * hidden * (sp ? 1 : tp) }
-  const embeddings = 2 * Math.ceil(vocab / tp) * tp * H * float * dp
+  const embeddings = 2 * Math.ceil(vocab / tp) * tp * H * float * dp * cp
   const statusWord = 5 * 8
   const emptyList = '[[]]'.length * ranks
   // Whether all ranks of a copy of the model have the same micro-batches: 8 characters.
   const agreement = '[""]'.length * ranks + 8 * ranks
   const sharded = ddp?.useDistributedOptimizer !== false
-  return {
+  const groups = {
     world: { allReduce: statusWord * ranks },
     ...(tp > 1 && {
       tp: {
@@ -105,8 +146,8 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
     }),
     ...(copies > 0 && { tp_kv: { allReduce: copies } }),
     ...(tp > 1 && pp > 1 && { tp_pp: { gatherBytes: agreement } }),
-    ...(dp > 1 && {
-      dp_cp: sharded ? { reduceScatter: gradients, allGather: gradients / dp } : { allReduce: gradients },
+    ...(dp * cp > 1 && {
+      dp_cp: sharded ? { reduceScatter: gradients, allGather: gradients / dp / cp } : { allReduce: gradients },
     }),
     // Two stages are also first and last: tied embeddings are summed in the same group.
     ...(pp > 1 && {
@@ -115,6 +156,7 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
       pp_backward: link,
     }),
   }
+  return together(groups, contextBytes(model, dp))
 }
 
 const counted = new Map<string, Payload>()

@@ -2,6 +2,7 @@
 import { configProblems } from '../../lib/config/resolve.js'
 import type { DdpSection, OptimizerSection } from '../../lib/config/sections.js'
 import type { ProviderInit } from '../../lib/models/provider.js'
+import { cpCommTypes } from '../../lib/parallel/config.js'
 import { configOf } from './pipelineRank.js'
 
 /** Numbers in [0, 1) that depend on the seed alone. */
@@ -127,6 +128,12 @@ function drawStages(random: Random, blocks: number, pp: number): { chunks: numbe
   return { chunks, model: pick(random, [even, { ...even, ...ends }, { ...even, ...accounted }, string]) }
 }
 
+/** How the ranks of cp see each other's tokens. */
+function drawContextForm(random: Random, cp: number): Partial<ProviderInit> {
+  const cpCommType = cp === 1 ? 'p2p' : pick(random, cpCommTypes)
+  return { cpCommType, hierarchicalContextParallelSizes: cpCommType === 'a2a+p2p' ? [2, cp / 2] : null }
+}
+
 /** How activations are kept until the backward pass. */
 function drawKeeping(random: Random, numLayers: number, pp: number): Partial<ProviderInit> {
   const offload = { cpuOffloading: true, cpuOffloadingNumLayers: 1 + Math.floor(random() * (numLayers - 1)) }
@@ -150,6 +157,7 @@ function drawAny(random: Random, { numLayers, numMoeExperts = null }: Variant): 
       tensorModelParallelSize: tp,
       sequenceParallel: tp > 1 && (numMoeExperts !== null || coin(random)),
       contextParallelSize: cp,
+      ...drawContextForm(random, cp),
       expertModelParallelSize: ep,
       expertTensorParallelSize: etp,
       tpCommOverlap: coin(random),

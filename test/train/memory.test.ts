@@ -7,6 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { resolve } from '../../lib/config/resolve.js'
 import type { ProviderInit } from '../../lib/models/provider.js'
 import type { RecomputeModule } from '../../lib/models/recomputeSettings.js'
+import type { CpCommType } from '../../lib/parallel/config.js'
 import { hiddenBytes } from '../../lib/plan/activations.js'
 import { stageMemory } from '../../lib/plan/memory.js'
 import { type MeasuredMemory, type MemoryTask, memoryConfig } from './memoryRank.js'
@@ -42,6 +43,7 @@ const selective = (...recomputeModules: RecomputeModule[]): Model => ({
   recomputeGranularity: 'selective',
   recomputeModules,
 })
+const cp = (contextParallelSize: number, cpCommType: CpCommType): Model => ({ contextParallelSize, cpCommType })
 const bf16 = { mixedPrecision: 'bf16_mixed' } as const
 const away = (cpuOffloadingNumLayers: number): Model => ({ cpuOffloading: true, cpuOffloadingNumLayers })
 const hosted = { optimizer: { optimizerCpuOffload: true } }
@@ -63,6 +65,8 @@ const few: readonly Row[] = [
   ['one rank, experts', 1, experts],
   ['tp 2 with sp, experts', 2, { ...sp(2), ...experts }],
   ['cp 2', 2, { contextParallelSize: 2 }],
+  ['cp 2, gathered', 2, cp(2, 'all_gather')],
+  ['cp 2 by heads', 2, cp(2, 'a2a')],
   ['dp 2, ep 2', 2, { ...experts, expertModelParallelSize: 2 }],
   ['tp 2 with sp, etp 2', 2, { ...sp(2), ...experts, expertTensorParallelSize: 2 }],
   ['tp 2 with sp, activations of 2 layers on the host', 2, { ...sp(2), ...away(2) }],
@@ -75,6 +79,11 @@ const all: readonly Row[] = [
   ['one rank, experts again', 1, { ...experts, ...selective('moe') }],
   ['one rank, experts, layernorm again', 1, { ...experts, ...selective('layernorm') }],
   ['cp 2, bf16, core_attn again', 2, { contextParallelSize: 2, ...selective('core_attn') }, bf16],
+  ['cp 2, bf16, gathered', 2, cp(2, 'all_gather'), bf16],
+  ['cp 2 by heads, bf16, core_attn again', 2, { ...cp(2, 'a2a'), ...selective('core_attn') }, bf16],
+  ['cp 4 by heads and ring', 4, { ...cp(4, 'a2a+p2p'), hierarchicalContextParallelSizes: [2, 2] }],
+  ['cp 4 by heads and ring, bf16', 4, { ...cp(4, 'a2a+p2p'), hierarchicalContextParallelSizes: [2, 2] }, bf16],
+  ['cp 4, gathered, full recompute', 4, { ...cp(4, 'all_gather'), ...full() }],
   ['cp 2, pp 2', 4, { contextParallelSize: 2, ...pp(2) }],
   ['cp 4, full recompute', 4, { contextParallelSize: 4, ...full() }],
   ['tp 2 with sp, cp 2, experts', 4, { contextParallelSize: 2, ...sp(2), ...experts }],

@@ -1,6 +1,6 @@
 // A rank that measures its memory in training steps of a small model: what lies there between steps, part by part, and the most in a
 // step. Rank 0 writes what all ranks found.
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { type RunConfig, runConfig } from '../../lib/config/runConfig.js'
 import type { DdpSection, OptimizerSection } from '../../lib/config/sections.js'
 import type { RunData } from '../../lib/data/datasets.js'
@@ -21,6 +21,8 @@ export interface MemoryTask {
   readonly microBatchSize?: number
   readonly ddp?: Partial<DdpSection>
   readonly optimizer?: Partial<OptimizerSection>
+  /** Default 3. */
+  readonly steps?: number
 }
 
 /** Bytes on one rank. */
@@ -34,6 +36,8 @@ export interface MeasuredMemory {
   readonly peaks: readonly number[]
   /** The most on the host beside the device, in any step. */
   readonly host: number
+  /** The most that the process had in memory, whatever for. */
+  readonly resident: number
 }
 
 /** The run of a task: large enough that blocks of 512 bytes are as good as exact. */
@@ -95,7 +99,7 @@ async function measure(task: MemoryTask): Promise<MeasuredMemory> {
   const { seqLength } = resolved
   const batch = randomBatch(config.train.microBatchSize, seqLength, resolved.vocabSize)
   const peaks: number[] = []
-  for (let step = 0; step < 3; step++) {
+  for (let step = 0; step < (task.steps ?? 3); step++) {
     const { peakMemory } = await trainStep(state, Array(resolved.numMicroBatches).fill(batch), forwardStep)
     if (step > 0) peaks.push(peakMemory - before)
   }
@@ -103,7 +107,8 @@ async function measure(task: MemoryTask): Promise<MeasuredMemory> {
   const { rank: stage } = state.mesh.get('pp')
   const hostPeak = host.memory().peakBytes - hostBefore
   await state.dispose()
-  return { stage, weights, resting, peaks, host: hostPeak }
+  const [, kib] = /VmHWM:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8')) ?? []
+  return { stage, weights, resting, peaks, host: hostPeak, resident: Number(kib) * 1024 }
 }
 
 const [, script, argument, path] = process.argv

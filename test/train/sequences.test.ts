@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { ProviderInit } from '../../lib/models/provider.js'
+import type { CpCommType } from '../../lib/parallel/config.js'
 import type { Form } from './sequences.js'
 import { type SequenceTask, sequenceWork, type WrittenSteps } from './sequencesRank.js'
 import { startScript } from './startRanks.js'
@@ -20,7 +21,8 @@ const stages = (pp: number) => ({ pipelineModelParallelSize: pp })
 const chunks = { ...stages(2), virtualPipelineModelParallelSize: 2 }
 const tp = (size: number) => ({ tensorModelParallelSize: size })
 const sp = (size: number) => ({ ...tp(size), sequenceParallel: true })
-const cp = (size: number) => ({ contextParallelSize: size })
+const cp = (size: number, form: CpCommType = 'p2p') => ({ contextParallelSize: size, cpCommType: form })
+const cpBoth = { ...cp(4, 'a2a+p2p'), hierarchicalContextParallelSizes: [2, 2] }
 
 interface Layout {
   readonly ranks: number
@@ -39,7 +41,9 @@ const quick: Record<string, Layout> = {
   'pp 2, dp 2, zb-h1': { ranks: 4, form: 'packed', model: { ...stages(2), pipelineSchedule: 'zb-h1' } },
   'tp 2 with sp, dp 2': { ranks: 4, form: 'left', model: sp(2) },
   'pp 2, cp 2': { ranks: 4, form: 'packed', model: { ...stages(2), ...cp(2) } },
-  'cp 2, tp 2 with sp': { ranks: 4, form: 'packed', model: { ...cp(2), ...sp(2) } },
+  'cp 2, tp 2 with sp': { ranks: 4, form: 'packed', model: { ...cp(2, 'all_gather'), ...sp(2) } },
+  'cp 2 by heads, pp 2': { ranks: 4, form: 'packed', model: { ...cp(2, 'a2a'), ...stages(2) } },
+  'cp 4 by heads and ring': { ranks: 4, form: 'packed', model: cpBoth },
 }
 const wide: Record<string, Omit<Layout, 'form'>> = {
   'pp 2': { ranks: 2, model: stages(2) },
@@ -60,10 +64,13 @@ const wide: Record<string, Omit<Layout, 'form'>> = {
   'tp 2 with sp, dp 2': { ranks: 4, model: sp(2) },
   'dp 4': { ranks: 4, model: {} },
   'cp 4': { ranks: 4, model: cp(4) },
+  'cp 4 gathered': { ranks: 4, model: cp(4, 'all_gather') },
+  'cp 4 by heads and ring': { ranks: 4, model: cpBoth },
   'cp 2, dp 2': { ranks: 4, model: cp(2) },
   'cp 2, pp 2, zb-h1': { ranks: 4, model: { ...cp(2), ...stages(2), pipelineSchedule: 'zb-h1' } },
-  'cp 2, pp 2, vpp 2, tied': { ranks: 4, model: { ...cp(2), ...chunks, ...tied } },
+  'cp 2 by heads, pp 2, vpp 2, tied': { ranks: 4, model: { ...cp(2, 'a2a'), ...chunks, ...tied } },
   'cp 4, pp 2': { ranks: 8, model: { ...cp(4), ...stages(2) } },
+  'cp 4 by heads and ring, pp 2': { ranks: 8, model: { ...cpBoth, ...stages(2) } },
   'cp 2, tp 2 with sp, pp 2': { ranks: 8, model: { ...cp(2), ...sp(2), ...stages(2) } },
   'pp 2, vpp 2, tp 2 with sp, dp 2, tied': { ranks: 8, model: { ...chunks, ...sp(2), ...tied } },
 }
