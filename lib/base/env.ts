@@ -26,6 +26,10 @@ const rows = {
     meaning: 'attention on an NVIDIA GPU: cudnn (nothing else), own (own kernels) or auto',
     unset: 'auto: cuDNN for the calls that it takes',
   },
+  NCCL_MULTI_RANK_GPU_ENABLE: {
+    meaning: '1: NCCL (2.30 or newer) lets several ranks share a GPU, and local ranks go round the GPUs',
+    unset: 'a GPU for each rank',
+  },
   VIADUCT_EMULATION_SEED: { meaning: 'order of threads where a plug-in emulates a GPU (tests)', unset: '1' },
   CUDA_HOME: { meaning: 'folder of the CUDA toolkit, whose libraries are used', unset: 'none' },
   VIADUCT_MEMORY_LIMIT: { meaning: 'most bytes of tensors on a device', unset: 'no limit' },

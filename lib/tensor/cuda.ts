@@ -2,7 +2,7 @@
 import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { native } from '../addon/load.js'
-import { envInt, envText } from '../base/env.js'
+import { envFlag, envInt, envText } from '../base/env.js'
 import { ViaductError } from '../base/errors.js'
 import { packageRoot } from '../base/packageRoot.js'
 
@@ -52,6 +52,21 @@ export function cudaState(): CudaState {
 }
 
 /**
+ * Which of the GPUs that a process sees a local rank takes: its own, or the only one. Several ranks share GPUs where NCCL lets them.
+ * @param shared - NCCL_MULTI_RANK_GPU_ENABLE.
+ * @throws ERR_UNSUPPORTED when there are fewer GPUs than ranks and they are not shared.
+ */
+export function gpuOfRank(localRank: number, devices: number, shared: boolean): number {
+  if (devices === 1) return 0
+  if (localRank < devices || shared) return localRank % devices
+  throw new ViaductError(
+    'ERR_UNSUPPORTED',
+    'device',
+    `expected a GPU for each rank of this node, got ${devices} for local rank ${localRank}: start fewer ranks, or share GPUs with NCCL_MULTI_RANK_GPU_ENABLE=1 (NCCL 2.30 or newer)`,
+  )
+}
+
+/**
  * Opens the GPU of this process: that of its local rank, or the only one that it sees. Returns the native index.
  * @throws ERR_UNSUPPORTED when there is none.
  */
@@ -64,14 +79,6 @@ export function openCuda(): number {
       `expected a GPU for --device cuda, got none: ${state.problem}; or take --device cpu`,
     )
   }
-  const localRank = envInt('LOCAL_RANK') ?? 0
-  if (state.devices > 1 && localRank >= state.devices) {
-    throw new ViaductError(
-      'ERR_UNSUPPORTED',
-      'device',
-      `expected a GPU for each rank of this node, got ${state.devices} for local rank ${localRank}: start fewer ranks`,
-    )
-  }
-  const ordinal = state.devices === 1 ? 0 : localRank
+  const ordinal = gpuOfRank(envInt('LOCAL_RANK') ?? 0, state.devices, envFlag('NCCL_MULTI_RANK_GPU_ENABLE'))
   return native.openPlugin(state.plugin, ordinal, cudaLibraryFolders(), envInt('VIADUCT_EMULATION_SEED') ?? 1)
 }

@@ -2,18 +2,15 @@
 // collectivesRank.ts for what is checked.
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { native } from '../../lib/addon/load.js'
-import { cudaPlugin } from '../../lib/tensor/cuda.js'
 import { startRanks } from '../ranks/startRanks.js'
-import { gpuSetupTimeout, realGpu, useGpu } from './gpu.js'
+import { gpuSetupTimeout, mostRanks, useGpu } from './gpu.js'
 
 const script = join(import.meta.dirname, 'collectivesRank.ts')
-let gpus = Number.POSITIVE_INFINITY
+let ranksHere = Number.POSITIVE_INFINITY
 
 beforeAll(async () => {
   await useGpu()
-  // Each emulated GPU is its process's own; NCCL wants a real one for each rank.
-  if (realGpu) gpus = native.pluginDevices(cudaPlugin() as string).devices
+  ranksHere = mostRanks()
 }, gpuSetupTimeout)
 
 interface Report {
@@ -32,7 +29,7 @@ async function reports(size: number, args: string[], env: Record<string, string>
 }
 
 it.each([2, 4])("equal the CPU's on %i ranks, in the order of streams, in parts too", async (size) => {
-  if (gpus < size) return
+  if (ranksHere < size) return
   const results = await startRanks(size, script, ['all']).results
   for (const { rank, code, out } of results)
     expect({ rank, code, out }).toEqual({ rank, code: 0, out: expect.stringContaining('fine') })
@@ -40,7 +37,7 @@ it.each([2, 4])("equal the CPU's on %i ranks, in the order of streams, in parts 
 
 describe('what the others see of a rank that', () => {
   it('is killed inside of an all-reduce: its name', async () => {
-    if (gpus < 3) return
+    if (ranksHere < 3) return
     const [first, second, killed] = await reports(3, ['kill', '60000'])
     expect(killed).toBeNull()
     for (const report of [first, second]) {
@@ -52,7 +49,7 @@ describe('what the others see of a rank that', () => {
   })
 
   it('does not come: its name and the record of operations, at the timeout', async () => {
-    if (gpus < 3) return
+    if (ranksHere < 3) return
     const [first, second, late] = await reports(3, ['stop', '2000'])
     expect([first?.code, second?.code]).toContain('ERR_TIMEOUT')
     for (const report of [first, second]) {
@@ -68,7 +65,7 @@ describe('what the others see of a rank that', () => {
   })
 
   it('never connects: its name', async () => {
-    if (gpus < 2) return
+    if (ranksHere < 2) return
     const [first] = await reports(2, ['absent', '2500'])
     expect(first).toMatchObject({
       code: 'ERR_TIMEOUT',
@@ -77,7 +74,7 @@ describe('what the others see of a rank that', () => {
   })
 
   it('aborts: its reason', async () => {
-    if (gpus < 3) return
+    if (ranksHere < 3) return
     const [first, second, aborted] = await reports(3, ['abort', '60000'])
     expect(aborted).toMatchObject({ code: 'ERR_COMM', message: expect.stringContaining('the test says so') })
     for (const report of [first, second])
@@ -85,14 +82,14 @@ describe('what the others see of a rank that', () => {
   })
 
   it('fails on its stream: that error', async () => {
-    if (gpus < 2) return
+    if (ranksHere < 2) return
     const [first, poisoned] = await reports(2, ['poison', '60000'])
     expect(poisoned?.message).toContain('a kernel failed')
     expect(first).toMatchObject({ code: 'ERR_COMM', message: expect.stringMatching(/rank 1 gave up.*a kernel failed/) })
   })
 
   it('calls another operation: both operations', async () => {
-    if (gpus < 2) return
+    if (ranksHere < 2) return
     const [first, other] = await reports(2, ['mismatch', '2500'])
     expect(`${first?.message} ${other?.message}`).toMatch(
       /expected rank 1 at operation 3 of group world with 2000000 bytes, got broadcast with 4 bytes|expected rank 0 at operation 3 of group world with 4 bytes, got broadcast with 2000000 bytes/,

@@ -4,15 +4,14 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { native } from '../../lib/addon/load.js'
-import { cudaPlugin } from '../../lib/tensor/cuda.js'
 import { forwardStep, setup, trainStep } from '../../lib/train/index.js'
 import { fixtureBatches, fixtureConfig, fixtureData, peerLosses, peerNorms } from '../train/fixtureRun.js'
+import { type PipelineTask, pipelineWork } from '../train/pipelineRank.js'
 import { expectSame } from '../train/sameSteps.js'
 import { SavedRuns } from '../train/savedRuns.js'
-import { run, steps } from '../train/startRanks.js'
+import { run, startScript, steps } from '../train/startRanks.js'
 import { type Work, work } from '../train/worker.js'
-import { gpuSetupTimeout, realGpu, useGpu } from './gpu.js'
+import { gpuSetupTimeout, mostRanks, realGpu, useGpu } from './gpu.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'viaduct-gpu-training-'))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
@@ -21,12 +20,11 @@ const full = realGpu || process.env['VIADUCT_TEST_FULL'] === '1'
 /** Steps of a run: an emulated step takes a second. */
 const alone = full ? 20 : 6
 const together = full ? 8 : 4
-let gpus = Number.POSITIVE_INFINITY
+let ranksHere = Number.POSITIVE_INFINITY
 
 beforeAll(async () => {
   await useGpu()
-  // Each emulated GPU is its process's own; NCCL wants a real one for each rank.
-  if (realGpu) gpus = native.pluginDevices(cudaPlugin() as string).devices
+  ranksHere = mostRanks()
 }, gpuSetupTimeout)
 
 const relative = (a: number, b: number) => Math.abs(a / b - 1)
@@ -103,7 +101,7 @@ describe('steps with dropout have the losses and norms of the CPU', () => {
     '%s',
     { timeout: 240_000 },
     async ([name, ranks, changes], { skip }) => {
-      skip(ranks > gpus, `${ranks} ranks on ${gpus} GPUs`)
+      skip(ranks > ranksHere, `${ranks} ranks where ${ranksHere} can run`)
       const task = runs.named(name, { ...base, ...changes, device: 'cuda' })
       if (ranks === 1) await work(task, () => {})
       else await run(task, ranks)
@@ -116,4 +114,27 @@ describe('steps with dropout have the losses and norms of the CPU', () => {
     await work(runs.named('rest', { ...base, load: runs.place('half') }), () => {})
     expectSame(steps(runs.place('rest.jsonl')), steps(runs.place('cpu.jsonl')).slice(together / 2))
   }, 120_000)
+})
+
+describe('steps of experts have the losses and norms of the CPU', () => {
+  const experts = { numMoeExperts: 4, moeRouterTopk: 2, moeFfnHiddenSize: 24, hiddenDropout: 0, numLayers: 2 }
+  const task = (name: string, changes: Partial<PipelineTask>): PipelineTask => ({
+    trainIters: together,
+    microBatchSize: 2,
+    metrics: runs.place(`${name}.jsonl`),
+    ...changes,
+    model: { ...experts, ...changes.model },
+  })
+
+  it.for(['ep 2', 'ep 2, tp 2 with sp'])('%s', { timeout: 240_000 }, async (name, { skip }) => {
+    const ranks = name === 'ep 2' ? 2 : 4
+    skip(ranks > ranksHere, `${ranks} ranks where ${ranksHere} can run`)
+    skip(ranks > 2 && !full, 'VIADUCT_TEST_FULL=1')
+    const tp = ranks > 2 ? { tensorModelParallelSize: 2, sequenceParallel: true } : {}
+    await pipelineWork(task(`cpu, ${name}`, {}))
+    const layout = task(name, { model: { expertModelParallelSize: 2, ...tp }, device: 'cuda' })
+    const started = startScript('pipelineRank.ts', [JSON.stringify(layout)], ranks)
+    if ((await started.end) !== 0) throw new Error(started.lines.join('\n'))
+    expectSame(steps(runs.place(`${name}.jsonl`)), steps(runs.place(`cpu, ${name}.jsonl`)))
+  })
 })

@@ -16,6 +16,8 @@ import { fixtureBatches, fixtureConfig, fixtureData } from './fixtureRun.js'
 export interface PipelineTask {
   /** Fields of the model, its layout among them. */
   readonly model?: Partial<ProviderInit>
+  /** Default: as the program finds. */
+  readonly device?: 'cpu' | 'cuda'
   /** Default: fp32. */
   readonly mixedPrecision?: RunConfig['mixedPrecision']
   readonly trainIters: number
@@ -96,7 +98,8 @@ export async function pipelineWork(task: PipelineTask): Promise<void> {
     if (++calls === task.failAt) throw new Error(`the forward step failed at call ${calls}`)
     return forwardStep(ctx, model, batch)
   }
-  await pretrain(await configOf(task), forward, { data: fixtureData, log: () => {} })
+  const device = task.device ? { device: task.device } : {}
+  await pretrain(await configOf(task), forward, { data: fixtureData, log: () => {}, ...device })
 }
 
 /** Micro-batches of several lengths; of some only a few labels count. */
