@@ -3,7 +3,7 @@
 // ever seen.
 import { native } from '../addon/load.js'
 import { stopIfAborted, ViaductError } from '../base/errors.js'
-import type { TokenBatch } from '../models/batch.js'
+import { type TokenBatch, uploadBatch } from '../models/batch.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import type { GPTModel } from '../models/gpt.js'
 import type { KvCache } from '../models/kvCache.js'
@@ -58,28 +58,88 @@ export async function* generateSteps(
   model.training = false
   const caches: KvCache[] = []
   try {
+    stopIfAborted(options.signal, 'generate')
     if (useCache)
       for (const chunk of model.chunks) caches.push(chunk.createCache(ctx, prompts.length, longest + maxNewTokens))
-    for (let step = 0; step < maxNewTokens && done.includes(false); step++) {
+    const ahead = useCache && (options.temperature ?? 0) === 0 && model.chunks.every(isAlone)
+    const steps = (ahead ? stepsAhead : stepByStep)({ ctx, model, sequences, padding, caches, options })
+    for await (const next of steps) {
       stopIfAborted(options.signal, 'generate')
-      const next = await withScope(ctx, async (inner) => {
-        const batch = newTokens(sequences, padding, caches[0]?.length ?? 0)
-        const logits = await forwardOnce(inner, model, batch, useCache ? caches : null)
-        const last = logits && lastPosition(inner, logits, batch)
-        const chosen = last && (await chooseTokens(inner, model, last, options, longest + step, padding))
-        return await fromLastStage(inner, chosen, prompts.length)
-      })
       const given = next.map((token, b) => (done[b] ? null : token))
-      sequences.forEach((sequence, b) => void sequence.push(next[b] as number))
       given.forEach((token, b) => {
         if (token !== null && eosIds.includes(token)) done[b] = true
       })
       yield given
+      if (!done.includes(false)) return
     }
   } finally {
     for (const cache of caches) cache.dispose()
     scope.close()
     model.training = before
+  }
+}
+
+/** A batch of sequences that grow. */
+interface Generation {
+  readonly ctx: Ctx
+  readonly model: DistributedModel
+  /** Padded prompts, and what was added. */
+  readonly sequences: readonly number[][]
+  readonly padding: readonly number[]
+  /** Of the chunks; empty: each step runs over the whole sequence again. */
+  readonly caches: readonly KvCache[]
+  readonly options: GenerateOptions
+}
+
+/** The next token of each sequence, step by step: the host reads what one step chose before it begins the next one. */
+async function* stepByStep({ ctx, model, sequences, padding, caches, options }: Generation) {
+  for (let step = 0; step < options.maxNewTokens; step++) {
+    const next = await withScope(ctx, async (inner) => {
+      const start = caches[0]?.length ?? 0
+      const rows = sequences.map((sequence) => sequence.slice(start))
+      const batch = newTokens(rows, padding, start)
+      const uploaded = uploadBatch(inner, batch, model.config)
+      const logits = await forwardOnce(inner, model, uploaded, caches.length > 0 ? caches : null)
+      const last = logits && lastPosition(inner, logits, batch)
+      const chosen = last && (await chooseTokens(inner, model, last, options, sequences[0]?.length ?? 0, padding))
+      return await fromLastStage(inner, chosen, sequences.length)
+    })
+    sequences.forEach((sequence, b) => void sequence.push(next[b] as number))
+    yield next
+  }
+}
+
+/** Whether a chunk is the whole model on one rank. */
+const isAlone = ({ part, tp }: GPTModel) => part.hasEmbedding && part.hasHead && tp.size === 1
+
+/**
+ * The same greedy tokens of a model on one rank. What one step chose goes to the next one on the device, which the host enqueues
+ * before it reads: at most one step too many is begun.
+ */
+async function* stepsAhead({ ctx, model, sequences, padding, caches, options }: Generation) {
+  let chosen: Tensor | null = null
+  let pending: Promise<number[]> | null = null
+  try {
+    for (let step = 0; step < options.maxNewTokens; step++) {
+      const index: Tensor = await withScope(ctx, async (inner) => {
+        // What the host does not know yet stands in `chosen`.
+        const rows = chosen === null ? sequences : sequences.map(() => [0])
+        const batch = newTokens(rows, padding, caches[0]?.length ?? 0)
+        const uploaded = uploadBatch(inner, batch, model.config)
+        const logits = await forwardOnce(inner, model, chosen ? { ...uploaded, tokens: chosen } : uploaded, caches)
+        const last = lastPosition(inner, logits as Tensor, batch)
+        return largest(inner, model.chunks[0] as GPTModel, last).index.keep()
+      })
+      chosen?.dispose()
+      chosen = index
+      const read: Promise<number[]> = index.bytes().then(({ buffer }) => Array.from(new BigInt64Array(buffer), Number))
+      read.catch(() => {}) // told where it is awaited
+      if (pending !== null) yield await pending
+      pending = read
+    }
+    if (pending !== null) yield await pending
+  } finally {
+    chosen?.dispose()
   }
 }
 
@@ -98,14 +158,14 @@ export async function generate(
   return added
 }
 
-/** The tokens that no cache holds yet. */
-function newTokens(sequences: readonly number[][], padding: readonly number[], start: number): TokenBatch {
-  const batchSize = sequences.length
-  const seqLength = (sequences[0] as number[]).length - start
+/** The tokens that no cache holds yet: `rows`, from position `start` on. */
+function newTokens(rows: readonly (readonly number[])[], padding: readonly number[], start: number): TokenBatch {
+  const batchSize = rows.length
+  const seqLength = rows[0]?.length ?? 0
   return {
     batchSize,
     seqLength,
-    tokens: Int32Array.from(sequences.flatMap((sequence) => sequence.slice(start))),
+    tokens: Int32Array.from(rows.flat()),
     positionIds: Int32Array.from({ length: batchSize * seqLength }, (_, t) =>
       Math.max(0, start + (t % seqLength) - (padding[Math.floor(t / seqLength)] as number)),
     ),
@@ -155,13 +215,20 @@ async function chooseTokens(
   )
 }
 
-/** The first of the largest logits over all ranks' columns. */
-async function greedyTokens(ctx: Ctx, chunk: GPTModel, logits: Tensor): Promise<number[]> {
-  const { tp } = chunk
+/** Of each row the first of the largest logits of this rank's columns: which token, int64 [B], and the logit. */
+function largest(ctx: Ctx, { tp, config }: GPTModel, logits: Tensor): { index: Tensor; value: Tensor } {
   const [B = 0, local = 0] = logits.shape
   const index = ctx.empty([B], 'int64')
   const value = ctx.empty([B], 'float32')
-  native.argmax(ctx.stream.id, index.handle, value.handle, logits.handle, tp.rank * local, chunk.config.vocabSize)
+  native.argmax(ctx.stream.id, index.handle, value.handle, logits.handle, tp.rank * local, config.vocabSize)
+  return { index, value }
+}
+
+/** The first of the largest logits over all ranks' columns. */
+async function greedyTokens(ctx: Ctx, chunk: GPTModel, logits: Tensor): Promise<number[]> {
+  const { tp } = chunk
+  const [B = 0] = logits.shape
+  const { index, value } = largest(ctx, chunk, logits)
   const ids = new BigInt64Array((await (tp.size === 1 ? index : allGather(ctx, index, tp)).bytes()).buffer)
   if (tp.size === 1) return Array.from(ids, Number)
   const values = await allGather(ctx, value, tp).toFloat32Array()

@@ -30,7 +30,7 @@ export interface TokenBatch {
 export interface DeviceBatch {
   readonly batchSize: number
   readonly seqLength: number
-  /** int32 [T] */
+  /** int32 or int64 [T] */
   readonly tokens: Tensor
   /** int32 [T], or null for inference. */
   readonly labels: Tensor | null

@@ -86,10 +86,9 @@ export async function runPipeline(
 export async function forwardOnce(
   ctx: Ctx,
   model: DistributedModel,
-  host: TokenBatch,
+  batch: DeviceBatch,
   caches: readonly KvCache[] | null,
 ): Promise<Tensor | null> {
-  const batch = uploadBatch(ctx, host, model.config)
   for (const [at, chunk] of model.chunks.entries()) {
     const cache = caches?.[at]
     const input = { ...batch, hidden: receiveHidden(ctx, model, chunk, batch, cache) }
