@@ -1,7 +1,8 @@
 // What a result has to say about where it was measured: machine, versions, commit. Nothing here measures.
 import { spawnSync } from 'node:child_process'
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { availableParallelism, cpus, release, totalmem, type } from 'node:os'
+import { join } from 'node:path'
 import { packageRoot } from '../lib/base/packageRoot.js'
 
 /** The machine of a result. */
@@ -49,5 +50,13 @@ export function ownVersions(): Versions {
   const git = (...args: string[]) =>
     spawnSync('git', args, { cwd: packageRoot(), encoding: 'utf8' }).stdout?.trim() ?? ''
   const changed = git('status', '--porcelain', '--', 'lib', 'native', 'bench').length > 0
+  const packed = packedFrom()
+  if (packed !== null) return { ...packed, node: process.version }
   return { viaduct: git('rev-parse', '--short', 'HEAD') || 'no commit', changed, node: process.version }
+}
+
+/** In a tree that deploy/gpuKit.mjs packed: the commit that it was packed from. */
+function packedFrom(): Pick<Versions, 'viaduct' | 'changed'> | null {
+  const file = join(packageRoot(), 'packed.json')
+  return existsSync(file) ? (JSON.parse(readFileSync(file, 'utf8')) as Pick<Versions, 'viaduct' | 'changed'>) : null
 }

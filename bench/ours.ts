@@ -6,15 +6,16 @@ import { native } from '../lib/addon/load.js'
 import { AutoBridge } from '../lib/bridge/autoBridge.js'
 import { runConfig } from '../lib/config/runConfig.js'
 import { generate } from '../lib/inference/generate.js'
-import type { TokenBatch } from '../lib/models/batch.js'
 import type { DistributedModel } from '../lib/models/distributedModel.js'
 import { forwardStep } from '../lib/train/forwardStep.js'
 import { setup, type TrainState } from '../lib/train/state.js'
 import { trainStep } from '../lib/train/step.js'
 import { measureEnqueue } from './enqueue.js'
+import { gpuCommands } from './gpu/ours.js'
 import { loadLayout, trainLayout } from './layoutRun.js'
 import { loadTensors, rawRead } from './loading.js'
 import { bindHuge, exportFirst } from './online.js'
+import { batchOf } from './tokens.js'
 
 interface LoadArgs {
   readonly folder: string
@@ -60,17 +61,6 @@ async function load({ folder, mode, train, batch = [1, 128], lr = 1e-4 }: LoadAr
   })
   state = await setup(config, { log: () => {} })
   return {}
-}
-
-/** Labels are the next tokens; the last position has none. */
-function batchOf(tokens: readonly (readonly number[])[]): TokenBatch {
-  const seqLength = tokens[0]?.length ?? 0
-  return {
-    batchSize: tokens.length,
-    seqLength,
-    tokens: Int32Array.from(tokens.flat()),
-    labels: Int32Array.from(tokens.flatMap((row) => [...row.slice(1), -100])),
-  }
 }
 
 function trained(): TrainState {
@@ -135,6 +125,7 @@ function resetPeak(): number | null {
 }
 
 const commands: Record<string, (args: never) => Promise<object>> = {
+  ...gpuCommands,
   load,
   train,
   generate: generateTokens,

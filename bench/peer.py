@@ -14,6 +14,7 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
 import peer_files
+import peer_gpu
 
 SIZES = {
     "a": dict(num_hidden_layers=4, hidden_size=256, num_attention_heads=4, num_key_value_heads=2, intermediate_size=688, vocab_size=8192),
@@ -89,12 +90,13 @@ def main():
     threads = int(os.environ.get("PEER_THREADS", "2"))
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     peer = Peer()
     for line in sys.stdin:
         command = json.loads(line)
         name = command.pop("command")
         try:
-            answer = (getattr(peer, name, None) or getattr(peer_files, name))(**command)
+            answer = (getattr(peer, name, None) or getattr(peer_gpu if name.startswith("gpu_") else peer_files, name))(**command)
         except Exception as error:  # the harness prints it and goes on
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)

@@ -26,7 +26,7 @@ export interface Row {
   readonly machine: Machine
 }
 
-const folder = () => join(packageRoot(), 'bench/results')
+export const resultsFolder = () => join(packageRoot(), 'bench/results')
 const keyOf = (row: Row) => `${row.suite}/${row.work}/${row.peer}`
 
 function readRows(file: string): Row[] {
@@ -37,10 +37,10 @@ function readRows(file: string): Row[] {
   }
 }
 
-/** Keeps rows of one suite; returns the file. */
-export function keep(suite: string, rows: readonly Row[]): string {
-  mkdirSync(folder(), { recursive: true })
-  const file = join(folder(), `${new Date().toISOString().slice(0, 10)}-${suite}.json`)
+/** Keeps rows of one suite; returns the file. @param into - default: bench/results. */
+export function keep(suite: string, rows: readonly Row[], into = resultsFolder()): string {
+  mkdirSync(into, { recursive: true })
+  const file = join(into, `${new Date().toISOString().slice(0, 10)}-${suite}.json`)
   const fresh = new Set(rows.map(keyOf))
   const all = [...readRows(file).filter((row) => !fresh.has(keyOf(row))), ...rows]
   writeFileSync(file, `${JSON.stringify({ suite, rows: all }, null, 1)}\n`)
@@ -50,21 +50,24 @@ export function keep(suite: string, rows: readonly Row[]): string {
 /** The newest of each row of all files, suite by suite. */
 export function newestRows(): Row[] {
   const newest = new Map<string, Row>()
-  for (const name of readdirSync(folder())
+  for (const name of readdirSync(resultsFolder())
     .filter((file) => file.endsWith('.json'))
     .sort()) {
-    for (const row of readRows(join(folder(), name))) {
+    for (const row of readRows(join(resultsFolder(), name))) {
       const other = newest.get(keyOf(row))
       if (other === undefined || other.at <= row.at) newest.set(keyOf(row), row)
     }
   }
+  // Rows of GPUs have a table of their own (gpu/table.ts).
+  for (const [key, row] of newest) if (row.suite === 'cuda') newest.delete(key)
   const order = ['train', 'decode', 'ranks', 'convert', 'load', 'ops']
   return [...newest.values()].sort(
     (x, y) => order.indexOf(x.suite) - order.indexOf(y.suite) || keyOf(x).localeCompare(keyOf(y)),
   )
 }
 
-function time(seconds: number): string {
+/** Seconds for people. */
+export function time(seconds: number): string {
   return seconds < 1 ? `${(seconds * 1000).toFixed(seconds < 0.1 ? 1 : 0)} ms` : `${seconds.toFixed(2)} s`
 }
 

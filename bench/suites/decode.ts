@@ -51,7 +51,8 @@ export async function decodeSuite(options: BenchOptions): Promise<Row[]> {
   return rows
 }
 
-function sharedStart(ours: string, theirs: string): number {
+/** Tokens, joined by commas, that both have at the start. */
+export function sharedStart(ours: string, theirs: string): number {
   const [a, b] = [ours.split(','), theirs.split(',')]
   const differs = a.findIndex((token, i) => token !== b[i])
   return differs < 0 ? a.length : differs

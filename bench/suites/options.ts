@@ -36,17 +36,7 @@ export const sizes = {
   b: { batch: 4, seqLength: 512, vocabulary: 32000, text: '8 layers of 512, vocabulary 32000, batch 4×512' },
 } as const
 
-/** Repeatable token ids (mulberry32). */
-export function randomTokens(rows: number, length: number, vocabulary: number, seed: number): number[][] {
-  let state = seed
-  const next = () => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = Math.imul(state ^ (state >>> 15), state | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
-  }
-  return Array.from({ length: rows }, () => Array.from({ length }, () => Math.floor(next() * vocabulary)))
-}
+export { randomTokens } from '../tokens.js'
 
 export const isMade = (folder: string) => existsSync(join(folder, 'config.json'))
 

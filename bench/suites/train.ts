@@ -30,7 +30,13 @@ class Trainer implements Runner {
 const lossTolerance = { float32: 1e-4, bfloat16: 1e-2 } as const
 const comparedSteps = 6
 
-function compareLosses(ours: readonly number[], theirs: readonly number[], dtype: DtypeName, where: string): string {
+/** Says in words how near the losses of the first steps are. @throws when they are not. */
+export function compareLosses(
+  ours: readonly number[],
+  theirs: readonly number[],
+  dtype: DtypeName,
+  where: string,
+): string {
   const steps = Math.min(comparedSteps, ours.length, theirs.length)
   let worst = 0
   for (let i = 0; i < steps; i++) worst = Math.max(worst, Math.abs((ours[i] as number) / (theirs[i] as number) - 1))

@@ -52,6 +52,16 @@ describe('one rank', () => {
     await state.dispose()
   }, 120_000)
 
+  it("is held to the GPU's memory, not to the host's", async () => {
+    const config = await fixtureConfig({ microBatchSize: 4 })
+    config.model.weightsLoader = null
+    Object.assign(config.model, { vocabSize: 2 ** 30, hiddenSize: 256 })
+    await expect(setup(config, { data: fixtureData, log: () => {}, device: 'cuda' })).rejects.toMatchObject({
+      code: 'ERR_OUT_OF_MEMORY',
+      message: expect.stringContaining('[allocator]'),
+    })
+  })
+
   it.runIf(realGpu)(
     '1000 steps leave memory as it was',
     async () => {
