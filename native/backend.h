@@ -176,6 +176,14 @@ class Backend {
   /// dLogits [T,E] from gradients of weights and of scores (F32 [T,E]), either may be absent.
   virtual void routerBackward(Stream& s, Out dLogits, OptIn dWeights, OptIn dScores, In experts, In scores,
                               bool sigmoid, bool normalize, double scaling) VIADUCT_OP
+  /// A balance loss, by token: losses F32 [rows] and its gradient dScores F32 [rows,E], of scores F32 [rows,E] and counts
+  /// F32 [R,E]: how often each of R equal runs of `tokens` tokens chose an expert. Row i is token first + i; rows past the
+  /// last token get 0. losses[i] = factor * sum_e counts[run,e] * s[i,e], where s are the scores, or normalised ones: those
+  /// over their sum.
+  virtual void balanceScores(Stream& s, Out dScores, Out losses, In scores, In counts, int64_t first, int64_t tokens,
+                             double factor, bool normalize) VIADUCT_OP
+  /// y = x * (1 - eps + 2 eps u), u in [0, 1) drawn by place as dropout draws; x [T,C] contiguous. y may be x.
+  virtual void jitter(Stream& s, Out y, In x, In rng, In sampleIds, In positions, int64_t site, double eps) VIADUCT_OP
   /// counts F32 [R,E]: how often each expert is among experts I32 [T,K], of each of R runs of T / R tokens.
   virtual void expertCounts(Stream& s, Out counts, In experts) VIADUCT_OP
   /// The order of rows by expert, of an expert by token: source I32 [T*K]: which t * K + k stands there; place I32 [T,K]: where

@@ -41,6 +41,17 @@ VIADUCT_HOST_DEVICE inline uint64_t mixBits(uint64_t z) {
 // What a stream of numbers is for. Streams of one seed with different uses are unrelated.
 constexpr uint64_t kUseDropout = 0x9E3779B97F4A7C15ull;
 constexpr uint64_t kUseNormal = 0x3C6EF372FE94F82Aull;
+constexpr uint64_t kUseJitter = 0xDAA66D2C7DDF743Full;
+
+/// The draw of a channel at a sample's position in a part of the model.
+VIADUCT_HOST_DEVICE inline uint32_t drawAt(PhiloxKey key, int64_t sample, int64_t position, uint32_t site,
+                                           int64_t channel) {
+  const uint64_t id = static_cast<uint64_t>(sample);
+  return philox({{static_cast<uint32_t>(channel / 4), static_cast<uint32_t>(position), static_cast<uint32_t>(id),
+                  site | static_cast<uint32_t>(id >> 32) << 16}},
+                key)
+      .word[channel % 4];
+}
 
 /// The 64-bit key mix(mix(seed + use) + second), low word first; second is the step or the hash of a parameter's name.
 VIADUCT_HOST_DEVICE inline PhiloxKey philoxKey(int64_t seed, int64_t second, uint64_t use) {

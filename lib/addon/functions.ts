@@ -371,6 +371,18 @@ export interface Addon {
     normalize: boolean,
     scaling: number,
   ): void
+  balanceScores(
+    stream: Stream,
+    dScores: Out,
+    losses: Out,
+    scores: In,
+    counts: In,
+    first: integer,
+    tokens: integer,
+    factor: number,
+    normalize: boolean,
+  ): void
+  jitter(stream: Stream, y: Out, x: In, rng: In, sampleIds: In, positions: In, site: integer, eps: number): void
   expertCounts(stream: Stream, counts: Out, experts: In): void
   expertOrder(stream: Stream, source: Out, place: Out, experts: In, numExperts: integer): void
   spreadRows(stream: Stream, y: Out, x: In, source: In, weights: OptIn, K: integer): void

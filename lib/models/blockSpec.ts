@@ -1,6 +1,7 @@
 // What the parts of a layer have in common: what they are built from, and the stream between them.
 import type { NormConfig } from '../nn/norm.js'
 import type { Init } from '../nn/parameter.js'
+import type { RouterTotals } from '../parallel/routerTotals.js'
 import type { Group, Groups } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
@@ -14,6 +15,8 @@ export interface BlockSpec {
   readonly tpCommOverlap: boolean
   /** Where experts are. */
   readonly groups: Groups
+  /** Losses of routers are told here. */
+  readonly routerTotals: RouterTotals
   /** Index in the whole model. */
   readonly layer: number
   /** Parts that run again in the backward pass instead of keeping their activations. */

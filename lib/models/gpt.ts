@@ -14,6 +14,7 @@ import { allGather } from '../parallel/collectives.js'
 import { ColumnParallelLinear } from '../parallel/columnLinear.js'
 import type { SharedAttentionContext } from '../parallel/contextAttention.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
+import { RouterTotals } from '../parallel/routerTotals.js'
 import { ownRun, sharedRows } from '../parallel/sharedRows.js'
 import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
 import { VocabParallelEmbedding } from '../parallel/vocabParallelEmbedding.js'
@@ -92,6 +93,8 @@ export class GPTModel extends Module {
   readonly part: PipelinePart
   /** True: dropout is on. */
   training = true
+  /** What the routers of these layers told in a step. */
+  readonly routerTotals = new RouterTotals()
   readonly #tp: Group
   readonly #rotary: RotaryEmbedding
   readonly #runs: readonly LayerRun[]
@@ -136,7 +139,16 @@ export class GPTModel extends Module {
     for (let layer = part.first; layer < part.end; layer++)
       layers.set(
         layer,
-        new TransformerLayer({ config, tp, tpCommOverlap, groups: options.groups, layer, shard, again }),
+        new TransformerLayer({
+          config,
+          tp,
+          tpCommOverlap,
+          groups: options.groups,
+          routerTotals: this.routerTotals,
+          layer,
+          shard,
+          again,
+        }),
       )
     this.part = part
     this.embedding = embedding && this.child('embedding', new LanguageModelEmbedding(embedding))
@@ -362,6 +374,7 @@ export class GPTModel extends Module {
 
   override dispose(): void {
     this.#rotary.dispose()
+    this.routerTotals.dispose()
     super.dispose()
   }
 

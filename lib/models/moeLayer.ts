@@ -10,6 +10,7 @@ import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type BlockSpec, inits } from './blockSpec.js'
+import { routerConfig } from './routerSettings.js'
 
 export class MoELayer extends Module {
   readonly router: TopKRouter
@@ -22,7 +23,7 @@ export class MoELayer extends Module {
   constructor(spec: BlockSpec) {
     super()
     const { config, tp } = spec
-    const { paramsDtype: dtype, moeRouterTopk: topk, moeRouterPreSoftmax: preSoftmax } = config
+    const { paramsDtype: dtype } = config
     const numExperts = config.numMoeExperts as number
     const ep = spec.groups.get('ep')
     const perRank = numExperts / ep.size
@@ -37,17 +38,13 @@ export class MoELayer extends Module {
     this.router = this.child(
       'router',
       new TopKRouter({
-        config: {
-          numExperts,
-          topk,
-          preSoftmax,
-          loadBalancing: config.moeRouterLoadBalancingType,
-          auxLossCoeff: config.moeAuxLossCoeff,
-        },
+        config: routerConfig(config),
         tp,
         weight: spec.shard(`${prefix}.router.weight`) as ShardSpec,
         dtype,
         init: inits(config).input,
+        layer: spec.layer,
+        totals: spec.routerTotals,
       }),
     )
     this.experts = this.child(

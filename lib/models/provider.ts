@@ -17,6 +17,7 @@ import { allocateParameter, initializeParameter } from './initialize.js'
 import { rowCutter, runnableProblems } from './layoutShards.js'
 import { defaultOffload, type OffloadSettings, offloadedLayers, offloadProblems } from './offloadSettings.js'
 import { defaultRecompute, type RecomputeSettings, recomputeProblems } from './recomputeSettings.js'
+import { routerProblems } from './routerSettings.js'
 import {
   type ActivationName,
   plainDecoder,
@@ -108,6 +109,15 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   moeRouterPreSoftmax: boolean = plainDecoder.moeRouterPreSoftmax
   moeRouterLoadBalancingType: TransformerConfig['moeRouterLoadBalancingType'] = plainDecoder.moeRouterLoadBalancingType
   moeAuxLossCoeff: number = plainDecoder.moeAuxLossCoeff
+  moeRouterScoreFunction: TransformerConfig['moeRouterScoreFunction'] = plainDecoder.moeRouterScoreFunction
+  moeRouterTopkScalingFactor: TransformerConfig['moeRouterTopkScalingFactor'] = plainDecoder.moeRouterTopkScalingFactor
+  moeRouterNumGroups: TransformerConfig['moeRouterNumGroups'] = plainDecoder.moeRouterNumGroups
+  moeRouterGroupTopk: TransformerConfig['moeRouterGroupTopk'] = plainDecoder.moeRouterGroupTopk
+  moeRouterDtype: TransformerConfig['moeRouterDtype'] = plainDecoder.moeRouterDtype
+  moeZLossCoeff: TransformerConfig['moeZLossCoeff'] = plainDecoder.moeZLossCoeff
+  moeInputJitterEps: TransformerConfig['moeInputJitterEps'] = plainDecoder.moeInputJitterEps
+  moeRouterForceLoadBalancing: TransformerConfig['moeRouterForceLoadBalancing'] =
+    plainDecoder.moeRouterForceLoadBalancing
 
   tensorModelParallelSize = defaultParallel.tensorModelParallelSize
   pipelineModelParallelSize = defaultParallel.pipelineModelParallelSize
@@ -313,6 +323,7 @@ function modelProblems(model: GPTModelProvider): string[] {
   }
   if (!['float32', 'bfloat16', 'float16'].includes(paramsDtype))
     problems.push(`paramsDtype must be float32, bfloat16 or float16, got ${paramsDtype}`)
+  problems.push(...routerProblems(model))
   if (![true, false, null].includes(model.tpCommOverlap))
     problems.push(`tpCommOverlap must be true, false or null, got ${JSON.stringify(model.tpCommOverlap)}`)
   return problems

@@ -62,8 +62,23 @@ export interface TransformerConfig {
   moeLayerFreq: 1 | readonly (0 | 1)[]
   /** Softmax over all experts, then the highest without another normalisation; else softmax over the chosen ones. */
   moeRouterPreSoftmax: boolean
+  /** Each score by itself instead of a softmax; the weights of the chosen ones sum up to 1, whatever moeRouterPreSoftmax says. */
+  moeRouterScoreFunction: 'softmax' | 'sigmoid'
+  /** Factor of the weights; null: 1. */
+  moeRouterTopkScalingFactor: number | null
+  /** Neighbouring experts in so many groups, of which a token's experts come from the best moeRouterGroupTopk; null: one group. */
+  moeRouterNumGroups: number | null
+  moeRouterGroupTopk: number | null
+  /** `fp32`: the router's product is in float32, whatever the model's dtype. */
+  moeRouterDtype: 'fp32' | null
   moeRouterLoadBalancingType: 'aux_loss' | 'seq_aux_loss' | 'none'
   moeAuxLossCoeff: number
+  /** Of the mean squared log-sum-exp of the router's logits; null: none. */
+  moeZLossCoeff: number | null
+  /** In training what the router reads is multiplied by 1 - eps to 1 + eps; null: it is not. */
+  moeInputJitterEps: number | null
+  /** For benchmarks: the router's logits are random numbers, alike in every step. */
+  moeRouterForceLoadBalancing: boolean
 }
 
 /** What a plain dense decoder has in the fields that only some families use. */
@@ -76,8 +91,16 @@ export const plainDecoder = {
   moeFfnHiddenSize: null,
   moeLayerFreq: 1,
   moeRouterPreSoftmax: false,
+  moeRouterScoreFunction: 'softmax',
+  moeRouterTopkScalingFactor: null,
+  moeRouterNumGroups: null,
+  moeRouterGroupTopk: null,
+  moeRouterDtype: null,
   moeRouterLoadBalancingType: 'none',
   moeAuxLossCoeff: 0,
+  moeZLossCoeff: null,
+  moeInputJitterEps: null,
+  moeRouterForceLoadBalancing: false,
 } as const satisfies Partial<TransformerConfig>
 
 /** True when a layer's feed-forward part is a mixture of experts. */
@@ -119,8 +142,16 @@ const keys: { readonly [K in keyof TransformerConfig]: true } = {
   moeFfnHiddenSize: true,
   moeLayerFreq: true,
   moeRouterPreSoftmax: true,
+  moeRouterScoreFunction: true,
+  moeRouterTopkScalingFactor: true,
+  moeRouterNumGroups: true,
+  moeRouterGroupTopk: true,
+  moeRouterDtype: true,
   moeRouterLoadBalancingType: true,
   moeAuxLossCoeff: true,
+  moeZLossCoeff: true,
+  moeInputJitterEps: true,
+  moeRouterForceLoadBalancing: true,
 }
 
 /** All fields, in the order of the type. */

@@ -1,5 +1,7 @@
 // Matrix products. T: tokens, K: input channels, N: output channels; weights are [N, K] as in PyTorch and Megatron.
 import { native } from '../addon/load.js'
+import type { Shape } from '../base/shape.js'
+import type { Ctx } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { checkShape, defineOp } from './define.js'
 import { mainGradOf, type TrainableWeight } from './weight.js'
@@ -50,6 +52,39 @@ export const linear = defineOp<LinearArgs, { y: Tensor }>({
       native.matmul(ctx.stream.id, dw.handle, dy.handle, x.handle, 0, true, false, true)
     }
     if (bias?.requiresGrad) native.sumRows(ctx.stream.id, mainGradOf(ctx, bias).handle, dy.handle)
+  },
+})
+
+/** A float32 copy, or the tensor itself. */
+function wide(ctx: Ctx, t: Tensor): Tensor {
+  if (t.dtype === 'float32') return t
+  const copy = ctx.empty(t.shape, 'float32')
+  native.copy(ctx.stream.id, copy.handle, t.handle)
+  return copy
+}
+
+/** y float32 [T, N] = x · weightᵀ, of float32 copies of both. */
+export const linearFloat32 = defineOp<Omit<LinearArgs, 'bias'>, { y: Tensor }>({
+  name: 'linearFloat32',
+  shapes: (args) => ({ y: { shape: (linear.rule.shapes(args).y as { shape: Shape }).shape, dtype: 'float32' } }),
+  forward(ctx, { x, weight }, { y }) {
+    native.matmul(ctx.stream.id, y.handle, wide(ctx, x).handle, wide(ctx, weight.data).handle, 0, false, true, false)
+  },
+  inputs: ({ x }) => [x],
+  weights: ({ weight }) => [weight],
+  saves: ({ x, weight }) => [weight.requiresGrad ? x : null, weight.data],
+  backwardInput(ctx, { x, weight }, _, { y: dy }, [wanted]) {
+    if (!wanted || dy === null) return [null]
+    const dx = ctx.empty(x.shape, x.dtype)
+    const exact = x.dtype === 'float32' ? dx : ctx.empty(x.shape, 'float32')
+    native.matmul(ctx.stream.id, exact.handle, dy.handle, wide(ctx, weight.data).handle, 0, false, false, false)
+    if (exact !== dx) native.copy(ctx.stream.id, dx.handle, exact.handle)
+    return [dx]
+  },
+  backwardWeight(ctx, { x, weight }, _, { y: dy }) {
+    if (dy === null || !weight.requiresGrad) return
+    const dw = mainGradOf(ctx, weight)
+    native.matmul(ctx.stream.id, dw.handle, dy.handle, wide(ctx, x).handle, 0, true, false, true)
   },
 })
 

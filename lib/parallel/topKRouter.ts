@@ -1,14 +1,18 @@
 // Chooses each token's experts. Every rank of tp has the whole weight: with sequence parallelism it routes its own run of tokens, else
-// all of them, like every other rank.
+// all of them, like every other rank. Balance and size of logits are trained by losses of their own (ops/routerLosses.ts).
+import { native } from '../addon/load.js'
 import type { DType } from '../base/dtype.js'
+import { nameHash } from '../base/nameHash.js'
 import { Module } from '../nn/module.js'
 import { type Init, Parameter } from '../nn/parameter.js'
-import { linear } from '../ops/linear.js'
-import { balance, expertCounts, route } from '../ops/routing.js'
+import { linear, linearFloat32 } from '../ops/linear.js'
+import { balance, jitter, type RowPlace, zLoss } from '../ops/routerLosses.js'
+import { expertCounts, route } from '../ops/routing.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { allReduce } from './collectives.js'
+import type { RouterTotals } from './routerTotals.js'
 import { gatherShared, sharedRows } from './sharedRows.js'
 
 export interface RouterConfig {
@@ -16,10 +20,34 @@ export interface RouterConfig {
   readonly topk: number
   /** Softmax over all experts, then the highest without another normalisation; else softmax over the chosen ones. */
   readonly preSoftmax: boolean
+  readonly scoreFunction: 'softmax' | 'sigmoid'
+  /** Neighbouring experts in so many groups, of which a token's experts come from the best groupTopk. */
+  readonly groups: number
+  readonly groupTopk: number
+  /** Factor of the weights. */
+  readonly scaling: number
+  /** The product is in float32. */
+  readonly float32: boolean
   /** Over which tokens experts are to be used alike: those of a micro-batch, or of each sequence. */
   readonly loadBalancing: 'aux_loss' | 'seq_aux_loss' | 'none'
   readonly auxLossCoeff: number
+  readonly zLossCoeff: number
+  readonly jitterEps: number
+  /** Random logits, alike in every step. */
+  readonly forceBalance: boolean
 }
+
+/** A router that does nothing out of the ordinary. */
+export const plainRouter = {
+  scoreFunction: 'softmax',
+  groups: 1,
+  groupTopk: 1,
+  scaling: 1,
+  float32: false,
+  zLossCoeff: 0,
+  jitterEps: 0,
+  forceBalance: false,
+} as const satisfies Partial<RouterConfig>
 
 export interface RouterOptions {
   readonly config: RouterConfig
@@ -27,51 +55,104 @@ export interface RouterOptions {
   readonly weight: ShardSpec
   readonly dtype: DType
   readonly init: Init
+  /** Index in the whole model: for randomness. */
+  readonly layer: number
+  /** Losses are told here. */
+  readonly totals: RouterTotals
 }
 
 export class TopKRouter extends Module {
   readonly weight: Parameter
   readonly config: RouterConfig
   readonly #tp: Group
+  readonly #layer: number
+  readonly #totals: RouterTotals
 
-  constructor({ config, tp, weight, dtype, init }: RouterOptions) {
+  constructor({ config, tp, weight, dtype, init, layer, totals }: RouterOptions) {
     super()
     this.config = config
     this.#tp = tp
+    this.#layer = layer
+    this.#totals = totals
     this.weight = this.parameter('weight', new Parameter(weight, dtype, init))
   }
 
   /**
    * x [rows, H] to weights float32 [rows, K] and experts int32 [rows, K].
-   * @param balanced - sequences of the batch: adds the gradient of the balance loss; null: none.
+   * @param balanced - in training the sequences of the batch: gradients of the router's own losses are added, what it reads has noise.
+   * Else null.
    */
   forward(ctx: Ctx, x: Tensor, balanced: number | null): { weights: Tensor; experts: Tensor } {
-    const { topk, preSoftmax } = this.config
-    const logits = linear(ctx, { x, weight: this.weight }).y
-    const { weights, experts, scores } = route(ctx, { logits, topk, normalize: !preSoftmax })
+    const { topk, preSoftmax, scoreFunction, groups, groupTopk, scaling, float32, jitterEps, forceBalance } =
+      this.config
+    const noisy = balanced !== null && jitterEps > 0
+    const read = noisy ? jitter(ctx, { x, eps: jitterEps, site: this.#layer }) : x
+    const logits = (float32 ? linearFloat32 : linear)(ctx, { x: read, weight: this.weight }).y
+    if (noisy) read.dispose()
+    if (forceBalance) this.#randomize(ctx, logits)
+    const losses = balanced !== null && ctx.tape !== null
+    const passed = losses ? this.#limitLogits(ctx, logits) : logits
+    const sigmoid = scoreFunction === 'sigmoid'
+    const normalize = sigmoid ? topk > 1 : !preSoftmax
+    const how = { logits: passed, topk, sigmoid, normalize, groups, groupTopk, scaling }
+    const { weights, experts, scores } = route(ctx, how)
+    if (passed !== logits) passed.dispose()
     logits.dispose()
-    if (balanced === null || ctx.tape === null) return { weights, experts }
+    if (!losses) return { weights, experts }
     return { weights: this.#balance(ctx, { weights, experts, scores }, balanced), experts }
+  }
+
+  /** Where this rank's rows are among the tokens that its ranks of tp share. */
+  #place(ctx: Ctx, rows: number): RowPlace & { readonly shared: boolean } {
+    const shared = ctx.batch?.sharedTokens
+    if (shared === undefined) return { first: 0, tokens: rows, shared: false }
+    return { first: this.#tp.rank * sharedRows(shared, this.#tp), tokens: shared, shared: true }
   }
 
   /**
    * Megatron's loss: auxLossCoeff · E · sum over experts of (share of the choices) · (mean score), times the tokens, because a step's
-   * gradient is divided by all its tokens.
+   * gradient is divided by all its tokens. Sigmoid scores count over their sum.
    */
   #balance(ctx: Ctx, routed: { weights: Tensor; experts: Tensor; scores: Tensor }, sequences: number): Tensor {
-    const { loadBalancing, auxLossCoeff, numExperts, topk } = this.config
+    const { loadBalancing, auxLossCoeff, numExperts, topk, scoreFunction } = this.config
     if (loadBalancing === 'none' || auxLossCoeff === 0) return routed.weights
     const { weights, experts, scores } = routed
-    const [rows = 0] = experts.shape
-    const tokens = ctx.batch?.sharedTokens ?? rows
-    const shared = ctx.batch?.sharedTokens !== undefined
-    const all = shared ? gatherShared(ctx, experts, tokens, this.#tp) : experts
-    const runs = loadBalancing === 'seq_aux_loss' ? sequences : 1
+    const { first, tokens, shared } = this.#place(ctx, experts.shape[0] as number)
+    const chosen = this.#highest(ctx, scores, experts)
+    const all = shared ? gatherShared(ctx, chosen, tokens, this.#tp) : chosen
+    const perSequence = loadBalancing === 'seq_aux_loss'
+    const runs = perSequence ? sequences : 1
     // Of sequences that ranks share: all of their tokens.
     const cp = ctx.groups.get('cp')
     const counts = allReduce(ctx, expertCounts(ctx, all, numExperts, runs), cp)
     const factor = (auxLossCoeff * numExperts) / (((cp.size * tokens) / runs) * topk)
-    const first = shared ? this.#tp.rank * sharedRows(tokens, this.#tp) : 0
-    return balance(ctx, { weights, scores, counts, factor, first, tokens }).weights
+    const name = perSequence ? 'seq_load_balancing_loss' : 'load_balancing_loss'
+    const told = this.#totals.told(ctx, name, 1 / (auxLossCoeff * cp.size * tokens))
+    const normalize = scoreFunction === 'sigmoid'
+    return balance(ctx, { weights, scores, counts, factor, first, tokens, normalize, told }).weights
+  }
+
+  /** The experts with the highest scores, as the balance loss counts them: whatever groups say. */
+  #highest(ctx: Ctx, scores: Tensor, experts: Tensor): Tensor {
+    const { topk, groups } = this.config
+    if (groups === 1) return experts
+    // Scores themselves as logits: their order is all that is asked.
+    return route(ctx.with({ tape: null }), { logits: scores, topk, normalize: false }).experts
+  }
+
+  /** Megatron's loss: zLossCoeff · mean of the squared log-sum-exps, times the tokens. */
+  #limitLogits(ctx: Ctx, logits: Tensor): Tensor {
+    const coefficient = this.config.zLossCoeff
+    if (coefficient === 0) return logits
+    const { first, tokens } = this.#place(ctx, logits.shape[0] as number)
+    const told = this.#totals.told(ctx, 'z_loss', 1 / (ctx.groups.get('cp').size * tokens))
+    return zLoss(ctx, { logits, coefficient, first, tokens, told }).logits
+  }
+
+  /** Which experts tokens go to no longer depends on what they are; gradients pass as if the numbers were the product's. */
+  #randomize(ctx: Ctx, logits: Tensor): void {
+    const [, E = 0] = logits.shape
+    const hash = nameHash(`router of layer ${this.#layer}`)
+    native.randomNormal(ctx.stream.id, logits.handle, ctx.rng.seed, hash, [0, 0], [E, 1], 0, 1)
   }
 }

@@ -52,7 +52,7 @@ interface ExpertTensors {
   readonly sent: number
   readonly inner: number
   readonly acted: number
-  /** Logits of the router, [rows, E], and its scores, weights, choices and orders. */
+  /** Logits of the router, [rows, E]; its scores, weights, choices and orders, and what its own losses and noise keep. */
   readonly logits: number
   readonly routed: number
   /** Whether rows go to other ranks. */
@@ -73,7 +73,11 @@ function expertTensorsOf({ config: { model }, paramsDtype }: ResolvedConfig, row
     inner: N * (model.gatedLinearUnit ? 2 * F : F) * bytes,
     acted: N * F * bytes,
     logits: rows * E * bytes,
-    routed: rows * (E + 4 * K) * 4 + (travels ? 2 * N * 4 : 0),
+    routed:
+      rows * (E + 4 * K) * 4 +
+      (travels ? 2 * N * 4 : 0) +
+      (model.moeZLossCoeff ? rows * E * bytes : 0) +
+      (model.moeInputJitterEps ? rows * H * bytes : 0),
     travels,
   }
 }

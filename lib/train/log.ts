@@ -57,7 +57,7 @@ export const stepHeader: string = row(columns.map(([title]) => title))
 /** A step as one line. */
 export function stepLine(state: TrainState, report: StepReport): string {
   const { tokensPerSecond, teraflops, mfu } = throughputOf(state, report.ms)
-  return row([
+  const line = row([
     String(report.step),
     report.loss.toFixed(5),
     Number.isFinite(report.gradNorm) ? report.gradNorm.toFixed(4) : String(report.gradNorm),
@@ -68,6 +68,8 @@ export function stepLine(state: TrainState, report: StepReport): string {
     mfu === null ? '-' : `${(100 * mfu).toFixed(0)}%`,
     (report.peakMemory / 1e6).toFixed(0),
   ])
+  const told = Object.entries(report.metrics).map(([name, value]) => `  ${name} ${value.toPrecision(5)}`)
+  return line + told.join('')
 }
 
 /** Appends records to logger.metricsFile, on rank 0. */

@@ -3,7 +3,9 @@
 import { native } from '../addon/load.js'
 import { ViaductError } from '../base/errors.js'
 import type { TokenBatch } from '../models/batch.js'
+import type { DistributedModel } from '../models/distributedModel.js'
 import { runPipeline } from '../models/pipelineRun.js'
+import { layersWithExperts, routerLosses } from '../models/routerSettings.js'
 import { gradientFactor } from '../optim/adamw.js'
 import { learningRate } from '../optim/schedule.js'
 import { allGatherObject } from '../parallel/collectives.js'
@@ -32,7 +34,7 @@ export interface StepReport {
   readonly peakMemory: number
   /** True when some rank was asked to stop. */
   readonly stopRequested: boolean
-  /** Means over tokens of what the forward step told besides. */
+  /** Means over tokens of what the forward step told besides; means over layers and micro-batches of what routers are trained by. */
   readonly metrics: Readonly<Record<string, number>>
 }
 
@@ -63,6 +65,7 @@ export async function trainStep(
     native.upload(ctx.stream.id, state.rngSlot.handle, BigInt64Array.of(BigInt(rng.seed), BigInt(step)))
     model.training = true
     optimizer.gradients.zero(ctx)
+    for (const chunk of model.chunks) chunk.routerTotals.clear(ctx)
     const sums = await forwardBackward(ctx, state, microBatches, forward)
     optimizer.gradients.reduce(ctx)
     const squares = await optimizer.gradients.sumOfSquares(ctx)
@@ -70,6 +73,7 @@ export async function trainStep(
     // The last stage alone knows what the forward step told.
     const names = (await allGatherObject(Object.keys(sums.metrics), ctx.groups.get('pp'))).at(-1) as string[]
     const counts = speaksForModel(ctx) ? 1 : 0
+    const routers = await routerSums(model, counts * microBatches.length)
     const [loss, tokens, norm, stop, aborted, ...metrics] = (await sumOverRanks(ctx, [
       counts * sums.loss,
       counts * sums.tokens,
@@ -77,6 +81,7 @@ export async function trainStep(
       state.stopSignal === null ? 0 : 1,
       state.signal?.aborted ? 1 : 0,
       ...names.map((name) => counts * (sums.metrics[name] ?? 0)),
+      ...routers.values(),
     ])) as [number, number, number, number, number, ...number[]]
     if (aborted > 0) {
       throw new ViaductError(
@@ -113,11 +118,34 @@ export async function trainStep(
       ms: performance.now() - started,
       peakMemory: model.device.memory().peakBytes,
       stopRequested: stop > 0 && train.exitSignalHandler,
-      metrics: Object.fromEntries(names.map((name, i) => [name, (metrics[i] as number) / tokens])),
+      metrics: {
+        ...Object.fromEntries(names.map((name, i) => [name, (metrics[i] as number) / tokens])),
+        ...routerMeans(ctx, model, [...routers.keys()], metrics.slice(names.length)),
+      },
     }
   } finally {
     scope.close()
   }
+}
+
+const microBatchCount = 'micro-batches'
+
+/** What this rank's routers told in the step, and how many micro-batches it speaks for; nothing where none is told. */
+async function routerSums(model: DistributedModel, microBatches: number): Promise<ReadonlyMap<string, number>> {
+  const names = routerLosses(model.config)
+  const chunks = names.length === 0 ? [] : await Promise.all(model.chunks.map((chunk) => chunk.routerTotals.read()))
+  const sums = names.map((name) => [name, chunks.reduce((sum, told) => sum + (told.get(name) ?? 0), 0)] as const)
+  return new Map(names.length === 0 ? [] : [...sums, [microBatchCount, microBatches]])
+}
+
+/** Means over layers with experts and micro-batches, of sums over all ranks. */
+function routerMeans(ctx: Ctx, model: DistributedModel, names: readonly string[], sums: readonly number[]) {
+  // Each rank of cp spoke for its micro-batches.
+  const microBatches = (sums[names.indexOf(microBatchCount)] ?? 0) / ctx.groups.get('cp').size
+  const terms = layersWithExperts(model.config) * microBatches
+  return Object.fromEntries(
+    names.flatMap((name, i) => (name === microBatchCount ? [] : [[name, (sums[i] as number) / terms]])),
+  )
 }
 
 async function forwardBackward(

@@ -36,6 +36,8 @@ std::vector<Row> opRows() {
       row("activationBackward", &Backend::activationBackward),
       row("routerForward", &Backend::routerForward),
       row("routerBackward", &Backend::routerBackward),
+      row("balanceScores", &Backend::balanceScores),
+      row("jitter", &Backend::jitter),
       row("expertCounts", &Backend::expertCounts),
       row("expertOrder", &Backend::expertOrder),
       row("spreadRows", &Backend::spreadRows),

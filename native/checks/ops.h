@@ -41,6 +41,8 @@ void checkRowCounts(const char* op, const TensorRef& x, size_t matrices, const s
 // ---- routing.cc
 void checkRouterForward(const TensorRef& weights, const TensorRef& experts, const TensorRef& scores,
                         const TensorRef& logits, const TensorRef& bias, int64_t groups, int64_t groupTopk);
+void checkBalanceScores(const TensorRef& dScores, const TensorRef& losses, const TensorRef& scores,
+                        const TensorRef& counts, int64_t first, int64_t tokens);
 void checkRouterBackward(const TensorRef& dLogits, const TensorRef& dWeights, const TensorRef& dScores,
                          const TensorRef& experts, const TensorRef& scores);
 void checkExpertCounts(const TensorRef& counts, const TensorRef& experts);
@@ -111,6 +113,8 @@ void checkActivationForward(const TensorRef& y, const TensorRef& x, Activation k
 void checkActivationBackward(const TensorRef& dx, const TensorRef& dy, const TensorRef& x, Activation kind);
 
 // ---- random.cc
+void checkJitter(const TensorRef& y, const TensorRef& x, const TensorRef& rng, const TensorRef& sampleIds,
+                 const TensorRef& positions, int64_t site, double eps);
 void checkDropout(const TensorRef& y, const TensorRef& x, const TensorRef& rng, const TensorRef& sampleIds,
                   const TensorRef& positions, int64_t site, int64_t channelStart, double p);
 void checkRandomNormal(const TensorRef& y, const Dims& start, const Dims& logicalStride);

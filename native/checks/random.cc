@@ -3,9 +3,11 @@
 
 namespace viaduct {
 
-void checkDropout(const TensorRef& y, const TensorRef& x, const TensorRef& rng, const TensorRef& sampleIds,
-                  const TensorRef& positions, int64_t site, int64_t channelStart, double p) {
-  const char* op = "dropout";
+namespace {
+
+// Of draws by place for each element of x [T, C].
+void checkPlaces(const char* op, const TensorRef& y, const TensorRef& x, const TensorRef& rng,
+                 const TensorRef& sampleIds, const TensorRef& positions, int64_t site) {
   checkFloat(op, "x", x);
   checkNdim(op, "x", x, 2);
   checkSameDtype(op, "y", y, "x", x);
@@ -21,10 +23,25 @@ void checkDropout(const TensorRef& y, const TensorRef& x, const TensorRef& rng, 
   checkContiguous(op, "rng", rng);
   checkContiguous(op, "sampleIds", sampleIds);
   checkContiguous(op, "positions", positions);
-  VIADUCT_CHECK(p >= 0 && p < 1, "ERR_USAGE", op, "expected 0 <= p < 1, got " + std::to_string(p));
   VIADUCT_CHECK(site >= 0 && site < 65536, "ERR_USAGE", op, "expected a site of 16 bits, got " + std::to_string(site));
+}
+
+}  // namespace
+
+void checkDropout(const TensorRef& y, const TensorRef& x, const TensorRef& rng, const TensorRef& sampleIds,
+                  const TensorRef& positions, int64_t site, int64_t channelStart, double p) {
+  const char* op = "dropout";
+  checkPlaces(op, y, x, rng, sampleIds, positions, site);
+  VIADUCT_CHECK(p >= 0 && p < 1, "ERR_USAGE", op, "expected 0 <= p < 1, got " + std::to_string(p));
   VIADUCT_CHECK(channelStart >= 0 && channelStart + x.dim(1) <= int64_t{1} << 34, "ERR_USAGE", op,
                 "expected channels below 2^34, got channelStart " + std::to_string(channelStart));
+}
+
+void checkJitter(const TensorRef& y, const TensorRef& x, const TensorRef& rng, const TensorRef& sampleIds,
+                 const TensorRef& positions, int64_t site, double eps) {
+  const char* op = "jitter";
+  checkPlaces(op, y, x, rng, sampleIds, positions, site);
+  VIADUCT_CHECK(eps >= 0 && eps < 1, "ERR_USAGE", op, "expected 0 <= eps < 1, got " + std::to_string(eps));
 }
 
 void checkRandomNormal(const TensorRef& y, const Dims& start, const Dims& logicalStride) {

@@ -1,4 +1,6 @@
 // What the ops take that route tokens to experts.
+#include <utility>
+
 #include "ops.h"
 
 namespace viaduct {
@@ -55,6 +57,24 @@ void checkRouterForward(const TensorRef& weights, const TensorRef& experts, cons
   VIADUCT_CHECK(groups == 1 || (K % groupTopk == 0 && K <= groupTopk * (E / groups)), "ERR_SHAPE", op,
                 "expected " + std::to_string(groupTopk) + " chosen groups to divide and to have " + std::to_string(K) +
                     " experts, got groups of " + std::to_string(E / groups));
+}
+
+void checkBalanceScores(const TensorRef& dScores, const TensorRef& losses, const TensorRef& scores,
+                        const TensorRef& counts, int64_t first, int64_t tokens) {
+  const char* op = "balanceScores";
+  checkNdim(op, "scores", scores, 2);
+  checkSameShape(op, "dScores", dScores, "scores", scores);
+  checkShape(op, "losses", losses, {scores.dim(0)});
+  checkNdim(op, "counts", counts, 2);
+  checkShape(op, "counts", counts, {counts.dim(0), scores.dim(1)});
+  for (const auto& [name, x] :
+       {std::pair{"dScores", dScores}, {"losses", losses}, {"scores", scores}, {"counts", counts}}) {
+    checkDtype(op, name, x, {DType::F32});
+    checkContiguous(op, name, x);
+  }
+  VIADUCT_CHECK(counts.dim(0) >= 1 && tokens >= 1 && tokens % counts.dim(0) == 0 && first >= 0, "ERR_USAGE", op,
+                "expected tokens in " + std::to_string(counts.dim(0)) + " equal runs from token 0 on, got " +
+                    std::to_string(tokens) + " tokens, the first row token " + std::to_string(first));
 }
 
 void checkRouterBackward(const TensorRef& dLogits, const TensorRef& dWeights, const TensorRef& dScores,

@@ -120,6 +120,8 @@ bool CpuBackend::supports(const std::string& op, DType dtype, std::string* why) 
       {"groupedMatmulWeights", Float},
       {"routerForward", Float},
       {"routerBackward", Float},
+      {"balanceScores", Float32},
+      {"jitter", Float},
       {"expertCounts", AnyType},
       {"expertOrder", AnyType},
       {"spreadRows", Float},

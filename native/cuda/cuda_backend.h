@@ -90,6 +90,9 @@ class CudaBackend final : public Backend {
                      bool normalize, int64_t groups, int64_t groupTopk, double scaling) override;
   void routerBackward(Stream& s, Out dLogits, OptIn dWeights, OptIn dScores, In experts, In scores, bool sigmoid,
                       bool normalize, double scaling) override;
+  void balanceScores(Stream& s, Out dScores, Out losses, In scores, In counts, int64_t first, int64_t tokens,
+                     double factor, bool normalize) override;
+  void jitter(Stream& s, Out y, In x, In rng, In sampleIds, In positions, int64_t site, double eps) override;
   void expertCounts(Stream& s, Out counts, In experts) override;
   void expertOrder(Stream& s, Out source, Out place, In experts, int64_t numExperts) override;
   void spreadRows(Stream& s, Out y, In x, In source, OptIn weights, int64_t K) override;

@@ -280,6 +280,24 @@ describe('randomness by place', () => {
     }
   })
 
+  test.each(['float32', 'bfloat16'] as const)('jitter is that of the CPU, in %s', async (dtype) => {
+    for (const [T, C] of [
+      [5, 64],
+      [3, 37],
+    ] as const) {
+      const results = await onBoth(async (bench) => {
+        const x = bench.tensor([T, C], dtype, randomBytes('x', T * C, dtype))
+        const y = bench.tensor([T, C], dtype)
+        const rng = bench.tensor([2], 'int64', BigInt64Array.of(1234n, 77n))
+        const ids = bench.tensor([T], 'int64', BigInt64Array.from(samples.slice(0, T)))
+        native.jitter(bench.stream, y, x, rng, ids, whole(bench, [4, 2, 9, 0, 1].slice(0, T), 'int32'), 2, 0.1)
+        return [await result(bench, y, [T, C], dtype)]
+      })
+      // A multiplication and an addition, contracted or not.
+      expectClose(results, [2 * rounding[dtype]])
+    }
+  })
+
   test('dropout of float16 drops what float32 drops', async () => {
     const results = await onBoth(async (bench) => {
       const x = operand(bench, 'x', [4, 24], 'float16')

@@ -6,13 +6,14 @@ import { attention } from '../../lib/ops/attention.js'
 import { crossEntropy } from '../../lib/ops/crossEntropy.js'
 import { add, cast, clip, mul, reshape, scale, sum } from '../../lib/ops/elementwise.js'
 import { embedding } from '../../lib/ops/embedding.js'
-import { addBias, linear } from '../../lib/ops/linear.js'
+import { addBias, linear, linearFloat32 } from '../../lib/ops/linear.js'
 import { layerNorm, rmsNorm } from '../../lib/ops/norm.js'
 import type { TrainableWeight } from '../../lib/ops/weight.js'
 import type { Ctx } from '../../lib/tensor/ctx.js'
 import { Tensor } from '../../lib/tensor/tensor.js'
 import type { F64 } from './oracle.js'
 import * as oracle from './oracle.js'
+import { routerLossCases } from './routerLossCases.js'
 import { routingCases } from './routingCases.js'
 
 export interface OpInput {
@@ -35,6 +36,15 @@ export interface OpCase {
 }
 
 const activations = Object.keys(activationCodes) as Activation[]
+
+function linearFloat32Case(T: number, K: number, N: number): OpCase {
+  return {
+    name: `linearFloat32 ${T}x${K}x${N}`,
+    inputs: { x: { shape: [T, K] }, w: { shape: [N, K], weight: true } },
+    run: (ctx, { x }, { w }) => [linearFloat32(ctx, { x: x!, weight: w! }).y],
+    oracle: ({ x, w }) => [oracle.linear(x!, w!, null, T, K, N)],
+  }
+}
 
 function linearCase(T: number, K: number, N: number, bias: boolean): OpCase {
   return {
@@ -185,6 +195,8 @@ function embeddingCase(vocabStart: number): OpCase {
 /** Every op, with sizes that no vector width divides. */
 export const cases: readonly OpCase[] = [
   ...routingCases,
+  ...routerLossCases,
+  linearFloat32Case(7, 13, 11),
   linearCase(7, 13, 11, true),
   linearCase(1, 5, 3, false),
   linearCase(33, 17, 40, true),

@@ -1,7 +1,7 @@
 // Cases of the ops that route tokens to experts, with their oracle in plain float64 loops; see cases.ts.
 import { cast } from '../../lib/ops/elementwise.js'
 import { qkNorm } from '../../lib/ops/qkNorm.js'
-import { balance, combine, expertCounts, expertOrder, groupedLinear, route, spread } from '../../lib/ops/routing.js'
+import { combine, expertOrder, groupedLinear, route, spread } from '../../lib/ops/routing.js'
 import { Tensor } from '../../lib/tensor/tensor.js'
 import type { OpCase } from './cases.js'
 import { type F64, linear, rmsNorm } from './oracle.js'
@@ -150,8 +150,6 @@ export const routingCases: readonly OpCase[] = [
   },
   qkNormCase({ groups: 2, queriesPerGroup: 3, channels: 6 }),
   qkNormCase({ groups: 3, queriesPerGroup: 1, channels: 5 }),
-  balanceCase(1),
-  balanceCase(2),
 ]
 
 /** Each head of packed queries and keys normalised by itself; values stay. */
@@ -170,41 +168,6 @@ function qkNormCase(shape: { groups: number; queriesPerGroup: number; channels: 
         y.set(rmsNorm(own, kind === R ? k! : q!, 1, D, 1e-3, 0), head * D)
       }
       return [y]
-    },
-  }
-}
-
-/** The weights of a routing, whose gradient also has that of factor · sum of counts · scores. */
-function balanceCase(runs: number): OpCase {
-  const r = { ...routings[0]!, name: 'balance' }
-  const tokens = 6
-  const factor = 0.25
-  return {
-    name: `balance, ${runs} runs`,
-    inputs: { x: { shape: [tokens, r.E] } },
-    float32Only: true,
-    run(ctx, { x }) {
-      const out = route(ctx, { ...r, logits: x!, topk: r.K, bias: null })
-      const counts = expertCounts(ctx, out.experts, r.E, runs)
-      // The sum of the weights carries the loss; its own seeds are of the weights alone.
-      return [balance(ctx, { weights: out.weights, scores: out.scores, counts, factor }).weights]
-    },
-    oracle({ x }) {
-      const all = Array.from({ length: tokens }, (_, t) =>
-        routeToken(Array.from(x!.subarray(t * r.E, (t + 1) * r.E)), r),
-      )
-      return [Float64Array.from(all.flatMap((t) => t.weights))]
-    },
-    extraLoss({ x }) {
-      const all = Array.from({ length: tokens }, (_, t) =>
-        routeToken(Array.from(x!.subarray(t * r.E, (t + 1) * r.E)), r),
-      )
-      const size = tokens / runs
-      return all.reduce((loss, { scores }, t) => {
-        const run = all.slice(Math.floor(t / size) * size, Math.floor(t / size) * size + size)
-        const counts = scores.map((_, e) => run.filter(({ experts }) => experts.includes(e)).length)
-        return loss + scores.reduce((sum, s, e) => sum + factor * counts[e]! * s, 0)
-      }, 0)
     },
   }
 }

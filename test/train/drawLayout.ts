@@ -83,9 +83,18 @@ export function drawVariant(random: Random): Variant {
 
 /** The balance loss counts each sequence by itself: of a micro-batch it would depend on the layout. */
 function drawExperts(random: Random): Partial<ProviderInit> {
+  const numMoeExperts = pick(random, [4, 6, 8])
+  const moeRouterTopk = pick(random, [1, 2, 3])
+  const grouped = moeRouterTopk === 2 && coin(random)
   return {
-    numMoeExperts: pick(random, [4, 6, 8]),
-    moeRouterTopk: pick(random, [1, 2, 3]),
+    numMoeExperts,
+    moeRouterTopk,
+    moeRouterScoreFunction: pick(random, ['softmax', 'sigmoid']),
+    moeRouterTopkScalingFactor: pick(random, [null, 1.5]),
+    ...(grouped ? { moeRouterNumGroups: 2, moeRouterGroupTopk: pick(random, [1, 2]) } : {}),
+    moeRouterDtype: pick(random, [null, 'fp32']),
+    moeZLossCoeff: pick(random, [null, 0.02]),
+    moeInputJitterEps: pick(random, [null, null, 0.05]),
     moeFfnHiddenSize: pick(random, [24, 48]),
     moeLayerFreq: pick(random, [1, 1, 0] as const) === 1 ? 1 : [1, 0, 1, 0, 1],
     moeRouterPreSoftmax: coin(random),

@@ -69,6 +69,7 @@ export interface Step {
   readonly loss: number
   readonly gradNorm: number
   readonly lr: number
+  readonly metrics: Readonly<Record<string, number>>
 }
 
 /** Steps of a metrics file, in the order in which they were made. A last line that a kill cut short is left out. */

@@ -22,6 +22,7 @@ export const olmoe = defineFamily({
       ...readExperts(read, common, experts, 0.01),
       moeFfnHiddenSize: ffnHiddenSize,
       moeRouterPreSoftmax: !read.flag('norm_topk_prob', false),
+      moeRouterDtype: 'fp32',
       moeRouterLoadBalancingType: 'seq_aux_loss',
       qkLayernorm: 'allHeads',
       clipQkv: read.optionalReal('clip_qkv', { min: 0 }) ?? null,

@@ -1,7 +1,8 @@
-// The balance losses of the router against finite differences of their definition: Megatron's, times the tokens.
+// The router's own losses against finite differences of their definition: Megatron's, times the tokens; and what is told of them.
 import { describe, expect, it } from 'vitest'
 import { Tape } from '../../../lib/ops/tape.js'
-import { TopKRouter } from '../../../lib/parallel/topKRouter.js'
+import { RouterTotals } from '../../../lib/parallel/routerTotals.js'
+import { plainRouter, type RouterConfig, TopKRouter } from '../../../lib/parallel/topKRouter.js'
 import { Ctx, soloGroups } from '../../../lib/tensor/ctx.js'
 import { replicated } from '../../../lib/tensor/shardSpec.js'
 import { Tensor } from '../../../lib/tensor/tensor.js'
@@ -14,54 +15,108 @@ const x = Float32Array.from({ length: T * H }, next)
 const w = Float64Array.from({ length: E * H }, () => Math.fround(next()))
 const coefficient = 0.3
 
-/** coefficient · E · sum over experts of share · mean score, over runs of tokens; the choices of `chosenBy`. */
-function loss(weight: Float64Array, chosenBy: Float64Array, runs: number): number {
-  const routed = (v: Float64Array) =>
-    Array.from({ length: T }, (_, t) => {
-      const logits = Array.from({ length: E }, (_, e) =>
-        Array.from({ length: H }, (_, c) => x[t * H + c]! * v[e * H + c]!).reduce((a, b) => a + b, 0),
-      )
-      return routeToken(logits, { ...routings[0]!, E, K, bias: null, groups: 1, groupTopk: 1 })
-    })
+interface Case {
+  readonly config: Partial<RouterConfig>
+  /** Runs of tokens whose balance counts; 0: none. */
+  readonly runs: number
+}
+
+const logitsOf = (v: Float64Array, t: number) =>
+  Array.from({ length: E }, (_, e) =>
+    Array.from({ length: H }, (_, c) => x[t * H + c]! * v[e * H + c]!).reduce((a, b) => a + b, 0),
+  )
+
+/** Means over tokens: of coefficient · E · sum over experts of share · mean score over runs of tokens; of squared log-sum-exps. */
+function losses(weight: Float64Array, chosenBy: Float64Array, { config, runs }: Case) {
+  const sigmoid = config.scoreFunction === 'sigmoid'
+  // Choices that the balance loss counts are those of the scores alone: no groups.
+  const how = { ...routings[0]!, E, K, sigmoid, bias: null, groups: 1, groupTopk: 1 }
+  const routed = (v: Float64Array) => Array.from({ length: T }, (_, t) => routeToken(logitsOf(v, t), how))
   const [scores, choices] = [routed(weight), routed(chosenBy)]
   const length = T / runs
-  let total = 0
+  let balance = 0
   for (let run = 0; run < runs; run++) {
     const tokens = Array.from({ length }, (_, i) => run * length + i)
     for (let e = 0; e < E; e++) {
       const share = tokens.filter((t) => choices[t]!.experts.includes(e)).length / (length * K)
-      const mean = tokens.reduce((sum, t) => sum + scores[t]!.scores[e]!, 0) / length
-      total += (coefficient * E * share * mean) / runs
+      const score = (t: number) => {
+        const all = scores[t]!.scores
+        return all[e]! / (sigmoid ? all.reduce((a, b) => a + b, 0) : 1)
+      }
+      balance += (E * share * tokens.reduce((sum, t) => sum + score(t), 0)) / length / runs
     }
   }
-  return total * T
+  const z = Array.from(
+    { length: T },
+    (_, t) => Math.log(logitsOf(weight, t).reduce((sum, v) => sum + Math.exp(v), 0)) ** 2,
+  )
+  return { balance, z: z.reduce((a, b) => a + b, 0) / T }
 }
 
-describe.each([
-  ['aux_loss', 1],
-  ['seq_aux_loss', sequences],
-] as const)('%s', (loadBalancing, runs) => {
-  it('has the gradient of its definition', async () => {
+const cases: Record<string, Case> = {
+  aux_loss: { config: { loadBalancing: 'aux_loss', auxLossCoeff: coefficient }, runs: 1 },
+  seq_aux_loss: { config: { loadBalancing: 'seq_aux_loss', auxLossCoeff: coefficient }, runs: sequences },
+  'seq_aux_loss, sigmoid': {
+    config: { loadBalancing: 'seq_aux_loss', auxLossCoeff: coefficient, scoreFunction: 'sigmoid' },
+    runs: sequences,
+  },
+  'aux_loss, sigmoid, groups': {
+    config: { loadBalancing: 'aux_loss', auxLossCoeff: coefficient, scoreFunction: 'sigmoid', groups: 3, groupTopk: 1 },
+    runs: 1,
+  },
+  'z loss': { config: { zLossCoeff: coefficient }, runs: 0 },
+  'z loss in float32, and aux_loss': {
+    config: { zLossCoeff: coefficient, float32: true, loadBalancing: 'aux_loss', auxLossCoeff: coefficient },
+    runs: 1,
+  },
+}
+
+describe.each(Object.entries(cases))('%s', (_, one) => {
+  const { config, runs } = one
+  it('has the gradient of its definition, and tells its value', async () => {
     const ctx = Ctx.create({ device: 'cpu', tape: new Tape() })
+    const totals = new RouterTotals()
     const router = new TopKRouter({
-      config: { numExperts: E, topk: K, preSoftmax: true, loadBalancing, auxLossCoeff: coefficient },
+      config: {
+        ...plainRouter,
+        numExperts: E,
+        topk: K,
+        preSoftmax: true,
+        loadBalancing: 'none',
+        auxLossCoeff: 0,
+        ...config,
+      },
       tp: soloGroups.get('tp'),
       weight: replicated([E, H]),
       dtype: 'float32',
       init: { kind: 'constant', value: 0 },
+      layer: 0,
+      totals,
     })
     router.weight.data = Tensor.fromHost(ctx, Float32Array.from(w), [E, H], 'float32').keep()
     const { weights } = router.forward(ctx, Tensor.fromHost(ctx, x, [T, H], 'float32'), sequences)
-    // The loss alone: nothing else reaches the weights of the choices.
+    // The losses alone: nothing else reaches the weights of the choices.
     await (ctx.tape as Tape).backward(ctx, [weights], [Tensor.zeros(ctx, [T, K], 'float32')])
     const got = await (router.weight.mainGrad as Tensor).toFloat32Array()
+    const total = (v: Float64Array) => {
+      const { balance, z } = losses(v, w, one)
+      return T * ((config.auxLossCoeff ?? 0) * balance + (config.zLossCoeff ?? 0) * z)
+    }
     const h = 1e-5
     for (let i = 0; i < E * H; i++) {
       const moved = (delta: number) => w.map((value, at) => (at === i ? value + delta : value))
-      const numeric = (loss(moved(h), w, runs) - loss(moved(-h), w, runs)) / (2 * h)
-      expect(got[i]).toBeCloseTo(numeric, 4)
+      expect(got[i]).toBeCloseTo((total(moved(h)) - total(moved(-h))) / (2 * h), 4)
     }
-    expect(Math.max(...got.map(Math.abs))).toBeGreaterThan(0.1)
+    expect(Math.max(...got.map(Math.abs))).toBeGreaterThan(0.05)
+    const told = await totals.read()
+    const { balance, z } = losses(w, w, one)
+    expect(told.size).toBe((runs > 0 ? 1 : 0) + (config.zLossCoeff ? 1 : 0))
+    if (runs > 0)
+      expect(told.get(runs === 1 ? 'load_balancing_loss' : 'seq_load_balancing_loss')).toBeCloseTo(balance, 5)
+    if (config.zLossCoeff) expect(told.get('z_loss')).toBeCloseTo(z, 4)
+    totals.clear(ctx)
+    expect([...(await totals.read()).values()].every((value) => value === 0)).toBe(true)
+    totals.dispose()
     router.dispose()
     ctx.scope.close()
   })

@@ -1,0 +1,71 @@
+// What a configuration says of routers: what they are built from, what cannot be, and which losses of theirs a run tells.
+import type { RouterLossName } from '../parallel/routerTotals.js'
+import type { RouterConfig } from '../parallel/topKRouter.js'
+import { hasExperts, type TransformerConfig } from './transformerConfig.js'
+
+export function routerConfig(config: TransformerConfig): RouterConfig {
+  return {
+    numExperts: config.numMoeExperts as number,
+    topk: config.moeRouterTopk,
+    preSoftmax: config.moeRouterPreSoftmax,
+    scoreFunction: config.moeRouterScoreFunction,
+    groups: config.moeRouterNumGroups ?? 1,
+    groupTopk: config.moeRouterGroupTopk ?? 1,
+    scaling: config.moeRouterTopkScalingFactor ?? 1,
+    float32: config.moeRouterDtype === 'fp32',
+    loadBalancing: config.moeRouterLoadBalancingType,
+    auxLossCoeff: config.moeAuxLossCoeff,
+    zLossCoeff: config.moeZLossCoeff ?? 0,
+    jitterEps: config.moeInputJitterEps ?? 0,
+    forceBalance: config.moeRouterForceLoadBalancing,
+  }
+}
+
+/** Everything about routers that cannot be. */
+export function routerProblems(config: TransformerConfig): string[] {
+  const { numMoeExperts: E, moeRouterTopk: K } = config
+  if (E === null) return []
+  const problems: string[] = []
+  const say = (bad: boolean, text: string) => bad && problems.push(text)
+  const oneOf = (key: keyof TransformerConfig, known: readonly (string | null)[]) =>
+    say(
+      !known.includes(config[key] as string | null),
+      `${key} must be one of ${known.join(', ')}, got ${JSON.stringify(config[key])}`,
+    )
+  oneOf('moeRouterScoreFunction', ['softmax', 'sigmoid'])
+  oneOf('moeRouterDtype', ['fp32', null])
+  oneOf('moeRouterLoadBalancingType', ['aux_loss', 'seq_aux_loss', 'none'])
+  say(!(K >= 1 && K <= E), `moeRouterTopk must be from 1 to numMoeExperts=${E}, got ${K}`)
+  const { moeRouterNumGroups: groups, moeRouterGroupTopk: best, moeInputJitterEps: eps } = config
+  say((groups === null) !== (best === null), 'moeRouterNumGroups and moeRouterGroupTopk go together: set both or none')
+  if (groups !== null && best !== null) {
+    const fits = E % groups === 0 && best >= 1 && best <= groups && K % best === 0 && K <= best * (E / groups)
+    say(
+      !fits,
+      `moeRouterNumGroups=${groups} must divide numMoeExperts=${E}, moeRouterGroupTopk=${best} must divide moeRouterTopk=${K} and have as many experts`,
+    )
+  }
+  for (const key of ['moeAuxLossCoeff', 'moeZLossCoeff'] as const)
+    say(config[key] !== null && !(config[key] >= 0), `${key} must be at least 0, got ${config[key]}`)
+  say(eps !== null && !(eps >= 0 && eps < 1), `moeInputJitterEps must be from 0 to below 1, got ${eps}`)
+  const scaling = config.moeRouterTopkScalingFactor
+  say(scaling !== null && !(scaling > 0), `moeRouterTopkScalingFactor must be above 0, got ${scaling}`)
+  return problems
+}
+
+/** Losses of routers that a run tells beside the model's, in this order. */
+export function routerLosses(config: TransformerConfig): RouterLossName[] {
+  if (layersWithExperts(config) === 0) return []
+  const { moeRouterLoadBalancingType: type, moeAuxLossCoeff, moeZLossCoeff } = config
+  const balanced = type !== 'none' && moeAuxLossCoeff > 0
+  return [
+    ...(balanced
+      ? [type === 'aux_loss' ? ('load_balancing_loss' as const) : ('seq_load_balancing_loss' as const)]
+      : []),
+    ...(moeZLossCoeff !== null && moeZLossCoeff > 0 ? ['z_loss' as const] : []),
+  ]
+}
+
+export function layersWithExperts(config: TransformerConfig): number {
+  return Array.from({ length: config.numLayers }, (_, layer) => hasExperts(config, layer)).filter(Boolean).length
+}
