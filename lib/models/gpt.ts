@@ -16,6 +16,7 @@ import type { SharedAttentionContext } from '../parallel/contextAttention.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
 import { RouterTotals } from '../parallel/routerTotals.js'
 import { ownRun, sharedRows } from '../parallel/sharedRows.js'
+import type { TopKRouter } from '../parallel/topKRouter.js'
 import { vocabParallelCrossEntropy } from '../parallel/vocabParallelCrossEntropy.js'
 import { VocabParallelEmbedding } from '../parallel/vocabParallelEmbedding.js'
 import type { BatchCoordinates, Ctx, Group, Groups } from '../tensor/ctx.js'
@@ -27,6 +28,7 @@ import { TransformerLayer } from './block.js'
 import type { Hidden } from './blockSpec.js'
 import { KvCache } from './kvCache.js'
 import { type RowCutter, shardOf } from './layoutShards.js'
+import { MoELayer } from './moeLayer.js'
 import { parameterTable } from './parameterTable.js'
 import {
   defaultRecompute,
@@ -370,6 +372,11 @@ export class GPTModel extends Module {
       channels,
       dtype,
     })
+  }
+
+  /** Of the layers with experts, in their order. */
+  get routers(): TopKRouter[] {
+    return [...this.decoder.layers.values()].flatMap(({ mlp }) => (mlp instanceof MoELayer ? [mlp.router] : []))
   }
 
   override dispose(): void {

@@ -41,6 +41,7 @@ export class MoELayer extends Module {
         config: routerConfig(config),
         tp,
         weight: spec.shard(`${prefix}.router.weight`) as ShardSpec,
+        bias: spec.shard(`${prefix}.router.expert_bias`),
         dtype,
         init: inits(config).input,
         layer: spec.layer,

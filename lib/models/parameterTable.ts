@@ -66,6 +66,7 @@ export function parameterTable(config: TransformerConfig): ParameterRow[] {
     const E = config.numMoeExperts as number
     const F = config.moeFfnHiddenSize ?? config.ffnHiddenSize
     add(`${prefix}.router.weight`, [E, H], 'replicated')
+    if (config.moeRouterEnableExpertBias) add(`${prefix}.router.expert_bias`, [E], 'replicated')
     for (let e = 0; e < E; e++) add(`${prefix}.experts.linear_fc1.weight${e}`, [gates * F, H], fc1Cut, e)
     for (let e = 0; e < E; e++) add(`${prefix}.experts.linear_fc2.weight${e}`, [H, F], 'row', e)
   }

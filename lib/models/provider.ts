@@ -113,6 +113,8 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   moeRouterTopkScalingFactor: TransformerConfig['moeRouterTopkScalingFactor'] = plainDecoder.moeRouterTopkScalingFactor
   moeRouterNumGroups: TransformerConfig['moeRouterNumGroups'] = plainDecoder.moeRouterNumGroups
   moeRouterGroupTopk: TransformerConfig['moeRouterGroupTopk'] = plainDecoder.moeRouterGroupTopk
+  moeRouterEnableExpertBias: boolean = plainDecoder.moeRouterEnableExpertBias
+  moeRouterBiasUpdateRate: number = plainDecoder.moeRouterBiasUpdateRate
   moeRouterDtype: TransformerConfig['moeRouterDtype'] = plainDecoder.moeRouterDtype
   moeZLossCoeff: TransformerConfig['moeZLossCoeff'] = plainDecoder.moeZLossCoeff
   moeInputJitterEps: TransformerConfig['moeInputJitterEps'] = plainDecoder.moeInputJitterEps

@@ -12,6 +12,7 @@ export function routerConfig(config: TransformerConfig): RouterConfig {
     groups: config.moeRouterNumGroups ?? 1,
     groupTopk: config.moeRouterGroupTopk ?? 1,
     scaling: config.moeRouterTopkScalingFactor ?? 1,
+    biasUpdateRate: config.moeRouterEnableExpertBias ? config.moeRouterBiasUpdateRate : null,
     float32: config.moeRouterDtype === 'fp32',
     loadBalancing: config.moeRouterLoadBalancingType,
     auxLossCoeff: config.moeAuxLossCoeff,
@@ -48,6 +49,12 @@ export function routerProblems(config: TransformerConfig): string[] {
   for (const key of ['moeAuxLossCoeff', 'moeZLossCoeff'] as const)
     say(config[key] !== null && !(config[key] >= 0), `${key} must be at least 0, got ${config[key]}`)
   say(eps !== null && !(eps >= 0 && eps < 1), `moeInputJitterEps must be from 0 to below 1, got ${eps}`)
+  say(
+    config.moeRouterEnableExpertBias && config.moeRouterScoreFunction !== 'sigmoid',
+    `moeRouterEnableExpertBias=true needs moeRouterScoreFunction=sigmoid, got ${config.moeRouterScoreFunction}`,
+  )
+  const rate = config.moeRouterBiasUpdateRate
+  say(!(rate >= 0 && Number.isFinite(rate)), `moeRouterBiasUpdateRate must be at least 0, got ${rate}`)
   const scaling = config.moeRouterTopkScalingFactor
   say(scaling !== null && !(scaling > 0), `moeRouterTopkScalingFactor must be above 0, got ${scaling}`)
   return problems

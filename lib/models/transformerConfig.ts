@@ -69,6 +69,10 @@ export interface TransformerConfig {
   /** Neighbouring experts in so many groups, of which a token's experts come from the best moeRouterGroupTopk; null: one group. */
   moeRouterNumGroups: number | null
   moeRouterGroupTopk: number | null
+  /** A number for each expert is added to its score for the choice alone; it has no gradient. */
+  moeRouterEnableExpertBias: boolean
+  /** After each step the numbers of experts that got fewer tokens than the mean grow by this, of those that got more they shrink. */
+  moeRouterBiasUpdateRate: number
   /** `fp32`: the router's product is in float32, whatever the model's dtype. */
   moeRouterDtype: 'fp32' | null
   moeRouterLoadBalancingType: 'aux_loss' | 'seq_aux_loss' | 'none'
@@ -95,6 +99,8 @@ export const plainDecoder = {
   moeRouterTopkScalingFactor: null,
   moeRouterNumGroups: null,
   moeRouterGroupTopk: null,
+  moeRouterEnableExpertBias: false,
+  moeRouterBiasUpdateRate: 1e-3,
   moeRouterDtype: null,
   moeRouterLoadBalancingType: 'none',
   moeAuxLossCoeff: 0,
@@ -146,6 +152,8 @@ const keys: { readonly [K in keyof TransformerConfig]: true } = {
   moeRouterTopkScalingFactor: true,
   moeRouterNumGroups: true,
   moeRouterGroupTopk: true,
+  moeRouterEnableExpertBias: true,
+  moeRouterBiasUpdateRate: true,
   moeRouterDtype: true,
   moeRouterLoadBalancingType: true,
   moeAuxLossCoeff: true,

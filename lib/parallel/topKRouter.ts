@@ -10,7 +10,7 @@ import { balance, jitter, type RowPlace, zLoss } from '../ops/routerLosses.js'
 import { expertCounts, route } from '../ops/routing.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
-import type { Tensor } from '../tensor/tensor.js'
+import { Tensor } from '../tensor/tensor.js'
 import { allReduce } from './collectives.js'
 import type { RouterTotals } from './routerTotals.js'
 import { gatherShared, sharedRows } from './sharedRows.js'
@@ -26,6 +26,8 @@ export interface RouterConfig {
   readonly groupTopk: number
   /** Factor of the weights. */
   readonly scaling: number
+  /** Experts have a bias that is moved by this after each step; null: they have none. */
+  readonly biasUpdateRate: number | null
   /** The product is in float32. */
   readonly float32: boolean
   /** Over which tokens experts are to be used alike: those of a micro-batch, or of each sequence. */
@@ -43,6 +45,7 @@ export const plainRouter = {
   groups: 1,
   groupTopk: 1,
   scaling: 1,
+  biasUpdateRate: null,
   float32: false,
   zLossCoeff: 0,
   jitterEps: 0,
@@ -53,6 +56,8 @@ export interface RouterOptions {
   readonly config: RouterConfig
   readonly tp: Group
   readonly weight: ShardSpec
+  /** Of the experts' bias, where they have one. */
+  readonly bias: ShardSpec | null
   readonly dtype: DType
   readonly init: Init
   /** Index in the whole model: for randomness. */
@@ -63,18 +68,27 @@ export interface RouterOptions {
 
 export class TopKRouter extends Module {
   readonly weight: Parameter
+  /** float32 [E], moved by `updateExpertBias`; no gradient. */
+  readonly expertBias: Parameter | null
   readonly config: RouterConfig
   readonly #tp: Group
   readonly #layer: number
   readonly #totals: RouterTotals
+  /** float32 [E]: how often this rank's tokens chose each expert. */
+  #chosen: Tensor | null = null
 
-  constructor({ config, tp, weight, dtype, init, layer, totals }: RouterOptions) {
+  constructor({ config, tp, weight, bias, dtype, init, layer, totals }: RouterOptions) {
     super()
     this.config = config
     this.#tp = tp
     this.#layer = layer
     this.#totals = totals
     this.weight = this.parameter('weight', new Parameter(weight, dtype, init))
+    if (config.biasUpdateRate === null || bias === null) this.expertBias = null
+    else {
+      this.expertBias = this.parameter('expert_bias', new Parameter(bias, 'float32', { kind: 'constant', value: 0 }))
+      this.expertBias.requiresGrad = false
+    }
   }
 
   /**
@@ -94,11 +108,13 @@ export class TopKRouter extends Module {
     const passed = losses ? this.#limitLogits(ctx, logits) : logits
     const sigmoid = scoreFunction === 'sigmoid'
     const normalize = sigmoid ? topk > 1 : !preSoftmax
-    const how = { logits: passed, topk, sigmoid, normalize, groups, groupTopk, scaling }
+    const bias = this.expertBias?.data ?? null
+    const how = { logits: passed, topk, sigmoid, normalize, groups, groupTopk, scaling, bias }
     const { weights, experts, scores } = route(ctx, how)
     if (passed !== logits) passed.dispose()
     logits.dispose()
     if (!losses) return { weights, experts }
+    if (bias !== null) this.#count(ctx, experts)
     return { weights: this.#balance(ctx, { weights, experts, scores }, balanced), experts }
   }
 
@@ -132,12 +148,52 @@ export class TopKRouter extends Module {
     return balance(ctx, { weights, scores, counts, factor, first, tokens, normalize, told }).weights
   }
 
-  /** The experts with the highest scores, as the balance loss counts them: whatever groups say. */
+  /** The experts with the highest scores, as the balance loss counts them: whatever groups and bias say. */
   #highest(ctx: Ctx, scores: Tensor, experts: Tensor): Tensor {
     const { topk, groups } = this.config
-    if (groups === 1) return experts
+    if (groups === 1 && this.expertBias === null) return experts
     // Scores themselves as logits: their order is all that is asked.
     return route(ctx.with({ tape: null }), { logits: scores, topk, normalize: false }).experts
+  }
+
+  /** Adds to the choices since the last update. */
+  #count(ctx: Ctx, experts: Tensor): void {
+    const { first, tokens } = this.#place(ctx, experts.shape[0] as number)
+    const rows = Math.max(0, Math.min(experts.shape[0] as number, tokens - first))
+    const { numExperts } = this.config
+    this.#chosen ??= Tensor.zeros(ctx, [numExperts], 'float32').keep()
+    if (rows === 0) return
+    const counts = expertCounts(ctx, experts.slice(ctx, 0, 0, rows), numExperts)
+    native.accumulate(ctx.stream.id, this.#chosen.handle, counts.reshape(ctx, [numExperts]).handle)
+  }
+
+  /** Begins a step. */
+  clearChoices(ctx: Ctx): void {
+    if (this.#chosen !== null) native.fill(ctx.stream.id, this.#chosen.handle, 0)
+  }
+
+  /**
+   * Moves the experts' bias by how often they were chosen since `clearChoices`, over all ranks that have this layer, all of which call
+   * it. The same numbers on each of them.
+   */
+  async updateExpertBias(ctx: Ctx): Promise<void> {
+    const { biasUpdateRate: rate, numExperts: E } = this.config
+    if (this.expertBias === null || rate === null) return
+    const counts = ctx.empty([E], 'float32')
+    if (this.#chosen === null) native.fill(ctx.stream.id, counts.handle, 0)
+    else native.copy(ctx.stream.id, counts.handle, this.#chosen.handle)
+    // Without sequence parallelism each rank of tp counted all tokens: a factor that no sign depends on.
+    for (const axis of ['tp', 'dp_cp']) allReduce(ctx, counts, ctx.groups.get(axis))
+    const [chosen, bias] = [await counts.toFloat32Array(), await this.expertBias.data.toFloat32Array()]
+    const mean = chosen.reduce((a, b) => a + b, 0) / E
+    const moved = bias.map((value, e) => value + rate * Math.sign(mean - (chosen[e] as number)))
+    native.copy(ctx.stream.id, this.expertBias.data.handle, Tensor.fromHost(ctx, moved, [E], 'float32').handle)
+  }
+
+  override dispose(): void {
+    this.#chosen?.dispose()
+    this.#chosen = null
+    super.dispose()
   }
 
   /** Megatron's loss: zLossCoeff · mean of the squared log-sum-exps, times the tokens. */

@@ -65,7 +65,10 @@ export async function trainStep(
     native.upload(ctx.stream.id, state.rngSlot.handle, BigInt64Array.of(BigInt(rng.seed), BigInt(step)))
     model.training = true
     optimizer.gradients.zero(ctx)
-    for (const chunk of model.chunks) chunk.routerTotals.clear(ctx)
+    for (const chunk of model.chunks) {
+      chunk.routerTotals.clear(ctx)
+      for (const router of chunk.routers) router.clearChoices(ctx)
+    }
     const sums = await forwardBackward(ctx, state, microBatches, forward)
     optimizer.gradients.reduce(ctx)
     const squares = await optimizer.gradients.sumOfSquares(ctx)
@@ -102,8 +105,10 @@ export async function trainStep(
     const lr = learningRate(state.schedule, state.step)
     const { factor, norm: gradNorm } = gradientFactor(norm, tokens, options.clipGrad)
     const updated = Number.isFinite(gradNorm) && Number.isFinite(loss)
-    if (updated) optimizer.step(ctx, { lr, factor })
-    else await notFinite(ctx, state, step)
+    if (updated) {
+      optimizer.step(ctx, { lr, factor })
+      for (const chunk of model.chunks) for (const router of chunk.routers) await router.updateExpertBias(ctx)
+    } else await notFinite(ctx, state, step)
     await ctx.stream.sync()
     state.step = step
     if (!updated) state.skippedSteps++

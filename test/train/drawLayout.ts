@@ -89,7 +89,11 @@ function drawExperts(random: Random): Partial<ProviderInit> {
   return {
     numMoeExperts,
     moeRouterTopk,
-    moeRouterScoreFunction: pick(random, ['softmax', 'sigmoid']),
+    ...pick(random, [
+      { moeRouterScoreFunction: 'softmax' },
+      { moeRouterScoreFunction: 'sigmoid' },
+      { moeRouterScoreFunction: 'sigmoid', moeRouterEnableExpertBias: true, moeRouterBiasUpdateRate: 0.01 },
+    ] as const),
     moeRouterTopkScalingFactor: pick(random, [null, 1.5]),
     ...(grouped ? { moeRouterNumGroups: 2, moeRouterGroupTopk: pick(random, [1, 2]) } : {}),
     moeRouterDtype: pick(random, [null, 'fp32']),

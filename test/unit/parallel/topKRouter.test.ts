@@ -88,6 +88,7 @@ describe.each(Object.entries(cases))('%s', (_, one) => {
       },
       tp: soloGroups.get('tp'),
       weight: replicated([E, H]),
+      bias: null,
       dtype: 'float32',
       init: { kind: 'constant', value: 0 },
       layer: 0,
@@ -116,6 +117,63 @@ describe.each(Object.entries(cases))('%s', (_, one) => {
     if (config.zLossCoeff) expect(told.get('z_loss')).toBeCloseTo(z, 4)
     totals.clear(ctx)
     expect([...(await totals.read()).values()].every((value) => value === 0)).toBe(true)
+    totals.dispose()
+    router.dispose()
+    ctx.scope.close()
+  })
+})
+
+describe('the bias of experts', () => {
+  const bias = [0.4, 0, -0.3, 0, 0.1, 0]
+  const rate = 0.125
+
+  it('has a say in the choice alone, and moves against the counts', async () => {
+    const ctx = Ctx.create({ device: 'cpu', tape: new Tape() })
+    const totals = new RouterTotals()
+    const balanced = { loadBalancing: 'aux_loss', auxLossCoeff: coefficient } as const
+    const router = new TopKRouter({
+      config: {
+        ...plainRouter,
+        ...balanced,
+        numExperts: E,
+        topk: K,
+        preSoftmax: false,
+        scoreFunction: 'sigmoid',
+        biasUpdateRate: rate,
+      },
+      tp: soloGroups.get('tp'),
+      weight: replicated([E, H]),
+      bias: replicated([E]),
+      dtype: 'float32',
+      init: { kind: 'constant', value: 0 },
+      layer: 0,
+      totals,
+    })
+    const expertBias = router.expertBias as NonNullable<typeof router.expertBias>
+    router.weight.data = Tensor.fromHost(ctx, Float32Array.from(w), [E, H], 'float32').keep()
+    expertBias.data = Tensor.fromHost(ctx, Float32Array.from(bias), [E], 'float32').keep()
+    const { weights, experts } = router.forward(ctx, Tensor.fromHost(ctx, x, [T, H], 'float32'), sequences)
+    const how = { ...routings[0]!, E, K, sigmoid: true, normalize: true, bias, groups: 1, groupTopk: 1 }
+    const expected = Array.from({ length: T }, (_, t) => routeToken(logitsOf(w, t), how))
+    const chosen = new Int32Array((await experts.bytes()).buffer)
+    expect([...chosen]).toEqual(expected.flatMap((token) => token.experts))
+    const plain = Array.from({ length: T }, (_, t) => routeToken(logitsOf(w, t), { ...how, bias: null }))
+    expect(expected.map((t) => t.experts)).not.toEqual(plain.map((t) => t.experts))
+    const got = await weights.toFloat32Array()
+    expected.flatMap((token) => token.weights).forEach((value, i) => void expect(got[i]).toBeCloseTo(value, 6))
+    // The balance loss counts what would be chosen without the bias.
+    await (ctx.tape as Tape).backward(ctx, [weights], [Tensor.zeros(ctx, [T, K], 'float32')])
+    const one = { config: { ...balanced, scoreFunction: 'sigmoid' as const }, runs: 1 }
+    expect((await totals.read()).get('load_balancing_loss')).toBeCloseTo(losses(w, w, one).balance, 5)
+
+    await router.updateExpertBias(ctx)
+    const counts = Array.from({ length: E }, (_, e) => chosen.filter((expert) => expert === e).length)
+    const moved = bias.map((value, e) => Math.fround(Math.fround(value) + rate * Math.sign((T * K) / E - counts[e]!)))
+    expect([...(await expertBias.data.toFloat32Array())]).toEqual(moved)
+    expect(new Set(moved.map((value, e) => Math.sign(value - Math.fround(bias[e]!)))).size).toBeGreaterThan(1)
+    router.clearChoices(ctx)
+    await router.updateExpertBias(ctx)
+    expect([...(await expertBias.data.toFloat32Array())]).toEqual(moved)
     totals.dispose()
     router.dispose()
     ctx.scope.close()
