@@ -1,6 +1,6 @@
 // What a configuration says of routers: what they are built from, what cannot be, and which losses of theirs a run tells.
 import type { RouterLossName } from '../parallel/routerTotals.js'
-import type { RouterConfig } from '../parallel/topKRouter.js'
+import { balanceNames, type RouterConfig } from '../parallel/topKRouter.js'
 import { hasExperts, type TransformerConfig } from './transformerConfig.js'
 
 export function routerConfig(config: TransformerConfig): RouterConfig {
@@ -35,7 +35,7 @@ export function routerProblems(config: TransformerConfig): string[] {
     )
   oneOf('moeRouterScoreFunction', ['softmax', 'sigmoid'])
   oneOf('moeRouterDtype', ['fp32', null])
-  oneOf('moeRouterLoadBalancingType', ['aux_loss', 'seq_aux_loss', 'none'])
+  oneOf('moeRouterLoadBalancingType', Object.keys(balanceNames).concat('none'))
   say(!(K >= 1 && K <= E), `moeRouterTopk must be from 1 to numMoeExperts=${E}, got ${K}`)
   const { moeRouterNumGroups: groups, moeRouterGroupTopk: best, moeInputJitterEps: eps } = config
   say((groups === null) !== (best === null), 'moeRouterNumGroups and moeRouterGroupTopk go together: set both or none')
@@ -64,11 +64,8 @@ export function routerProblems(config: TransformerConfig): string[] {
 export function routerLosses(config: TransformerConfig): RouterLossName[] {
   if (layersWithExperts(config) === 0) return []
   const { moeRouterLoadBalancingType: type, moeAuxLossCoeff, moeZLossCoeff } = config
-  const balanced = type !== 'none' && moeAuxLossCoeff > 0
   return [
-    ...(balanced
-      ? [type === 'aux_loss' ? ('load_balancing_loss' as const) : ('seq_load_balancing_loss' as const)]
-      : []),
+    ...(type !== 'none' && moeAuxLossCoeff > 0 ? [balanceNames[type]] : []),
     ...(moeZLossCoeff !== null && moeZLossCoeff > 0 ? ['z_loss' as const] : []),
   ]
 }

@@ -75,7 +75,7 @@ export interface TransformerConfig {
   moeRouterBiasUpdateRate: number
   /** `fp32`: the router's product is in float32, whatever the model's dtype. */
   moeRouterDtype: 'fp32' | null
-  moeRouterLoadBalancingType: 'aux_loss' | 'seq_aux_loss' | 'none'
+  moeRouterLoadBalancingType: 'aux_loss' | 'seq_aux_loss' | 'global_aux_loss' | 'none'
   moeAuxLossCoeff: number
   /** Of the mean squared log-sum-exp of the router's logits; null: none. */
   moeZLossCoeff: number | null

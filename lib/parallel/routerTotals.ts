@@ -5,7 +5,7 @@ import type { Ctx } from '../tensor/ctx.js'
 import { Tensor } from '../tensor/tensor.js'
 
 /** By Megatron's names. */
-export type RouterLossName = 'load_balancing_loss' | 'seq_load_balancing_loss' | 'z_loss'
+export type RouterLossName = 'load_balancing_loss' | 'seq_load_balancing_loss' | 'global_load_balancing_loss' | 'z_loss'
 
 export class RouterTotals {
   readonly #sums = new Map<RouterLossName, Tensor>()

@@ -15,6 +15,13 @@ import { allReduce } from './collectives.js'
 import type { RouterTotals } from './routerTotals.js'
 import { gatherShared, sharedRows } from './sharedRows.js'
 
+/** What the log calls a balance loss. */
+export const balanceNames = {
+  aux_loss: 'load_balancing_loss',
+  seq_aux_loss: 'seq_load_balancing_loss',
+  global_aux_loss: 'global_load_balancing_loss',
+} as const
+
 export interface RouterConfig {
   readonly numExperts: number
   readonly topk: number
@@ -30,8 +37,11 @@ export interface RouterConfig {
   readonly biasUpdateRate: number | null
   /** The product is in float32. */
   readonly float32: boolean
-  /** Over which tokens experts are to be used alike: those of a micro-batch, or of each sequence. */
-  readonly loadBalancing: 'aux_loss' | 'seq_aux_loss' | 'none'
+  /**
+   * Over which tokens experts are to be used alike: those of a micro-batch; of each sequence; of the micro-batches of all ranks so far
+   * in the step, on average.
+   */
+  readonly loadBalancing: keyof typeof balanceNames | 'none'
   readonly auxLossCoeff: number
   readonly zLossCoeff: number
   readonly jitterEps: number
@@ -76,6 +86,8 @@ export class TopKRouter extends Module {
   readonly #totals: RouterTotals
   /** float32 [E]: how often this rank's tokens chose each expert. */
   #chosen: Tensor | null = null
+  /** float32 [1, E]: how often all ranks' tokens chose each expert in the step, for global_aux_loss. */
+  #global: { readonly sum: Tensor; microBatches: number } | null = null
 
   constructor({ config, tp, weight, bias, dtype, init, layer, totals }: RouterOptions) {
     super()
@@ -136,16 +148,28 @@ export class TopKRouter extends Module {
     const { first, tokens, shared } = this.#place(ctx, experts.shape[0] as number)
     const chosen = this.#highest(ctx, scores, experts)
     const all = shared ? gatherShared(ctx, chosen, tokens, this.#tp) : chosen
-    const perSequence = loadBalancing === 'seq_aux_loss'
-    const runs = perSequence ? sequences : 1
+    const runs = loadBalancing === 'seq_aux_loss' ? sequences : 1
     // Of sequences that ranks share: all of their tokens.
     const cp = ctx.groups.get('cp')
-    const counts = allReduce(ctx, expertCounts(ctx, all, numExperts, runs), cp)
-    const factor = (auxLossCoeff * numExperts) / (((cp.size * tokens) / runs) * topk)
-    const name = perSequence ? 'seq_load_balancing_loss' : 'load_balancing_loss'
-    const told = this.#totals.told(ctx, name, 1 / (auxLossCoeff * cp.size * tokens))
+    const group = loadBalancing === 'global_aux_loss' ? ctx.groups.get('dp_cp') : cp
+    const own = allReduce(ctx, expertCounts(ctx, all, numExperts, runs), group)
+    const counts = loadBalancing === 'global_aux_loss' ? this.#averaged(ctx, own) : own
+    const factor = (auxLossCoeff * numExperts) / (((group.size * tokens) / runs) * topk)
+    const told = this.#totals.told(ctx, balanceNames[loadBalancing], 1 / (auxLossCoeff * cp.size * tokens))
     const normalize = scoreFunction === 'sigmoid'
     return balance(ctx, { weights, scores, counts, factor, first, tokens, normalize, told }).weights
+  }
+
+  /** The mean of these counts and those of the step's micro-batches before. */
+  #averaged(ctx: Ctx, counts: Tensor): Tensor {
+    const { id } = ctx.stream
+    this.#global ??= { sum: Tensor.zeros(ctx, counts.shape, 'float32').keep(), microBatches: 0 }
+    const { sum } = this.#global
+    native.accumulate(id, sum.handle, counts.handle)
+    const mean = ctx.empty(counts.shape, 'float32')
+    native.copy(id, mean.handle, sum.handle)
+    native.scale(id, mean.handle, Tensor.full(ctx, [1], 'float32', 1 / ++this.#global.microBatches).handle)
+    return mean
   }
 
   /** The experts with the highest scores, as the balance loss counts them: whatever groups and bias say. */
@@ -167,13 +191,15 @@ export class TopKRouter extends Module {
     native.accumulate(ctx.stream.id, this.#chosen.handle, counts.reshape(ctx, [numExperts]).handle)
   }
 
-  /** Begins a step. */
-  clearChoices(ctx: Ctx): void {
+  beginStep(ctx: Ctx): void {
     if (this.#chosen !== null) native.fill(ctx.stream.id, this.#chosen.handle, 0)
+    if (this.#global === null) return
+    native.fill(ctx.stream.id, this.#global.sum.handle, 0)
+    this.#global.microBatches = 0
   }
 
   /**
-   * Moves the experts' bias by how often they were chosen since `clearChoices`, over all ranks that have this layer, all of which call
+   * Moves the experts' bias by how often they were chosen in this step, over all ranks that have this layer, all of which call
    * it. The same numbers on each of them.
    */
   async updateExpertBias(ctx: Ctx): Promise<void> {
@@ -193,6 +219,8 @@ export class TopKRouter extends Module {
   override dispose(): void {
     this.#chosen?.dispose()
     this.#chosen = null
+    this.#global?.sum.dispose()
+    this.#global = null
     super.dispose()
   }
 

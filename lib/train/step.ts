@@ -65,9 +65,10 @@ export async function trainStep(
     native.upload(ctx.stream.id, state.rngSlot.handle, BigInt64Array.of(BigInt(rng.seed), BigInt(step)))
     model.training = true
     optimizer.gradients.zero(ctx)
+    await checkGlobalBalance(ctx, model, microBatches.length)
     for (const chunk of model.chunks) {
       chunk.routerTotals.clear(ctx)
-      for (const router of chunk.routers) router.clearChoices(ctx)
+      for (const router of chunk.routers) router.beginStep(ctx)
     }
     const sums = await forwardBackward(ctx, state, microBatches, forward)
     optimizer.gradients.reduce(ctx)
@@ -131,6 +132,18 @@ export async function trainStep(
   } finally {
     scope.close()
   }
+}
+
+/** Ranks that balance experts together count theirs micro-batch by micro-batch: else they would wait for each other. */
+async function checkGlobalBalance(ctx: Ctx, { config }: DistributedModel, microBatches: number): Promise<void> {
+  if (config.moeRouterLoadBalancingType !== 'global_aux_loss' || layersWithExperts(config) === 0) return
+  const all = await allGatherObject(microBatches, ctx.groups.get('dp_cp'))
+  if (all.every((count) => count === microBatches)) return
+  throw new ViaductError(
+    'ERR_DATA',
+    'train',
+    `expected as many micro-batches on each data-parallel rank for model.moeRouterLoadBalancingType=global_aux_loss, got ${all.join(', ')}`,
+  )
 }
 
 const microBatchCount = 'micro-batches'

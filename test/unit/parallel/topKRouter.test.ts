@@ -171,7 +171,7 @@ describe('the bias of experts', () => {
     const moved = bias.map((value, e) => Math.fround(Math.fround(value) + rate * Math.sign((T * K) / E - counts[e]!)))
     expect([...(await expertBias.data.toFloat32Array())]).toEqual(moved)
     expect(new Set(moved.map((value, e) => Math.sign(value - Math.fround(bias[e]!)))).size).toBeGreaterThan(1)
-    router.clearChoices(ctx)
+    router.beginStep(ctx)
     await router.updateExpertBias(ctx)
     expect([...(await expertBias.data.toFloat32Array())]).toEqual(moved)
     totals.dispose()

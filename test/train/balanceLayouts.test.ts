@@ -1,0 +1,66 @@
+// Balance losses that depend on what a micro-batch is: with the same micro-batches over all ranks a layout trains as one rank does, and
+// tells the same losses. Those of a sequence are drawn in drawnLayouts.test.ts.
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import type { ProviderInit } from '../../lib/models/provider.js'
+import { type PipelineTask, pipelineWork } from './pipelineRank.js'
+import { expectSame } from './sameSteps.js'
+import { startScript, steps } from './startRanks.js'
+
+const folder = mkdtempSync(join(tmpdir(), 'viaduct-balance-'))
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+type Balance = ProviderInit['moeRouterLoadBalancingType']
+const experts = (type: Balance): Partial<ProviderInit> => ({
+  numMoeExperts: 4,
+  moeRouterTopk: 2,
+  moeFfnHiddenSize: 48,
+  moeRouterLoadBalancingType: type as NonNullable<Balance>,
+  moeAuxLossCoeff: 0.05,
+})
+const sp2 = { tensorModelParallelSize: 2, sequenceParallel: true }
+const again = { recomputeGranularity: 'full', recomputeMethod: 'uniform', recomputeNumLayers: 1 } as const
+
+/** Layouts of 4 ranks, and sequences of a micro-batch on each; the global batch has 8. */
+const layouts: readonly (readonly [
+  name: string,
+  type: Balance,
+  model: Partial<ProviderInit>,
+  microBatchSize: number,
+])[] = [
+  ['tp 2 with sp, cp 2', 'aux_loss', { ...sp2, contextParallelSize: 2 }, 4],
+  ['pp 2, cp 2, again', 'aux_loss', { ...again, pipelineModelParallelSize: 2, contextParallelSize: 2 }, 4],
+  ['dp 4, ep 2', 'global_aux_loss', { expertModelParallelSize: 2 }, 1],
+  ['tp 2 with sp, dp 2, again', 'global_aux_loss', { ...sp2, ...again }, 2],
+  ['cp 2, pp 2', 'global_aux_loss', { contextParallelSize: 2, pipelineModelParallelSize: 2 }, 4],
+]
+const metricsOf = (name: string) => join(folder, `${name}.jsonl`)
+const task = (name: string, type: Balance, model: Partial<ProviderInit>, microBatchSize: number): PipelineTask => ({
+  trainIters: 8,
+  metrics: metricsOf(name),
+  model: { ...experts(type), ...model },
+  microBatchSize,
+})
+
+beforeAll(async () => {
+  for (const type of ['aux_loss', 'global_aux_loss'] as const) await pipelineWork(task(type, type, {}, 4))
+  const tasks = layouts.map(([name, type, model, size]) => task(`${type} ${name}`, type, model, size))
+  const started = startScript('pipelineRank.ts', [JSON.stringify(tasks)], 4)
+  if ((await started.end) !== 0) throw new Error(started.lines.join('\n'))
+}, 120_000)
+
+describe('as on one rank', () => {
+  it.each(layouts)('%s, %s', (name, type) => {
+    const own = steps(metricsOf(`${type} ${name}`))
+    expect(own.length).toBe(8)
+    expectSame(own, steps(metricsOf(type as string)))
+  })
+})
+
+it('the mean over micro-batches is not that of each', () => {
+  const [each, all] = ['aux_loss', 'global_aux_loss'].map((type) => steps(metricsOf(type)).at(-1)) as [Step, Step]
+  expect(each.loss).not.toBe(all.loss)
+})
+type Step = ReturnType<typeof steps>[number]
