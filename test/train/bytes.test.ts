@@ -18,6 +18,8 @@ const sp2 = { ...tp2, sequenceParallel: true }
 const pp2 = { pipelineModelParallelSize: 2 }
 const vpp2 = { ...pp2, virtualPipelineModelParallelSize: 2 }
 const cp = (contextParallelSize: number, cpCommType: CpCommType) => ({ contextParallelSize, cpCommType })
+const experts = { numMoeExperts: 8, moeRouterTopk: 2, moeFfnHiddenSize: 48 }
+const ep = (expertModelParallelSize: number) => ({ ...experts, expertModelParallelSize })
 const tied = { shareEmbeddingsAndOutputWeights: true }
 const whole = { useDistributedOptimizer: false, overlapParamGather: false }
 
@@ -40,6 +42,8 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['cp 2, core_attn again', { ...cp(2, 'p2p'), ...selective('core_attn') }],
     ['cp 2, gathered', cp(2, 'all_gather')],
     ['cp 2 by heads', cp(2, 'a2a')],
+    ['ep 2', ep(2)],
+    ['ep 2, experts again', { ...ep(2), recomputeGranularity: 'selective', recomputeModules: ['moe'] }],
     ['tp 2, full recompute', { ...tp2, ...full }],
     ['tp 2 with sp, full recompute', { ...sp2, ...full }],
     ['tp 2 with sp, mlp again', { ...sp2, ...selective('mlp') }],
@@ -54,6 +58,9 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['tp 2 with sp, pp 2, zb-h1, tied', { ...sp2, ...pp2, ...tied, pipelineSchedule: 'zb-h1' }],
     ['tp 2, pp 2', { ...tp2, ...pp2 }],
     ['pp 2, vpp 2, dp 2', vpp2],
+    ['ep 2, dp 4', ep(2)],
+    ['ep 4', ep(4)],
+    ['ep 2, pp 2', { ...ep(2), ...pp2 }],
     ['cp 4', cp(4, 'p2p')],
     ['cp 4 by heads and ring', { ...cp(4, 'a2a+p2p'), hierarchicalContextParallelSizes: [2, 2] }],
     ['cp 2, tp 2 with sp', { ...cp(2, 'p2p'), ...sp2 }],
@@ -92,6 +99,26 @@ function contextBytes(model: Partial<ProviderInit>, dp: number): Record<string, 
   }
 }
 
+/** Of experts spread over ep, without etp: rows, how many go where, gradients and parameters of the ranks that hold the same ones. */
+function expertBytes(ranks: number, model: Partial<ProviderInit>, dp: number): Record<string, Record<string, number>> {
+  const { numMoeExperts: E, moeRouterTopk: K = 0, moeFfnHiddenSize: F, expertModelParallelSize: size = 1 } = model
+  if (!E || !F) return {}
+  const copies = ranks / (model.pipelineModelParallelSize ?? 1) / size
+  const rows = layers * sequences * T * K * H * float
+  const again = model.recomputeModules?.includes('moe') ? 1 : 0
+  const matrices = layers * E * 3 * F * H * float
+  // All data-parallel ranks of a stage are also those of ep: one group.
+  const exchanged = {
+    // There and back, and both gradients.
+    allToAll: (4 + 2 * again) * rows,
+    allGather: (1 + again) * layers * sequences * E * float,
+  }
+  return {
+    ...(size > 1 && { [size === dp ? 'dp_cp' : 'ep']: exchanged }),
+    ...(copies > 1 && { edp: { reduceScatter: matrices * copies, allGather: matrices } }),
+  }
+}
+
 /** The same groups' bytes together. */
 function together(...all: readonly Readonly<Record<string, Readonly<Record<string, number>>>>[]) {
   const sum: Record<string, Record<string, number>> = {}
@@ -122,7 +149,8 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
   const norms = (2 * layers + 1) * H * float * tp * dp * cp
   // Where there are fewer key-value heads than ranks, each rank has a copy of one, and copies sum their gradients.
   const keyHeads = Math.max(kvHeads, tp)
-  const block = H * headSize * (2 * heads + 2 * keyHeads) + H * 3 * ffn
+  const feedForward = model.numMoeExperts ? model.numMoeExperts * H : H * 3 * ffn
+  const block = H * headSize * (2 * heads + 2 * keyHeads) + feedForward
   const copies = keyHeads > kvHeads ? layers * 2 * keyHeads * headSize * H * float * dp * cp : 0
   const isTied = model.shareEmbeddingsAndOutputWeights === true
   const gradients = (layers * block + (isTied && pp === 1 ? 1 : 2) * paddedVocab * H) * float * dp * cp + norms
@@ -156,7 +184,7 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
       pp_backward: link,
     }),
   }
-  return together(groups, contextBytes(model, dp))
+  return together(groups, contextBytes(model, dp), expertBytes(ranks, model, dp))
 }
 
 const counted = new Map<string, Payload>()

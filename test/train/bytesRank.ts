@@ -32,7 +32,19 @@ async function count(task: PipelineTask): Promise<Payload> {
   const state = await setup(config, { data: fixtureData, log: () => {} })
   // Axes of the same ranks share a group, whose name is that of the axis that came first: here they are called by what they do now.
   const byComm = new Map((await Promise.all(groups)).map((group) => [group.comm, [group.name, group] as const]))
-  for (const axis of ['tp_kv', 'tp_pp', 'embd', 'pp', 'cp', 'cp_heads', 'cp_ring', dataParallelAxis, 'tp'] as const) {
+  for (const axis of [
+    'tp_kv',
+    'tp_pp',
+    'embd',
+    'pp',
+    'cp',
+    'cp_heads',
+    'cp_ring',
+    'ep',
+    'edp',
+    dataParallelAxis,
+    'tp',
+  ] as const) {
     const group = state.mesh.get(axis)
     if (group.size > 1) byComm.set(group.comm, [axis, group])
   }
