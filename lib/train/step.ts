@@ -65,7 +65,7 @@ export async function trainStep(
     native.upload(ctx.stream.id, state.rngSlot.handle, BigInt64Array.of(BigInt(rng.seed), BigInt(step)))
     model.training = true
     optimizer.gradients.zero(ctx)
-    await checkGlobalBalance(ctx, model, microBatches.length)
+    await checkMicroBatches(ctx, model, microBatches.length)
     for (const chunk of model.chunks) {
       chunk.routerTotals.clear(ctx)
       for (const router of chunk.routers) router.beginStep(ctx)
@@ -134,15 +134,19 @@ export async function trainStep(
   }
 }
 
-/** Ranks that balance experts together count theirs micro-batch by micro-batch: else they would wait for each other. */
-async function checkGlobalBalance(ctx: Ctx, { config }: DistributedModel, microBatches: number): Promise<void> {
-  if (config.moeRouterLoadBalancingType !== 'global_aux_loss' || layersWithExperts(config) === 0) return
-  const all = await allGatherObject(microBatches, ctx.groups.get('dp_cp'))
+/** Ranks that exchange rows of experts, or balance experts together, do so micro-batch by micro-batch: else they would wait for each other. */
+async function checkMicroBatches(ctx: Ctx, { config }: DistributedModel, microBatches: number): Promise<void> {
+  if (layersWithExperts(config) === 0) return
+  const together = config.moeRouterLoadBalancingType === 'global_aux_loss'
+  const group = ctx.groups.get(together ? 'dp_cp' : 'etp_ep')
+  const all = await allGatherObject(microBatches, group)
   if (all.every((count) => count === microBatches)) return
+  const why = together ? 'moeRouterLoadBalancingType=global_aux_loss' : 'experts spread over data-parallel ranks'
   throw new ViaductError(
     'ERR_DATA',
     'train',
-    `expected as many micro-batches on each data-parallel rank for model.moeRouterLoadBalancingType=global_aux_loss, got ${all.join(', ')}`,
+    `expected as many micro-batches on each of ${group.size} ranks, for ${why}, got ${all.join(', ')}: give those that have fewer some without labels`,
+    { microBatches: all },
   )
 }
 

@@ -22,6 +22,7 @@ const chunks = { ...stages(2), virtualPipelineModelParallelSize: 2 }
 const tp = (size: number) => ({ tensorModelParallelSize: size })
 const sp = (size: number) => ({ ...tp(size), sequenceParallel: true })
 const cp = (size: number, form: CpCommType = 'p2p') => ({ contextParallelSize: size, cpCommType: form })
+const experts = { numMoeExperts: 4, moeRouterTopk: 2, moeFfnHiddenSize: 48 }
 const cpBoth = { ...cp(4, 'a2a+p2p'), hierarchicalContextParallelSizes: [2, 2] }
 
 interface Layout {
@@ -83,7 +84,7 @@ const layouts: Record<string, Layout> = full
     ])
   : quick
 
-/** In bfloat16, the form as it is on one rank. Stages change no sum; tp rounds its parts of sums to bfloat16. */
+/** In bfloat16, the form as it is on one rank. Stages change no sum; other axes round their parts of sums to bfloat16. */
 const half: Record<string, Layout & Pick<SequenceTask, 'mixedPrecision'>> = {
   'pp 4, zb-h1': {
     ranks: 4,
@@ -97,7 +98,33 @@ const half: Record<string, Layout & Pick<SequenceTask, 'mixedPrecision'>> = {
     model: { ...stages(2), ...sp(2), paramsDtype: 'bfloat16' },
     mixedPrecision: null,
   },
+  'cp 2': { ranks: 2, form: 'packed', model: cp(2), mixedPrecision: 'bf16_mixed' },
+  'experts, tp 2 with sp, cp 2, ep 2, etp 2': {
+    ranks: 4,
+    form: 'packed',
+    model: { ...experts, ...sp(2), ...cp(2), expertModelParallelSize: 2, expertTensorParallelSize: 2 },
+    mixedPrecision: 'bf16_mixed',
+  },
   ...(full && {
+    'cp 4 by heads and ring': { ranks: 4, form: 'packed', model: cpBoth, mixedPrecision: 'bf16_mixed' },
+    'cp 2, gathered, tp 2 with sp': {
+      ranks: 4,
+      form: 'packed',
+      model: { ...cp(2, 'all_gather'), ...sp(2) },
+      mixedPrecision: 'bf16_mixed',
+    },
+    'experts, cp 2, ep 2': {
+      ranks: 2,
+      form: 'packed',
+      model: { ...experts, ...cp(2, 'a2a'), expertModelParallelSize: 2 },
+      mixedPrecision: 'bf16_mixed',
+    },
+    'experts, tp 2 with sp, etp 2, pp 2': {
+      ranks: 4,
+      form: 'packed',
+      model: { ...experts, ...sp(2), ...stages(2), expertTensorParallelSize: 2 },
+      mixedPrecision: 'bf16_mixed',
+    },
     'pp 2': { ranks: 2, form: 'packed', model: stages(2), mixedPrecision: 'bf16_mixed' },
     'pp 2, vpp 2, recompute': {
       ranks: 2,
@@ -116,7 +143,11 @@ const half: Record<string, Layout & Pick<SequenceTask, 'mixedPrecision'>> = {
     },
   }),
 }
-const hasTp = ({ model }: Layout) => (model.tensorModelParallelSize ?? 1) > 1
+const hasExperts = (model: Partial<ProviderInit>) => (model.numMoeExperts ?? 0) > 0
+/** Whether some sum is cut over ranks, or its parts are summed in another order. */
+const cutsSums = ({ model }: Layout) =>
+  (model.tensorModelParallelSize ?? 1) * (model.contextParallelSize ?? 1) > 1 || hasExperts(model)
+const packed = (model: Partial<ProviderInit>) => `packed${hasExperts(model) ? ' experts' : ''}`
 
 const trainIters = full ? 10 : 6
 const isTied = (model: Partial<ProviderInit>) => model.shareEmbeddingsAndOutputWeights === true
@@ -137,14 +168,16 @@ beforeAll(async () => {
     sequenceWork(taskOf(name, { ...layout, ranks: 1 }, reference, { writes: gradients(name), ...more }))
   for (const model of [{}, tied]) await alone(oneRank(model), { form: 'alone', model }, oneRank(model))
   await alone('packed', { form: 'packed', model: {} }, oneRank({}))
-  await alone('packed, bf16', { form: 'packed', model: {} }, 'packed', { mixedPrecision: 'bf16_mixed' })
+  await alone(packed(experts), { form: 'packed', model: experts }, packed(experts))
+  for (const model of [{}, experts])
+    await alone(`${packed(model)}, bf16`, { form: 'packed', model }, packed(model), { mixedPrecision: 'bf16_mixed' })
   const tasks = [
     ...Object.entries(layouts).map(([name, layout]) => {
       const more = name === 'pp 4' ? { disagree } : {}
       return [layout.ranks, taskOf(name, layout, oneRank(layout.model), more)] as const
     }),
     ...Object.entries(half).map(([name, { mixedPrecision = null, ...layout }]) => {
-      const reference = hasTp(layout) ? 'packed' : 'packed, bf16'
+      const reference = cutsSums(layout) ? packed(layout.model) : 'packed, bf16'
       return [layout.ranks, taskOf(`${name}, bf16`, layout, reference, { mixedPrecision })] as const
     }),
   ]
@@ -211,7 +244,7 @@ describe('bfloat16', () => {
   })
 
   const entries = Object.entries(half)
-  it.each(entries.filter(([, layout]) => !hasTp(layout)))('%s: the bits of one rank', (name) => {
+  it.each(entries.filter(([, layout]) => !cutsSums(layout)))('%s: the bits of one rank', (name) => {
     const [got, one] = [read(`${name}, bf16`), read('packed, bf16')]
     expect(got.losses).toEqual(one.losses)
     expect(got.validation).toBe(one.validation)
@@ -223,8 +256,8 @@ describe('bfloat16', () => {
 
   // The design's bound for two honest bfloat16 computations: the mean error against float32 is at most 1.25 times the other's. Gradients
   // have enough elements for a mean; losses are a few numbers, which stay in the range of one rank's own rounding.
-  it.each(entries.filter(([, layout]) => hasTp(layout)))('%s: as near to float32 as one rank', (name) => {
-    const [got, one, exact] = [read(`${name}, bf16`), read('packed, bf16'), read('packed')]
+  it.each(entries.filter(([, layout]) => cutsSums(layout)))('%s: as near to float32 as one rank', (name, { model }) => {
+    const [got, one, exact] = [read(`${name}, bf16`), read(`${packed(model)}, bf16`), read(packed(model))]
     expect(got.tokens).toEqual(one.tokens)
     expect(error(got) / error(one)).toBeLessThan(1.25)
     const noise = Math.max(...distances(one, exact))

@@ -47,6 +47,9 @@ export interface WrittenSteps {
   readonly refusals: readonly (readonly string[])[]
 }
 
+/** Along which axis a parameter's copies lie that saw other tokens. */
+const copiesOf = ({ shard }: Parameter) => shard.copies ?? 'dp_cp'
+
 /** Sums over ranks, as they are behind a step's backward passes, of the gradients of the batches. */
 async function gradientsOf(state: TrainState, batches: readonly TokenBatch[]): Promise<Map<Parameter, Float32Array>> {
   const { model, optimizer, rngSlot } = state
@@ -66,7 +69,7 @@ async function gradientsOf(state: TrainState, batches: readonly TokenBatch[]): P
   const found = new Map<Parameter, Float32Array>()
   for (const [, parameter] of model.namedParameters()) {
     sumSharedGradients(ctx, [parameter])
-    const gradient = allReduce(ctx, parameter.mainGrad as Tensor, ctx.groups.get('dp_cp'))
+    const gradient = allReduce(ctx, parameter.mainGrad as Tensor, ctx.groups.get(copiesOf(parameter)))
     found.set(parameter, await gradient.toFloat32Array())
   }
   return found
@@ -100,7 +103,7 @@ async function compareGradients(
     let difference = 0
     for (const [local, logical] of elements(parameter))
       difference += ((values[local] as number) - (wanted[logical] as number)) ** 2
-    return { name: parameter.name, norm, difference, copy: state.mesh.get('dp_cp').rank }
+    return { name: parameter.name, norm, difference, copy: state.mesh.get(copiesOf(parameter)).rank }
   })
   const all = (await allGatherObject(squares, state.world.group)).flat()
   return Object.fromEntries(
