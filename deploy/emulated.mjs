@@ -1,5 +1,6 @@
 // Builds the CUDA plug-in for tests: the sources of the kernels for the host's compiler, with an emulated GPU. Seconds, and
 // nothing when nothing changed. `npm test` calls it; so do the tests that load the plug-in.
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { writeInterface } from './interface.mjs'
@@ -10,8 +11,9 @@ import { withLock } from './stamp.mjs'
 const OUT = 'build/emulated'
 export const EMULATED = join(ROOT, OUT, 'libviaduct_cuda_emulated.so')
 
-/** Builds what changed. */
+/** Builds what changed; a tree that deploy/gpuKit.mjs packed has it built, and perhaps no compiler. */
 export async function buildEmulated() {
+  if (existsSync(join(ROOT, 'packed.json')) && existsSync(EMULATED)) return
   await withLock(() => {
     writeInterface()
     const jobs = process.env.JOBS || '2'

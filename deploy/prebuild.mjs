@@ -2,15 +2,16 @@
 // it, the shared libraries that a plain machine lacks; the addon's rpath begins with $ORIGIN/lib. Linux with glibc only.
 import { copyFileSync, existsSync, mkdirSync, realpathSync, rmSync, statSync } from 'node:fs'
 import { basename, join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import { ADDON } from './addon.mjs'
 import { ROOT } from './libraries.mjs'
 import { capture, SetupError, which } from './shell.mjs'
 
-// What every Linux that can run Node has.
-const EVERYWHERE = /^(linux-vdso|ld-linux\S*|libc|libm|libdl|libpthread|librt|libstdc\+\+|libgcc_s)\.so/
+/** What every Linux that can run Node has. */
+export const EVERYWHERE = /^(linux-vdso|ld-linux\S*|libc|libm|libdl|libpthread|librt|libstdc\+\+|libgcc_s)\.so/
 
 /** Shared libraries that `file` needs, directly or not: [{ name, path }]. Throws when one is not found. */
-function needs(file) {
+export function needs(file) {
   const { out } = capture('ldd', [file], { env: { ...process.env, LC_ALL: 'C' } })
   const missing = [...out.matchAll(/^\s*(\S+) => not found/gm)].map((match) => match[1])
   if (missing.length > 0)
@@ -33,9 +34,11 @@ function main() {
   console.log(`${basename(folder)}: viaduct.node and ${libraries.length} libraries, ${megabytes.toFixed(0)} MB`)
 }
 
-try {
-  main()
-} catch (error) {
-  console.error(error instanceof SetupError ? error.message : error)
-  process.exitCode = 1
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  try {
+    main()
+  } catch (error) {
+    console.error(error instanceof SetupError ? error.message : error)
+    process.exitCode = 1
+  }
 }
