@@ -5,6 +5,7 @@ import { combine, expertCounts, expertOrder, spread } from '../ops/routing.js'
 import { gatherRows } from '../parallel/collectives.js'
 import { ExpertExchange, exchangePlan } from '../parallel/expertExchange.js'
 import { GroupedExperts } from '../parallel/groupedExperts.js'
+import { gatherForwardReduceScatterBackward, reduceScatterForwardGatherBackward } from '../parallel/regions.js'
 import { TopKRouter } from '../parallel/topKRouter.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
@@ -19,6 +20,8 @@ export class MoELayer extends Module {
   readonly #etp: Group
   /** The ranks that hold one copy of the experts. */
   readonly #holders: Group
+  /** Each of them gets all tokens. */
+  readonly #gathers: boolean
 
   constructor(spec: BlockSpec) {
     super()
@@ -35,6 +38,7 @@ export class MoELayer extends Module {
     this.#ep = ep
     this.#etp = spec.groups.get('etp')
     this.#holders = spec.groups.get('etp_ep')
+    this.#gathers = config.moeTokenDispatcherType === 'allgather' && this.#holders.size > 1
     this.router = this.child(
       'router',
       new TopKRouter({
@@ -66,7 +70,9 @@ export class MoELayer extends Module {
    * @param balanced - sequences of the batch where the balance loss counts, else null.
    */
   async forward(ctx: Ctx, x: Tensor, balanced: number | null): Promise<Tensor> {
-    const { weights, experts } = this.router.forward(ctx, x, balanced)
+    const routed = this.router.forward(ctx, x, balanced)
+    if (this.#gathers) return await this.#onGathered(ctx, x, routed)
+    const { weights, experts } = routed
     const { numExperts } = this.router.config
     const { source, place } = expertOrder(ctx, experts, numExperts)
     const sent = spread(ctx, { x, source, place }).y
@@ -74,6 +80,30 @@ export class MoELayer extends Module {
     const { y } = combine(ctx, { x: made, weights, source, place })
     made.dispose()
     return y
+  }
+
+  /** All ranks' tokens through this rank's experts; each token's parts of the sum come back from the ranks that have its experts. */
+  async #onGathered(ctx: Ctx, x: Tensor, routed: { weights: Tensor; experts: Tensor }): Promise<Tensor> {
+    const group = this.#holders
+    const { numExperts } = this.router.config
+    const experts = gatherRows(ctx, routed.experts, group)
+    const counts = Array.from(await expertCounts(ctx, experts, numExperts).toFloat32Array())
+    const perRank = numExperts / this.#ep.size
+    const begin = this.#ep.rank * perRank
+    const own = counts.slice(begin, begin + perRank)
+    const total = (some: readonly number[]) => some.reduce((sum, n) => sum + n, 0)
+    // Rows are sorted by expert: those of this rank's lie together.
+    const { source: all, place } = expertOrder(ctx, experts, numExperts)
+    const first = total(counts.slice(0, begin))
+    const source = all.slice(ctx, 0, first, total(own))
+    const tokens = gatherForwardReduceScatterBackward(ctx, x, group)
+    const sent = spread(ctx, { x: tokens, source, place, first }).y
+    tokens.dispose()
+    const made = this.experts.forward(ctx, sent, own)
+    const weights = gatherForwardReduceScatterBackward(ctx, routed.weights, group)
+    const { y } = combine(ctx, { x: made, weights, source, place, first })
+    made.dispose()
+    return reduceScatterForwardGatherBackward(ctx, y, group)
   }
 
   /** Rows by expert through the experts, wherever they are. @param chosen - float32 [1, E]: this rank's rows of each. */

@@ -118,6 +118,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   moeRouterDtype: TransformerConfig['moeRouterDtype'] = plainDecoder.moeRouterDtype
   moeZLossCoeff: TransformerConfig['moeZLossCoeff'] = plainDecoder.moeZLossCoeff
   moeInputJitterEps: TransformerConfig['moeInputJitterEps'] = plainDecoder.moeInputJitterEps
+  moeTokenDispatcherType: TransformerConfig['moeTokenDispatcherType'] = plainDecoder.moeTokenDispatcherType
   moeRouterForceLoadBalancing: TransformerConfig['moeRouterForceLoadBalancing'] =
     plainDecoder.moeRouterForceLoadBalancing
 

@@ -35,6 +35,7 @@ export function routerProblems(config: TransformerConfig): string[] {
     )
   oneOf('moeRouterScoreFunction', ['softmax', 'sigmoid'])
   oneOf('moeRouterDtype', ['fp32', null])
+  oneOf('moeTokenDispatcherType', ['alltoall', 'allgather'])
   oneOf('moeRouterLoadBalancingType', Object.keys(balanceNames).concat('none'))
   say(!(K >= 1 && K <= E), `moeRouterTopk must be from 1 to numMoeExperts=${E}, got ${K}`)
   const { moeRouterNumGroups: groups, moeRouterGroupTopk: best, moeInputJitterEps: eps } = config

@@ -81,6 +81,8 @@ export interface TransformerConfig {
   moeZLossCoeff: number | null
   /** In training what the router reads is multiplied by 1 - eps to 1 + eps; null: it is not. */
   moeInputJitterEps: number | null
+  /** Rows go to the ranks that have their experts; or each rank gets all tokens, and sums are shared out. */
+  moeTokenDispatcherType: 'alltoall' | 'allgather'
   /** For benchmarks: the router's logits are random numbers, alike in every step. */
   moeRouterForceLoadBalancing: boolean
 }
@@ -106,6 +108,7 @@ export const plainDecoder = {
   moeAuxLossCoeff: 0,
   moeZLossCoeff: null,
   moeInputJitterEps: null,
+  moeTokenDispatcherType: 'alltoall',
   moeRouterForceLoadBalancing: false,
 } as const satisfies Partial<TransformerConfig>
 
@@ -159,6 +162,7 @@ const keys: { readonly [K in keyof TransformerConfig]: true } = {
   moeAuxLossCoeff: true,
   moeZLossCoeff: true,
   moeInputJitterEps: true,
+  moeTokenDispatcherType: true,
   moeRouterForceLoadBalancing: true,
 }
 

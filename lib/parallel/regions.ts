@@ -6,7 +6,7 @@ import { defineOp } from '../ops/define.js'
 import { isExclusive } from '../ops/tape.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { allReduce } from './collectives.js'
+import { allReduce, reduceScatter } from './collectives.js'
 import { gatherShared, reduceScatterSharedInto, sharedRows } from './sharedRows.js'
 
 interface RegionArgs {
@@ -57,6 +57,29 @@ const reduceScatterOp = defineOp<RegionArgs, { y: Tensor }>({
     dy === null ? null : gatherShared(ctx, dy, x.shape[0] as number, group),
   ],
 })
+
+const gatherOp = defineOp<RegionArgs, { y: Tensor }>({
+  name: 'gatherForwardReduceScatterBackward',
+  shapes: ({ x, group }) => ({
+    y: { shape: [group.size * (x.shape[0] as number), ...x.shape.slice(1)], dtype: x.dtype },
+  }),
+  forward: (ctx, { x, group }, { y }) => native.allGather(group.comm, ctx.stream.id, y.handle, x.handle),
+  inputs: ({ x }) => [x],
+  backwardInput: (ctx, { group }, _, { y: dy }) => [dy === null ? null : reduceScatter(ctx, dy, group)],
+})
+
+/** Every rank's rows, in rank order; gradients are summed and each rank gets that of its own. All have equally many. */
+export function gatherForwardReduceScatterBackward(ctx: Ctx, x: Tensor, group: Group): Tensor {
+  return group.size === 1 ? x : gatherOp(ctx, { x, group }).y
+}
+
+/** The way back: each rank's rows of the sum of all ranks' tensors; gradients are gathered. x is freed. */
+export function reduceScatterForwardGatherBackward(ctx: Ctx, x: Tensor, group: Group): Tensor {
+  if (group.size === 1) return x
+  const { y } = reduceScatterOp(ctx, { x, group })
+  x.dispose()
+  return y
+}
 
 /**
  * The output of row-parallel layers and of the embedding, of which each rank computed a part for all tokens, summed over tp.

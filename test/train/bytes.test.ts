@@ -20,6 +20,7 @@ const vpp2 = { ...pp2, virtualPipelineModelParallelSize: 2 }
 const cp = (contextParallelSize: number, cpCommType: CpCommType) => ({ contextParallelSize, cpCommType })
 const experts = { numMoeExperts: 8, moeRouterTopk: 2, moeFfnHiddenSize: 48 }
 const ep = (expertModelParallelSize: number) => ({ ...experts, expertModelParallelSize })
+const gathered = { moeTokenDispatcherType: 'allgather' } as const
 const tied = { shareEmbeddingsAndOutputWeights: true }
 const whole = { useDistributedOptimizer: false, overlapParamGather: false }
 
@@ -43,6 +44,7 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['cp 2, gathered', cp(2, 'all_gather')],
     ['cp 2 by heads', cp(2, 'a2a')],
     ['ep 2', ep(2)],
+    ['ep 2, gathered', { ...ep(2), ...gathered }],
     ['ep 2, experts again', { ...ep(2), recomputeGranularity: 'selective', recomputeModules: ['moe'] }],
     ['tp 2, full recompute', { ...tp2, ...full }],
     ['tp 2 with sp, full recompute', { ...sp2, ...full }],
@@ -60,6 +62,7 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['pp 2, vpp 2, dp 2', vpp2],
     ['ep 2, dp 4', ep(2)],
     ['ep 4', ep(4)],
+    ['ep 2, etp 2, gathered', { ...ep(2), ...gathered, expertTensorParallelSize: 2 }],
     ['ep 2, pp 2', { ...ep(2), ...pp2 }],
     ['cp 4', cp(4, 'p2p')],
     ['cp 4 by heads and ring', { ...cp(4, 'a2a+p2p'), hierarchicalContextParallelSizes: [2, 2] }],
@@ -99,22 +102,32 @@ function contextBytes(model: Partial<ProviderInit>, dp: number): Record<string, 
   }
 }
 
-/** Of experts spread over ep, without etp: rows, how many go where, gradients and parameters of the ranks that hold the same ones. */
+/** Of experts spread over ep, where rows are gathered also over etp: rows, how many go where, gradients and parameters of the ranks that hold the same ones. */
 function expertBytes(ranks: number, model: Partial<ProviderInit>, dp: number): Record<string, Record<string, number>> {
   const { numMoeExperts: E, moeRouterTopk: K = 0, moeFfnHiddenSize: F, expertModelParallelSize: size = 1 } = model
   if (!E || !F) return {}
-  const copies = ranks / (model.pipelineModelParallelSize ?? 1) / size
+  const copies = ranks / (model.pipelineModelParallelSize ?? 1) / size / (model.expertTensorParallelSize ?? 1)
   const rows = layers * sequences * T * K * H * float
   const again = model.recomputeModules?.includes('moe') ? 1 : 0
   const matrices = layers * E * 3 * F * H * float
-  // All data-parallel ranks of a stage are also those of ep: one group.
-  const exchanged = {
-    // There and back, and both gradients.
-    allToAll: (4 + 2 * again) * rows,
-    allGather: (1 + again) * layers * sequences * E * float,
-  }
+  // And how many micro-batches each rank has, one digit.
+  const holders = size * (model.expertTensorParallelSize ?? 1)
+  const [tokens, choices] = [layers * sequences * T * H * float, layers * sequences * T * K * float]
+  const exchanged =
+    model.moeTokenDispatcherType === 'allgather'
+      ? {
+          // Tokens, choices and their weights; backwards the gradient of the sum.
+          allGather: 2 * tokens + 2 * choices,
+          reduceScatter: holders * (2 * tokens + choices),
+        }
+      : {
+          // There and back, and both gradients.
+          allToAll: (4 + 2 * again) * rows,
+          allGather: (1 + again) * layers * sequences * E * float,
+        }
   return {
-    ...(size > 1 && { [size === dp ? 'dp_cp' : 'ep']: exchanged }),
+    // All data-parallel ranks of a stage are also those of ep, or of ep and etp: one group.
+    ...(holders > 1 && { [holders === dp ? 'dp_cp' : 'ep']: { ...exchanged, gatherBytes: '[8]'.length * ranks } }),
     ...(copies > 1 && { edp: { reduceScatter: matrices * copies, allGather: matrices } }),
   }
 }

@@ -96,6 +96,7 @@ function drawExperts(random: Random): Partial<ProviderInit> {
     ] as const),
     moeRouterTopkScalingFactor: pick(random, [null, 1.5]),
     ...(grouped ? { moeRouterNumGroups: 2, moeRouterGroupTopk: pick(random, [1, 2]) } : {}),
+    moeTokenDispatcherType: pick(random, ['alltoall', 'allgather']),
     moeRouterDtype: pick(random, [null, 'fp32']),
     moeZLossCoeff: pick(random, [null, 0.02]),
     moeInputJitterEps: pick(random, [null, null, 0.05]),

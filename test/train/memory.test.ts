@@ -79,6 +79,12 @@ const all: readonly Row[] = [
   ['one rank, experts again', 1, { ...experts, ...selective('moe') }],
   ['one rank, experts, layernorm again', 1, { ...experts, ...selective('layernorm') }],
   ['cp 2, bf16, core_attn again', 2, { contextParallelSize: 2, ...selective('core_attn') }, bf16],
+  ['dp 2, ep 2, gathered', 2, { ...experts, expertModelParallelSize: 2, moeTokenDispatcherType: 'allgather' }],
+  [
+    'tp 2 with sp, etp 2, gathered',
+    2,
+    { ...sp(2), ...experts, expertTensorParallelSize: 2, moeTokenDispatcherType: 'allgather' },
+  ],
   ['cp 2, bf16, gathered', 2, cp(2, 'all_gather'), bf16],
   ['cp 2 by heads, bf16, core_attn again', 2, { ...cp(2, 'a2a'), ...selective('core_attn') }, bf16],
   ['cp 4 by heads and ring', 4, { ...cp(4, 'a2a+p2p'), hierarchicalContextParallelSizes: [2, 2] }],
