@@ -17,6 +17,7 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs'
+import { createRequire } from 'node:module'
 import { dirname, join, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { ADDON } from './addon.mjs'
@@ -114,6 +115,13 @@ function copyModules(tree) {
   rmSync(join(tree, 'node_modules/.bin'), { recursive: true, force: true })
 }
 
+/** Addon and plug-ins of other builds do not work together: better to know before they are carried away. */
+function checkBuilt(plugins) {
+  const addon = createRequire(import.meta.url)(ADDON)
+  addon.setErrorFactory((_code, _where, message) => new SetupError(`[kit] ${message}; npm run setup builds the addon`))
+  for (const plugin of plugins) addon.pluginDevices(plugin)
+}
+
 /** What is built, with the libraries that another machine lacks. */
 function copyBuilt(tree, plugin) {
   const release = join(tree, 'build/Release')
@@ -152,6 +160,7 @@ async function main() {
   if (plugin && !existsSync(PLUGIN)) throw new SetupError(`[kit] expected ${PLUGIN}, got none: npm run build:cuda`)
   if (nccl !== undefined && !existsSync(nccl)) throw new SetupError(`[kit] expected ${nccl}, got no such file`)
   await buildEmulated()
+  checkBuilt(plugin ? [EMULATED, PLUGIN] : [EMULATED])
   const stage = join(out, 'stage')
   rmSync(out, { recursive: true, force: true })
   const tree = join(stage, 'viaduct')
