@@ -184,6 +184,10 @@ class Backend {
                              double factor, bool normalize) VIADUCT_OP
   /// y = x * (1 - eps + 2 eps u), u in [0, 1) drawn by place as dropout draws; x [T,C] contiguous. y may be x.
   virtual void jitter(Stream& s, Out y, In x, In rng, In sampleIds, In positions, int64_t site, double eps) VIADUCT_OP
+  /// capped I32 [T,K]: the experts of [T,K], but numExperts for choices before which `capacity` choices of the same expert
+  /// come: heavier ones, or as heavy and earlier; without weights F32 [T,K] earlier ones.
+  virtual void capExperts(Stream& s, Out capped, In experts, OptIn weights, int64_t numExperts,
+                          int64_t capacity) VIADUCT_OP
   /// counts F32 [R,E]: how often each expert is among experts I32 [T,K], of each of R runs of T / R tokens.
   virtual void expertCounts(Stream& s, Out counts, In experts) VIADUCT_OP
   /// The order of rows by expert, of an expert by token: source I32 [T*K]: which t * K + k stands there; place I32 [T,K]: where

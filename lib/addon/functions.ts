@@ -383,6 +383,7 @@ export interface Addon {
     normalize: boolean,
   ): void
   jitter(stream: Stream, y: Out, x: In, rng: In, sampleIds: In, positions: In, site: integer, eps: number): void
+  capExperts(stream: Stream, capped: Out, experts: In, weights: OptIn, numExperts: integer, capacity: integer): void
   expertCounts(stream: Stream, counts: Out, experts: In): void
   expertOrder(stream: Stream, source: Out, place: Out, experts: In, numExperts: integer): void
   spreadRows(stream: Stream, y: Out, x: In, source: In, weights: OptIn, K: integer): void

@@ -1,7 +1,7 @@
-// `mlp` of a layer with experts: router, rows to their experts, experts, rows back. Dropless: an expert takes all that come. The
-// number of rows of each is read on the host in the middle of the pass.
+// `mlp` of a layer with experts: router, rows to their experts, experts, rows back. An expert takes all that come, or as many as its
+// capacity. The number of rows of each is read on the host in the middle of the pass.
 import { Module } from '../nn/module.js'
-import { combine, expertCounts, expertOrder, spread } from '../ops/routing.js'
+import { capExperts, combine, expertCounts, expertOrder, spread } from '../ops/routing.js'
 import { gatherRows } from '../parallel/collectives.js'
 import { ExpertExchange, exchangePlan } from '../parallel/expertExchange.js'
 import { GroupedExperts } from '../parallel/groupedExperts.js'
@@ -13,6 +13,8 @@ import type { Tensor } from '../tensor/tensor.js'
 import { type BlockSpec, inits } from './blockSpec.js'
 import { routerConfig } from './routerSettings.js'
 
+const total = (counts: ArrayLike<number>): number => Array.from(counts).reduce((sum, n) => sum + n, 0)
+
 export class MoELayer extends Module {
   readonly router: TopKRouter
   readonly experts: GroupedExperts
@@ -22,6 +24,9 @@ export class MoELayer extends Module {
   readonly #holders: Group
   /** Each of them gets all tokens. */
   readonly #gathers: boolean
+  readonly #capacityFactor: number | null
+  /** Else the last. */
+  readonly #dropsLightest: boolean
 
   constructor(spec: BlockSpec) {
     super()
@@ -39,6 +44,8 @@ export class MoELayer extends Module {
     this.#etp = spec.groups.get('etp')
     this.#holders = spec.groups.get('etp_ep')
     this.#gathers = config.moeTokenDispatcherType === 'allgather' && this.#holders.size > 1
+    this.#capacityFactor = config.moeExpertCapacityFactor
+    this.#dropsLightest = config.moeTokenDropPolicy === 'probs'
     this.router = this.child(
       'router',
       new TopKRouter({
@@ -70,16 +77,33 @@ export class MoELayer extends Module {
    * @param balanced - sequences of the batch where the balance loss counts, else null.
    */
   async forward(ctx: Ctx, x: Tensor, balanced: number | null): Promise<Tensor> {
-    const routed = this.router.forward(ctx, x, balanced)
-    if (this.#gathers) return await this.#onGathered(ctx, x, routed)
-    const { weights, experts } = routed
+    const { weights, experts: chosen } = this.router.forward(ctx, x, balanced)
+    const experts = this.#capped(ctx, chosen, weights)
+    if (this.#gathers) return await this.#onGathered(ctx, x, { weights, experts })
     const { numExperts } = this.router.config
-    const { source, place } = expertOrder(ctx, experts, numExperts)
-    const sent = spread(ctx, { x, source, place }).y
-    const made = await this.#feed(ctx, sent, expertCounts(ctx, experts, numExperts))
+    const { source: all, place } = expertOrder(ctx, experts, numExperts + this.#dropped)
+    const counts = expertCounts(ctx, experts, numExperts)
+    const rows = await gatherRows(ctx, counts, this.#holders).toFloat32Array()
+    // Dropped choices come last: a token has no row for them.
+    const first = this.#holders.rank * numExperts
+    const source = this.#dropped === 0 ? all : all.slice(ctx, 0, 0, total(rows.subarray(first, first + numExperts)))
+    const made = await this.#feed(ctx, spread(ctx, { x, source, place }).y, rows)
     const { y } = combine(ctx, { x: made, weights, source, place })
     made.dispose()
     return y
+  }
+
+  /** 1 where choices may be dropped: they go to an expert behind the last one. */
+  get #dropped(): 0 | 1 {
+    return this.#capacityFactor === null ? 0 : 1
+  }
+
+  /** The chosen experts, less what goes beyond their capacity of this rank's tokens. */
+  #capped(ctx: Ctx, experts: Tensor, weights: Tensor): Tensor {
+    if (this.#capacityFactor === null) return experts
+    const { numExperts } = this.router.config
+    const capacity = Math.ceil((experts.numel / numExperts) * this.#capacityFactor)
+    return capExperts(ctx, experts, { numExperts, capacity, weights: this.#dropsLightest ? weights : null })
   }
 
   /** All ranks' tokens through this rank's experts; each token's parts of the sum come back from the ranks that have its experts. */
@@ -91,9 +115,8 @@ export class MoELayer extends Module {
     const perRank = numExperts / this.#ep.size
     const begin = this.#ep.rank * perRank
     const own = counts.slice(begin, begin + perRank)
-    const total = (some: readonly number[]) => some.reduce((sum, n) => sum + n, 0)
     // Rows are sorted by expert: those of this rank's lie together.
-    const { source: all, place } = expertOrder(ctx, experts, numExperts)
+    const { source: all, place } = expertOrder(ctx, experts, numExperts + this.#dropped)
     const first = total(counts.slice(0, begin))
     const source = all.slice(ctx, 0, first, total(own))
     const tokens = gatherForwardReduceScatterBackward(ctx, x, group)
@@ -106,10 +129,9 @@ export class MoELayer extends Module {
     return reduceScatterForwardGatherBackward(ctx, y, group)
   }
 
-  /** Rows by expert through the experts, wherever they are. @param chosen - float32 [1, E]: this rank's rows of each. */
-  async #feed(ctx: Ctx, sent: Tensor, chosen: Tensor): Promise<Tensor> {
+  /** Rows by expert through the experts, wherever they are. @param counts - of each rank how many go to each expert. */
+  async #feed(ctx: Ctx, sent: Tensor, counts: Float32Array): Promise<Tensor> {
     const group = this.#holders
-    const counts = await gatherRows(ctx, chosen, group).toFloat32Array()
     if (group.size === 1) return this.experts.forward(ctx, sent, Array.from(counts))
     const { numExperts } = this.router.config
     const rows = Array.from({ length: group.size }, (_, rank) =>

@@ -118,6 +118,8 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   moeRouterDtype: TransformerConfig['moeRouterDtype'] = plainDecoder.moeRouterDtype
   moeZLossCoeff: TransformerConfig['moeZLossCoeff'] = plainDecoder.moeZLossCoeff
   moeInputJitterEps: TransformerConfig['moeInputJitterEps'] = plainDecoder.moeInputJitterEps
+  moeExpertCapacityFactor: TransformerConfig['moeExpertCapacityFactor'] = plainDecoder.moeExpertCapacityFactor
+  moeTokenDropPolicy: TransformerConfig['moeTokenDropPolicy'] = plainDecoder.moeTokenDropPolicy
   moeTokenDispatcherType: TransformerConfig['moeTokenDispatcherType'] = plainDecoder.moeTokenDispatcherType
   moeRouterForceLoadBalancing: TransformerConfig['moeRouterForceLoadBalancing'] =
     plainDecoder.moeRouterForceLoadBalancing

@@ -35,6 +35,7 @@ export function routerProblems(config: TransformerConfig): string[] {
     )
   oneOf('moeRouterScoreFunction', ['softmax', 'sigmoid'])
   oneOf('moeRouterDtype', ['fp32', null])
+  oneOf('moeTokenDropPolicy', ['probs', 'position'])
   oneOf('moeTokenDispatcherType', ['alltoall', 'allgather'])
   oneOf('moeRouterLoadBalancingType', Object.keys(balanceNames).concat('none'))
   say(!(K >= 1 && K <= E), `moeRouterTopk must be from 1 to numMoeExperts=${E}, got ${K}`)
@@ -54,6 +55,8 @@ export function routerProblems(config: TransformerConfig): string[] {
     config.moeRouterEnableExpertBias && config.moeRouterScoreFunction !== 'sigmoid',
     `moeRouterEnableExpertBias=true needs moeRouterScoreFunction=sigmoid, got ${config.moeRouterScoreFunction}`,
   )
+  const capacity = config.moeExpertCapacityFactor
+  say(capacity !== null && !(capacity > 0), `moeExpertCapacityFactor must be above 0, got ${capacity}`)
   const rate = config.moeRouterBiasUpdateRate
   say(!(rate >= 0 && Number.isFinite(rate)), `moeRouterBiasUpdateRate must be at least 0, got ${rate}`)
   const scaling = config.moeRouterTopkScalingFactor

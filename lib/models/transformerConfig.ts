@@ -81,6 +81,10 @@ export interface TransformerConfig {
   moeZLossCoeff: number | null
   /** In training what the router reads is multiplied by 1 - eps to 1 + eps; null: it is not. */
   moeInputJitterEps: number | null
+  /** An expert takes this times as many choices of a rank's tokens as each would have of equal shares; the others are dropped. Null: all. */
+  moeExpertCapacityFactor: number | null
+  /** Which choices are kept: those with the highest weights, or the first ones. */
+  moeTokenDropPolicy: 'probs' | 'position'
   /** Rows go to the ranks that have their experts; or each rank gets all tokens, and sums are shared out. */
   moeTokenDispatcherType: 'alltoall' | 'allgather'
   /** For benchmarks: the router's logits are random numbers, alike in every step. */
@@ -108,6 +112,8 @@ export const plainDecoder = {
   moeAuxLossCoeff: 0,
   moeZLossCoeff: null,
   moeInputJitterEps: null,
+  moeExpertCapacityFactor: null,
+  moeTokenDropPolicy: 'probs',
   moeTokenDispatcherType: 'alltoall',
   moeRouterForceLoadBalancing: false,
 } as const satisfies Partial<TransformerConfig>
@@ -162,6 +168,8 @@ const keys: { readonly [K in keyof TransformerConfig]: true } = {
   moeAuxLossCoeff: true,
   moeZLossCoeff: true,
   moeInputJitterEps: true,
+  moeExpertCapacityFactor: true,
+  moeTokenDropPolicy: true,
   moeTokenDispatcherType: true,
   moeRouterForceLoadBalancing: true,
 }

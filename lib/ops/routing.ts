@@ -187,6 +187,20 @@ export const groupedLinear = defineOp<GroupedLinearArgs, { y: Tensor }>({
   },
 })
 
+/**
+ * The experts, int32 [T, K], with `numExperts` for choices beyond the capacity of their expert.
+ * @param weights - float32 [T, K]: the heaviest choices are kept; null: the first ones.
+ */
+export function capExperts(
+  ctx: Ctx,
+  experts: Tensor,
+  { numExperts, capacity, weights }: { numExperts: number; capacity: number; weights: Tensor | null },
+): Tensor {
+  const capped = ctx.empty(experts.shape, 'int32')
+  native.capExperts(ctx.stream.id, capped.handle, experts.handle, weights?.handle ?? 0, numExperts, capacity)
+  return capped
+}
+
 /** How often each expert was chosen, float32 [runs, E], of each of so many equal runs of tokens. */
 export function expertCounts(ctx: Ctx, experts: Tensor, numExperts: number, runs = 1): Tensor {
   const counts = ctx.empty([runs, numExperts], 'float32')

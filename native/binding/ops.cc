@@ -39,6 +39,7 @@ std::vector<Row> opRows() {
       row("balanceScores", &Backend::balanceScores),
       row("jitter", &Backend::jitter),
       row("expertCounts", &Backend::expertCounts),
+      row("capExperts", &Backend::capExperts),
       row("expertOrder", &Backend::expertOrder),
       row("spreadRows", &Backend::spreadRows),
       row("combineRows", &Backend::combineRows),

@@ -45,6 +45,7 @@ void checkBalanceScores(const TensorRef& dScores, const TensorRef& losses, const
                         const TensorRef& counts, int64_t first, int64_t tokens);
 void checkRouterBackward(const TensorRef& dLogits, const TensorRef& dWeights, const TensorRef& dScores,
                          const TensorRef& experts, const TensorRef& scores);
+void checkCapExperts(const TensorRef& capped, const TensorRef& experts, const TensorRef& weights, int64_t capacity);
 void checkExpertCounts(const TensorRef& counts, const TensorRef& experts);
 void checkExpertOrder(const TensorRef& source, const TensorRef& place, const TensorRef& experts, int64_t numExperts);
 void checkSpreadRows(const TensorRef& y, const TensorRef& x, const TensorRef& source, const TensorRef& weights,

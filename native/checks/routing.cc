@@ -92,6 +92,15 @@ void checkRouterBackward(const TensorRef& dLogits, const TensorRef& dWeights, co
   }
 }
 
+void checkCapExperts(const TensorRef& capped, const TensorRef& experts, const TensorRef& weights, int64_t capacity) {
+  const char* op = "capExperts";
+  checkChosen(op, "experts", experts, DType::I32);
+  checkChosen(op, "capped", capped, DType::I32);
+  checkSameShape(op, "capped", capped, "experts", experts);
+  checkWeights(op, weights, experts);
+  VIADUCT_CHECK(capacity >= 0, "ERR_USAGE", op, "expected a capacity of at least 0, got " + std::to_string(capacity));
+}
+
 void checkExpertCounts(const TensorRef& counts, const TensorRef& experts) {
   const char* op = "expertCounts";
   checkChosen(op, "experts", experts, DType::I32);

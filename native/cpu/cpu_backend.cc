@@ -123,6 +123,7 @@ bool CpuBackend::supports(const std::string& op, DType dtype, std::string* why) 
       {"balanceScores", Float32},
       {"jitter", Float},
       {"expertCounts", AnyType},
+      {"capExperts", AnyType},
       {"expertOrder", AnyType},
       {"spreadRows", Float},
       {"combineRows", Float},

@@ -82,6 +82,7 @@ class CpuBackend final : public Backend {
   void balanceScores(Stream& s, Out dScores, Out losses, In scores, In counts, int64_t first, int64_t tokens,
                      double factor, bool normalize) override;
   void jitter(Stream& s, Out y, In x, In rng, In sampleIds, In positions, int64_t site, double eps) override;
+  void capExperts(Stream& s, Out capped, In experts, OptIn weights, int64_t numExperts, int64_t capacity) override;
   void expertCounts(Stream& s, Out counts, In experts) override;
   void expertOrder(Stream& s, Out source, Out place, In experts, int64_t numExperts) override;
   void spreadRows(Stream& s, Out y, In x, In source, OptIn weights, int64_t K) override;

@@ -163,6 +163,28 @@ void CpuBackend::routerBackward(Stream& s, Out dLogits, OptIn dWeights, OptIn dS
   });
 }
 
+void CpuBackend::capExperts(Stream& s, Out capped, In experts, OptIn weights, int64_t numExperts, int64_t capacity) {
+  checkCapExperts(capped, experts, weights, capacity);
+  s.enqueue("capExperts", [=] {
+    const int64_t n = experts.numel();
+    const int32_t* expert = experts.as<int32_t>();
+    std::vector<std::vector<int64_t>> choices(static_cast<size_t>(numExperts));
+    for (int64_t i = 0; i < n; ++i) {
+      capped.as<int32_t>()[i] = expert[i];
+      if (expert[i] >= 0 && expert[i] < numExperts) choices[static_cast<size_t>(expert[i])].push_back(i);
+    }
+    for (std::vector<int64_t>& of : choices) {
+      if (static_cast<int64_t>(of.size()) <= capacity) continue;
+      if (weights.present()) {
+        const float* weight = weights.as<float>();
+        std::stable_sort(of.begin(), of.end(), [&](int64_t a, int64_t b) { return weight[a] > weight[b]; });
+      }
+      for (size_t k = static_cast<size_t>(capacity); k < of.size(); ++k)
+        capped.as<int32_t>()[of[k]] = static_cast<int32_t>(numExperts);
+    }
+  });
+}
+
 void CpuBackend::expertCounts(Stream& s, Out counts, In experts) {
   checkExpertCounts(counts, experts);
   s.enqueue("expertCounts", [=] {

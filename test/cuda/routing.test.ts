@@ -134,6 +134,28 @@ describe('rows of experts', () => {
     }
   })
 
+  test('beyond a capacity are dropped, the lightest or the last', async () => {
+    const [T, K, E] = [41, 3, 5]
+    const chosen = Array.from({ length: T * K }, (_, i) => (i * i + (i >> 2)) % E)
+    const weights = Float32Array.from({ length: T * K }, (_, i) => ((i * 7) % 11) / 8) // many are equal
+    for (const capacity of [0, 1, 9, 24, T * K])
+      for (const byWeight of [true, false]) {
+        const [cpu, gpu] = await onBoth(async (bench) => {
+          const [experts, capped] = [int32(bench, chosen, [T, K]), bench.tensor([T, K], 'int32')]
+          const heavy = byWeight ? bench.tensor([T, K], 'float32', weights) : 0
+          native.capExperts(bench.stream, capped, experts, heavy, E, capacity)
+          return [await result(bench, capped, [T, K], 'int32')]
+        })
+        const expected = [...chosen]
+        for (let e = 0; e < E; e++) {
+          const own = chosen.flatMap((expert, i) => (expert === e ? [i] : []))
+          if (byWeight) own.sort((a, b) => weights[b]! - weights[a]! || a - b)
+          for (const i of own.slice(capacity)) expected[i] = E
+        }
+        for (const { bytes } of [cpu[0]!, gpu[0]!]) expect([...new Int32Array(bytes.slice().buffer)]).toEqual(expected)
+      }
+  })
+
   // tokens, choices, columns, first row here, rows here, elements before the first and between rows
   const shapes = [
     [7, 2, 37, 0, 14, 0, 0],

@@ -1,5 +1,5 @@
-// Balance losses that depend on what a micro-batch is: with the same micro-batches over all ranks a layout trains as one rank does, and
-// tells the same losses. Those of a sequence are drawn in drawnLayouts.test.ts.
+// What experts do that depends on what a micro-batch is, balance losses and capacities: with the same micro-batches over all ranks, or on
+// each, a layout trains as one rank does, and tells the same losses. What does not is drawn in drawnLayouts.test.ts.
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -20,7 +20,10 @@ const experts = (type: Balance): Partial<ProviderInit> => ({
   moeRouterLoadBalancingType: type as NonNullable<Balance>,
   moeAuxLossCoeff: 0.05,
 })
+/** Experts take less than their share of a rank's tokens. */
+const capped = (moeTokenDropPolicy: 'probs' | 'position') => ({ moeExpertCapacityFactor: 0.75, moeTokenDropPolicy })
 const sp2 = { tensorModelParallelSize: 2, sequenceParallel: true }
+const pp2 = { pipelineModelParallelSize: 2 }
 const again = { recomputeGranularity: 'full', recomputeMethod: 'uniform', recomputeNumLayers: 1 } as const
 
 /** Layouts of 4 ranks, and sequences of a micro-batch on each; the global batch has 8. */
@@ -34,6 +37,20 @@ const layouts: readonly (readonly [
   ['pp 2, cp 2, again', 'aux_loss', { ...again, pipelineModelParallelSize: 2, contextParallelSize: 2 }, 4],
   ['dp 4, ep 2', 'global_aux_loss', { expertModelParallelSize: 2 }, 1],
   ['tp 2 with sp, dp 2, again', 'global_aux_loss', { ...sp2, ...again }, 2],
+  [
+    'dp 4, ep 2, etp 2, capped',
+    'none',
+    { ...capped('probs'), expertModelParallelSize: 2, expertTensorParallelSize: 2 },
+    2,
+  ],
+  ['dp 2, pp 2, ep 2, capped, again', 'none', { ...capped('probs'), ...again, ...pp2, expertModelParallelSize: 2 }, 2],
+  [
+    'dp 4, ep 4, gathered, capped',
+    'none',
+    { ...capped('probs'), expertModelParallelSize: 4, moeTokenDispatcherType: 'allgather' },
+    2,
+  ],
+  ['dp 4, ep 2, the first ones', 'none', { ...capped('position'), expertModelParallelSize: 2 }, 2],
   ['cp 2, pp 2', 'global_aux_loss', { contextParallelSize: 2, pipelineModelParallelSize: 2 }, 4],
 ]
 const metricsOf = (name: string) => join(folder, `${name}.jsonl`)
@@ -46,17 +63,23 @@ const task = (name: string, type: Balance, model: Partial<ProviderInit>, microBa
 
 beforeAll(async () => {
   for (const type of ['aux_loss', 'global_aux_loss'] as const) await pipelineWork(task(type, type, {}, 4))
+  for (const policy of ['probs', 'position'] as const) await pipelineWork(task(policy, 'none', capped(policy), 2))
   const tasks = layouts.map(([name, type, model, size]) => task(`${type} ${name}`, type, model, size))
   const started = startScript('pipelineRank.ts', [JSON.stringify(tasks)], 4)
   if ((await started.end) !== 0) throw new Error(started.lines.join('\n'))
 }, 120_000)
 
 describe('as on one rank', () => {
-  it.each(layouts)('%s, %s', (name, type) => {
+  it.each(layouts)('%s, %s', (name, type, { moeTokenDropPolicy }) => {
     const own = steps(metricsOf(`${type} ${name}`))
     expect(own.length).toBe(8)
-    expectSame(own, steps(metricsOf(type as string)))
+    expectSame(own, steps(metricsOf(moeTokenDropPolicy ?? (type as string))))
   })
+})
+
+it('what is dropped is missed', () => {
+  const last = ['probs', 'position', 'aux_loss'].map((name) => steps(metricsOf(name)).at(-1)?.loss)
+  expect(new Set(last).size).toBe(3)
 })
 
 it('the mean over micro-batches is not that of each', () => {

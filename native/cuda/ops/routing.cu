@@ -177,6 +177,25 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) counts[blockIdx.x] = static_cast<float>(count);
 }
 
+/// A warp counts the choices that come before one of the same expert.
+__global__ void __launch_bounds__(kThreads) capKernel(int32_t* capped, const int32_t* experts, const float* weights,
+                                                      int64_t n, int numExperts, int64_t capacity) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp; i < n; i += step) {
+    const int32_t expert = experts[i];
+    const float weight = weights != nullptr ? weights[i] : 0.0f;
+    int before = 0;
+    for (int64_t j = lane; j < n; j += kWarp) {
+      if (experts[j] != expert) continue;
+      const float other = weights != nullptr ? weights[j] : 0.0f;
+      before += other > weight || (other == weight && j < i) ? 1 : 0;
+    }
+    before = warpSum(before);
+    if (lane == 0) capped[i] = before < capacity ? expert : numExperts;
+  }
+}
+
 __global__ void __launch_bounds__(kThreads) keysKernel(Keyed* items, const int32_t* experts, int n, int last) {
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= n) return;
@@ -245,6 +264,16 @@ void CudaBackend::routerBackward(Stream& s, Out dLogits, OptIn dWeights, OptIn d
   });
 }
 
+void CudaBackend::capExperts(Stream& s, Out capped, In experts, OptIn weights, int64_t numExperts, int64_t capacity) {
+  checkCapExperts(capped, experts, weights, capacity);
+  const Launch on(s);
+  s.enqueue("capExperts", [=] {
+    const int64_t n = experts.numel();
+    on(capKernel, on.blocksFor(n, kThreads / kWarp), kThreads, capped.as<int32_t>(), experts.as<const int32_t>(),
+       weights.present() ? weights.as<const float>() : nullptr, n, static_cast<int>(numExperts), capacity);
+  });
+}
+
 void CudaBackend::expertCounts(Stream& s, Out counts, In experts) {
   checkExpertCounts(counts, experts);
   const Launch on(s);
@@ -273,6 +302,7 @@ namespace {
 const Support support{{"routerForward", Takes::Float},
                       {"routerBackward", Takes::Float},
                       {"expertCounts", Takes::AnyType},
+                      {"capExperts", Takes::AnyType},
                       {"expertOrder", Takes::AnyType}};
 }
 
