@@ -22,6 +22,10 @@ const rows = {
     meaning: 'folders of cuBLASLt, cuDNN and NCCL, separated by colons, searched first',
     unset: "CUDA_HOME's, .deps/cuda, those of the loader",
   },
+  VIADUCT_MATMUL_ENGINE: {
+    meaning: 'matmul on an NVIDIA GPU: auto, or tuned (the fastest algorithm, timed at the first call of a shape)',
+    unset: "auto: the first of cuBLASLt's heuristic",
+  },
   VIADUCT_ATTENTION_ENGINE: {
     meaning: 'attention on an NVIDIA GPU: cudnn (nothing else), own (own kernels) or auto',
     unset: 'auto: cuDNN for the calls that it takes',

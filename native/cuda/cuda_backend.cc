@@ -48,7 +48,7 @@ std::string CudaBackend::describe() const {
   return std::string(p.name) + ", compute capability " + std::to_string(p.major) + "." + std::to_string(p.minor) +
          ", " + std::to_string(p.multiProcessorCount) + " multiprocessors, " + std::to_string(p.totalGlobalMem >> 30) +
          " GiB; driver for CUDA " + versionText(driver) + ", built with " + versionText(runtime) + "; matmul by " +
-         matmulLibrary() + ", attention by " + attentionLibrary();
+         matmulLibrary() + (matmulTuned() ? ", tuned" : "") + ", attention by " + attentionLibrary();
 }
 
 void* CudaBackend::allocate(size_t bytes, Stream& stream) {

@@ -38,6 +38,7 @@ class CudaBackend final : public Backend {
   void copyBetween(Stream& s, Out y, In x, bool toHost) override;
   std::unique_ptr<Stream> createStream(int64_t id) override;
   void setNumThreads(int64_t n) override;
+  void setMatmulEngine(const std::string& engine) override;
   void setAttentionEngine(const std::string& engine) override;
   int64_t numThreads() const override { return 1; }
   bool supports(const std::string& op, DType dtype, std::string* why) const override;

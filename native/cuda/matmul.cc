@@ -37,6 +37,8 @@ void CudaBackend::matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool tran
   multiply(s, result, a, b, bias, false, transB, false, rows);
 }
 
+void CudaBackend::setMatmulEngine(const std::string& engine) { setMatmulTuning(engine); }
+
 void CudaBackend::multiply(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate,
                            int64_t wholeRows) {
   MatmulArgs g{};
@@ -69,9 +71,12 @@ void CudaBackend::multiply(Stream& s, InOut y, In a, In b, OptIn bias, bool tran
                     ", b " + viaduct::describe(b) + ": copy into a fresh tensor first");
   const size_t bytes = matmulScratch(g, device_);
   const Scratch scratch(*this, s, bytes);
+  const Scratch spare(*this, s, matmulSpare(g, device_));
   CudaStream& stream = cudaStream(s);
   s.enqueue(wholeRows > 0 ? "matmulRows" : "matmul",
-            [g, &stream, memory = scratch.as<char>(), bytes] { startMatmul(g, stream, memory, bytes); });
+            [g, &stream, memory = scratch.as<char>(), bytes, beside = spare.as<void>()] {
+              startMatmul(g, stream, memory, bytes, beside);
+            });
 }
 
 namespace {

@@ -26,14 +26,36 @@ struct MatmulArgs {
   int64_t wholeRows;  // more than m: these are rows of a product of so many, and its algorithm computes them
 };
 
+/// What a library has for products of one form: the ways to compute them, its best guess first. They differ in speed and bits.
+class ProductPlan {
+ public:
+  virtual ~ProductPlan() = default;
+  virtual size_t algorithms() const = 0;
+  /// Starts the product by one of them. The result goes to `result`, laid out as y and mostly y itself; where the product
+  /// accumulates, y is what it is added to. Throws where the algorithm does not take the call.
+  virtual void start(size_t algorithm, const MatmulArgs& g, void* result, void* scratch, size_t scratchBytes,
+                     CudaStream& stream) = 0;
+};
+
+/// A plan of at most `most` algorithms. Throws ERR_UNSUPPORTED when the library is missing or has none.
+std::unique_ptr<ProductPlan> makeProductPlan(const MatmulArgs& g, const Device& device, int most);
+
 /// Scratch memory that a product may use, in bytes.
 size_t matmulScratch(const MatmulArgs& g, const Device& device);
-
-/// Starts the product on the stream; from a command. Throws ERR_UNSUPPORTED when the library is missing.
-void startMatmul(const MatmulArgs& g, CudaStream& stream, void* scratch, size_t scratchBytes);
 
 /// The library's name and version, or why there is none.
 std::string matmulLibrary();
 void matmulOptions(const DeviceOptions& options);
+
+// ---- matmul_tuning.cc: plans that are kept, and which of a plan's algorithms computes a product
+
+/// "auto": the library's best guess; "tuned": the fastest of its first eight, timed at the first call of a form.
+void setMatmulTuning(const std::string& engine);
+/// Whether the fastest is taken.
+bool matmulTuned();
+/// Bytes of a result beside y that the product may want in order to time algorithms; 0 for nearly all calls.
+size_t matmulSpare(const MatmulArgs& g, const Device& device);
+/// Starts the product on the stream; from a command. Without `spare` an accumulating product is not timed.
+void startMatmul(const MatmulArgs& g, CudaStream& stream, void* scratch, size_t scratchBytes, void* spare);
 
 }  // namespace viaduct::cuda

@@ -1,14 +1,13 @@
-// The matrix product by cuBLASLt, opened at run time. A plan (descriptors and algorithm) is made once for each shape, layout
-// and alignment and kept; which algorithm is the library's heuristic's first, so equal calls have equal bits. Sums are F32;
-// products of float32 are not rounded to TF32. What libraries of tensor cores do is not emulated: see emulation/matmul_host.cc.
+// The matrix product by cuBLASLt, opened at run time: the descriptors of a form of products and the algorithms that the library's
+// heuristic names for it. Which one computes, and keeping plans, is matmul_tuning.cc's. Sums are F32; products of float32 are
+// not rounded to TF32. What libraries of tensor cores do is not emulated: see emulation/matmul_host.cc.
 #include <cublasLt.h>
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <tuple>
+#include <vector>
 
 #include "libraries.h"
 #include "matmul.h"
@@ -33,6 +32,7 @@ struct Lt {
   decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic = nullptr;
   decltype(&cublasLtMatmulDescCreate) descCreate = nullptr;
   decltype(&cublasLtMatmulDescSetAttribute) descSet = nullptr;
+  decltype(&cublasLtMatmulDescDestroy) descDestroy = nullptr;
   decltype(&cublasLtMatrixLayoutCreate) layoutCreate = nullptr;
   decltype(&cublasLtMatrixLayoutDestroy) layoutDestroy = nullptr;
   decltype(&cublasLtMatmulPreferenceCreate) preferenceCreate = nullptr;
@@ -47,6 +47,7 @@ struct Lt {
     library.find("cublasLtMatmulAlgoGetHeuristic", &heuristic);
     library.find("cublasLtMatmulDescCreate", &descCreate);
     library.find("cublasLtMatmulDescSetAttribute", &descSet);
+    library.find("cublasLtMatmulDescDestroy", &descDestroy);
     library.find("cublasLtMatrixLayoutCreate", &layoutCreate);
     library.find("cublasLtMatrixLayoutDestroy", &layoutDestroy);
     library.find("cublasLtMatmulPreferenceCreate", &preferenceCreate);
@@ -56,23 +57,11 @@ struct Lt {
   }
 };
 
-/// Everything that an algorithm depends on. Alignments are powers of two up to 256 bytes.
-using PlanKey = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool, bool,
-                           bool, bool, std::tuple<uint32_t, uint32_t, uint32_t>>;
-
-struct Plan {
-  cublasLtMatmulDesc_t product = nullptr;
-  cublasLtMatrixLayout_t first = nullptr, second = nullptr, result = nullptr;
-  cublasLtMatmulAlgo_t algorithm{};
-  size_t workspace = 0;
-};
-
 struct State {
   std::mutex mutex;
   std::vector<std::string> folders;
   std::unique_ptr<Lt> lt;
   std::map<int, cublasLtHandle_t> handles;  // by GPU
-  std::map<PlanKey, Plan> plans;
 };
 
 /// Of the process; never destroyed, because streams may run while it exits.
@@ -98,15 +87,58 @@ uint32_t alignmentOf(const void* data) {
   return alignment;
 }
 
+class LtPlan final : public ProductPlan {
+ public:
+  LtPlan(const Lt& lt, cublasLtHandle_t handle, const MatmulArgs& g, int most) : lt_(lt), handle_(handle) {
+    try {
+      make(g, most);
+    } catch (...) {
+      destroy();
+      throw;
+    }
+  }
+  ~LtPlan() override { destroy(); }
+
+  size_t algorithms() const override { return found_.size(); }
+
+  void start(size_t algorithm, const MatmulArgs& g, void* out, void* scratch, size_t scratchBytes,
+             CudaStream& stream) override {
+    const cublasLtMatmulHeuristicResult_t& chosen = found_.at(algorithm);
+    if (g.bias != nullptr) {
+      checkLt(lt_.descSet(product_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g.bias, sizeof g.bias), "an attribute");
+    }
+    const float one = 1;
+    const float old = g.accumulate ? 1 : 0;
+    checkLt(lt_.matmul(handle_, product_, &one, g.b, first_, g.a, second_, &old, g.accumulate ? g.y : out, result_, out,
+                       result_, &chosen.algo, scratch, std::min(chosen.workspaceSize, scratchBytes), stream.get()),
+            "cublasLtMatmul");
+  }
+
+ private:
+  void make(const MatmulArgs& g, int most);
+  void destroy() {
+    for (cublasLtMatrixLayout_t layout : {first_, second_, result_}) {
+      if (layout != nullptr) lt_.layoutDestroy(layout);
+    }
+    if (product_ != nullptr) lt_.descDestroy(product_);
+  }
+
+  const Lt& lt_;
+  const cublasLtHandle_t handle_;
+  cublasLtMatmulDesc_t product_ = nullptr;
+  cublasLtMatrixLayout_t first_ = nullptr, second_ = nullptr, result_ = nullptr;
+  std::vector<cublasLtMatmulHeuristicResult_t> found_;
+};
+
 // cuBLAS sees columns where a row-major tensor has rows. So the transposed result is computed: y^T = op(b)^T . op(a)^T, with
 // b's memory as the first factor and a's as the second.
-Plan makePlan(const Lt& lt, cublasLtHandle_t handle, const MatmulArgs& g) {
+void LtPlan::make(const MatmulArgs& g, int most) {
+  const Lt& lt = lt_;
   const auto [m, n, k] = g.shape;
   const auto u = [](int64_t x) { return static_cast<uint64_t>(x); };
-  Plan plan;
-  checkLt(lt.descCreate(&plan.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a descriptor");
+  checkLt(lt.descCreate(&product_, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a descriptor");
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
-    checkLt(lt.descSet(plan.product, attribute, &value, sizeof value), "an attribute");
+    checkLt(lt.descSet(product_, attribute, &value, sizeof value), "an attribute");
   };
   set(CUBLASLT_MATMUL_DESC_TRANSA, static_cast<int32_t>(g.transB ? CUBLAS_OP_T : CUBLAS_OP_N));
   set(CUBLASLT_MATMUL_DESC_TRANSB, static_cast<int32_t>(g.transA ? CUBLAS_OP_T : CUBLAS_OP_N));
@@ -122,9 +154,9 @@ Plan makePlan(const Lt& lt, cublasLtHandle_t handle, const MatmulArgs& g) {
   };
   const auto second = [&](int64_t rows) { return layout(g.dtype, g.transA ? rows : k, g.transA ? k : rows, g.lda); };
   const auto result = [&](int64_t rows) { return layout(g.yDtype, n, rows, g.ldy); };
-  plan.first = layout(g.dtype, g.transB ? k : n, g.transB ? n : k, g.ldb);
-  plan.second = second(m);
-  plan.result = result(m);
+  first_ = layout(g.dtype, g.transB ? k : n, g.transB ? n : k, g.ldb);
+  second_ = second(m);
+  result_ = result(m);
 
   cublasLtMatmulPreference_t preference = nullptr;
   checkLt(lt.preferenceCreate(&preference), "a preference");
@@ -136,13 +168,13 @@ Plan makePlan(const Lt& lt, cublasLtHandle_t handle, const MatmulArgs& g) {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignmentOf(g.a));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignmentOf(g.y));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignmentOf(g.y));
-  cublasLtMatmulHeuristicResult_t found{};
+  found_.resize(static_cast<size_t>(most));
   int count = 0;
   const int64_t rows = std::max(m, g.wholeRows);
-  const cublasLtMatrixLayout_t allSecond = rows == m ? plan.second : second(rows);
-  const cublasLtMatrixLayout_t allResult = rows == m ? plan.result : result(rows);
+  const cublasLtMatrixLayout_t allSecond = rows == m ? second_ : second(rows);
+  const cublasLtMatrixLayout_t allResult = rows == m ? result_ : result(rows);
   const cublasStatus_t status =
-      lt.heuristic(handle, plan.product, plan.first, allSecond, allResult, allResult, preference, 1, &found, &count);
+      lt.heuristic(handle_, product_, first_, allSecond, allResult, allResult, preference, most, found_.data(), &count);
   lt.preferenceDestroy(preference);
   if (rows != m) {
     lt.layoutDestroy(allSecond);
@@ -152,9 +184,7 @@ Plan makePlan(const Lt& lt, cublasLtHandle_t handle, const MatmulArgs& g) {
                 "expected cuBLASLt to have an algorithm for " + std::to_string(m) + " x " + std::to_string(n) + " x " +
                     std::to_string(k) + " of " + dtypeName(g.dtype) + ", got none (status " +
                     std::to_string(static_cast<int>(status)) + "): align rows to 16 bytes, or cast");
-  plan.algorithm = found.algo;
-  plan.workspace = found.workspaceSize;
-  return plan;
+  found_.resize(static_cast<size_t>(count));
 }
 
 }  // namespace
@@ -179,39 +209,13 @@ std::string matmulLibrary() {
 
 size_t matmulScratch(const MatmulArgs&, const Device&) { return kWorkspace; }
 
-void startMatmul(const MatmulArgs& g, CudaStream& stream, void* scratch, size_t scratchBytes) {
+std::unique_ptr<ProductPlan> makeProductPlan(const MatmulArgs& g, const Device& device, int most) {
   State& s = state();
   std::lock_guard<std::mutex> lock(s.mutex);
   const Lt& lt = library(s);
-  const int gpu = stream.device().ordinal();
-  cublasLtHandle_t& handle = s.handles[gpu];
+  cublasLtHandle_t& handle = s.handles[device.ordinal()];
   if (handle == nullptr) checkLt(lt.create(&handle), "cublasLtCreate");
-  const PlanKey key{gpu,
-                    g.shape.m,
-                    std::max(g.shape.m, g.wholeRows),
-                    g.shape.n,
-                    g.shape.k,
-                    g.ldy,
-                    g.lda,
-                    g.ldb,
-                    g.dtype,
-                    g.yDtype,
-                    g.transA,
-                    g.transB,
-                    g.accumulate,
-                    g.bias != nullptr,
-                    {alignmentOf(g.y), alignmentOf(g.a), alignmentOf(g.b)}};
-  auto found = s.plans.find(key);
-  if (found == s.plans.end()) found = s.plans.emplace(key, makePlan(lt, handle, g)).first;
-  const Plan& plan = found->second;
-  if (g.bias != nullptr) {
-    checkLt(lt.descSet(plan.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g.bias, sizeof g.bias), "an attribute");
-  }
-  const float one = 1;
-  const float old = g.accumulate ? 1 : 0;
-  checkLt(lt.matmul(handle, plan.product, &one, g.b, plan.first, g.a, plan.second, &old, g.y, plan.result, g.y,
-                    plan.result, &plan.algorithm, scratch, std::min(plan.workspace, scratchBytes), stream.get()),
-          "cublasLtMatmul");
+  return std::make_unique<LtPlan>(lt, handle, g, most);
 }
 
 }  // namespace viaduct::cuda

@@ -1,10 +1,12 @@
-// The matrix product under emulation: plain loops on the CPU in place of cuBLASLt. For tests alone.
+// The matrix product under emulation: plain loops on the CPU in place of cuBLASLt. For tests alone. Its algorithms are alike but
+// for the time that the stream's events then show, and for one that takes no call.
 #include <algorithm>
 #include <vector>
 
 #include "../../half.h"
 #include "../matmul.h"
 #include "block.h"
+#include "matmul_host.h"
 
 namespace viaduct::cuda {
 
@@ -40,18 +42,10 @@ std::vector<float> packed(const void* data, DType dtype, bool transposed, int64_
   return all;
 }
 
-}  // namespace
-
-void matmulOptions(const DeviceOptions&) {}
-
-std::string matmulLibrary() { return "plain loops, emulated"; }
-
-size_t matmulScratch(const MatmulArgs&, const Device&) { return 0; }
-
-void startMatmul(const MatmulArgs& g, CudaStream& stream, void*, size_t) {
+void product(const MatmulArgs& g, void* result, CudaStream& stream) {
   emulation::settle(stream.get());
   const auto [m, n, k] = g.shape;
-  requireUsable("y", g.y, g.yDtype, m, n, g.ldy);
+  requireUsable("y", result, g.yDtype, m, n, g.ldy);
   requireUsable("a", g.a, g.dtype, g.transA ? k : m, g.transA ? m : k, g.lda);
   requireUsable("b", g.b, g.dtype, g.transB ? n : k, g.transB ? k : n, g.ldb);
   if (g.bias != nullptr) requireUsable("bias", g.bias, g.biasDtype, 1, n, n);
@@ -69,9 +63,45 @@ void startMatmul(const MatmulArgs& g, CudaStream& stream, void*, size_t) {
       float sum = row[static_cast<size_t>(j)];
       if (g.bias != nullptr) sum += load(g.bias, g.biasDtype, j);
       if (g.accumulate) sum += load(g.y, g.yDtype, i * g.ldy + j);
-      store(g.y, g.yDtype, i * g.ldy + j, sum);
+      store(result, g.yDtype, i * g.ldy + j, sum);
     }
   }
 }
 
+std::vector<int64_t> starts(emulation::kProductTimes.size());
+
+class LoopsPlan final : public ProductPlan {
+ public:
+  explicit LoopsPlan(size_t algorithms) : algorithms_(algorithms) {}
+  size_t algorithms() const override { return algorithms_; }
+  void start(size_t algorithm, const MatmulArgs& g, void* result, void*, size_t, CudaStream& stream) override {
+    starts.at(algorithm) += 1;
+    const int microseconds = emulation::kProductTimes[algorithm];
+    VIADUCT_CHECK(microseconds > 0, "ERR_NATIVE", "matmul", "expected an algorithm that takes the call, got another");
+    product(g, result, stream);
+    emulation::spend(stream.get(), std::chrono::microseconds(microseconds));
+  }
+
+ private:
+  const size_t algorithms_;
+};
+
+}  // namespace
+
+void matmulOptions(const DeviceOptions&) {}
+
+std::string matmulLibrary() { return "plain loops, emulated"; }
+
+size_t matmulScratch(const MatmulArgs&, const Device&) { return 0; }
+
+std::unique_ptr<ProductPlan> makeProductPlan(const MatmulArgs&, const Device&, int most) {
+  return std::make_unique<LoopsPlan>(std::min(static_cast<size_t>(most), emulation::kProductTimes.size()));
+}
+
 }  // namespace viaduct::cuda
+
+std::vector<int64_t> viaduct::emulation::takeProductStarts() {
+  std::vector<int64_t> taken(cuda::starts.size());
+  taken.swap(cuda::starts);
+  return taken;
+}

@@ -73,5 +73,6 @@ class PendingList {
 }  // namespace viaduct::emulation
 
 struct EmulatedStream {
+  std::chrono::microseconds spent{0};  // by the algorithms of twins, for what events show
   viaduct::emulation::PendingList pending;
 };

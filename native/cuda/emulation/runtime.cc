@@ -46,6 +46,8 @@ void viaduct::emulation::settle(cudaStream_t stream) {
   if (stream != nullptr) stream->pending.wait();
 }
 
+void viaduct::emulation::spend(cudaStream_t stream, std::chrono::microseconds time) { stream->spent += time; }
+
 const char* cudaGetErrorName(cudaError_t status) {
   switch (status) {
     case cudaSuccess:
@@ -113,6 +115,11 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   viaduct::emulation::settle(stream);
   return cudaSuccess;
 }
+/// Emulated streams cannot be captured.
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   stream->pending.add(event->pending.get());
   return cudaSuccess;
@@ -128,7 +135,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->pending.set(stream->pending.get());
-  event->at = std::chrono::steady_clock::now();
+  event->at = std::chrono::steady_clock::now() + stream->spent;
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) { return event->pending.done() ? cudaSuccess : cudaErrorNotReady; }

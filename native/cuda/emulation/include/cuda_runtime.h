@@ -2,6 +2,7 @@
 // the CPU, at once, one at a time; memory of the emulated GPU is a range of its own, of which every access is checked.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -75,6 +76,8 @@ constexpr unsigned cudaEventDisableTiming = 2;
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaEventCreate(cudaEvent_t* event);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
@@ -105,6 +108,8 @@ void* dynamicShared();
 void allocated(void* data, size_t bytes);
 /// Waits for what was started on the stream. What runs on the host in place of a library's kernel calls it first.
 void settle(cudaStream_t stream);
+/// Lets events that are recorded on the stream later show so much more time.
+void spend(cudaStream_t stream, std::chrono::microseconds time);
 /// The order of threads follows from it.
 void setSeed(uint64_t seed);
 
