@@ -93,10 +93,17 @@ export function checkPacked(op: string, qkv: Tensor, shape: AttentionShape): voi
   checkShape(fits && qkv.isContiguous, op, `contiguous qkv [${batchSize}·S, ${row}]`, qkv)
 }
 
+/** What native attention is told behind the tensors. @param start - where the first query stands among the keys. */
+export function attentionMask(
+  { firstKey, keyEnd, scale, causal, window, softcap }: Omit<AttentionArgs, 'qkv' | keyof AttentionShape>,
+  start = 0,
+): [number, number, number, boolean, number, number, number] {
+  return [firstKey?.handle ?? 0, keyEnd?.handle ?? 0, scale, causal ?? true, start, window ?? 0, softcap ?? 0]
+}
+
 /** Attention over the queries and keys of `qkv` as they are. */
 function attend(ctx: Ctx, args: AttentionArgs, y: Tensor, lse: Tensor): void {
-  const { qkv, firstKey, keyEnd, scale, causal, window, softcap } = args
-  const { q, k, v } = unpack(ctx, qkv, args)
+  const { q, k, v } = unpack(ctx, args.qkv, args)
   native.attentionForward(
     ctx.stream.id,
     heads(ctx, y, args).handle,
@@ -104,13 +111,7 @@ function attend(ctx: Ctx, args: AttentionArgs, y: Tensor, lse: Tensor): void {
     q.handle,
     k.handle,
     v.handle,
-    firstKey?.handle ?? 0,
-    keyEnd?.handle ?? 0,
-    scale,
-    causal ?? true,
-    0,
-    window ?? 0,
-    softcap ?? 0,
+    ...attentionMask(args),
   )
 }
 
@@ -123,8 +124,7 @@ export function attentionGradient(
   y: Tensor,
   lse: Tensor,
 ): void {
-  const { qkv, firstKey, keyEnd, scale, causal, window, softcap } = args
-  const { q, k, v } = unpack(ctx, qkv, args)
+  const { q, k, v } = unpack(ctx, args.qkv, args)
   const { q: dq, k: dk, v: dv } = unpack(ctx, dqkv, args)
   native.attentionBackward(
     ctx.stream.id,
@@ -137,13 +137,7 @@ export function attentionGradient(
     v.handle,
     heads(ctx, y, args).handle,
     lse.handle,
-    firstKey?.handle ?? 0,
-    keyEnd?.handle ?? 0,
-    scale,
-    causal ?? true,
-    0,
-    window ?? 0,
-    softcap ?? 0,
+    ...attentionMask(args),
   )
 }
 
@@ -207,7 +201,7 @@ export function cachedAttention(ctx: Ctx, args: CachedAttentionArgs): Tensor {
       'expected no tape, got one: a cache has no backward pass',
     )
   }
-  const { qkv, rotary, firstKey, keyEnd, scale, causal, window, softcap, keyCache, valueCache, start } = args
+  const { qkv, rotary, keyCache, valueCache, start } = args
   const { batchSize: B, groups: G, queriesPerGroup: R, channels: D } = args
   checkPacked('cachedAttention', qkv, args)
   const tokens = qkv.shape[0] as number
@@ -227,13 +221,7 @@ export function cachedAttention(ctx: Ctx, args: CachedAttentionArgs): Tensor {
     q.handle,
     keyCache.slice(ctx, 1, 0, length).handle,
     valueCache.slice(ctx, 1, 0, length).handle,
-    firstKey?.handle ?? 0,
-    keyEnd?.handle ?? 0,
-    scale,
-    causal ?? true,
-    start,
-    window ?? 0,
-    softcap ?? 0,
+    ...attentionMask(args, start),
   )
   return y
 }

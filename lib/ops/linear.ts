@@ -2,6 +2,7 @@
 import { native } from '../addon/load.js'
 import type { Shape } from '../base/shape.js'
 import type { Ctx } from '../tensor/ctx.js'
+import { Scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { checkShape, defineOp } from './define.js'
 import { mainGradOf, type TrainableWeight } from './weight.js'
@@ -55,21 +56,28 @@ export const linear = defineOp<LinearArgs, { y: Tensor }>({
   },
 })
 
-/** A float32 copy, or the tensor itself. */
-function wide(ctx: Ctx, t: Tensor): Tensor {
-  if (t.dtype === 'float32') return t
-  const copy = ctx.empty(t.shape, 'float32')
-  native.copy(ctx.stream.id, copy.handle, t.handle)
-  return copy
+/** Calls f with float32 copies, which are freed behind it; with the tensors themselves where they are float32. */
+function withFloat32(ctx: Ctx, tensors: readonly Tensor[], f: (...wide: Tensor[]) => void): void {
+  using scope = new Scope()
+  const inner = ctx.with({ scope })
+  f(
+    ...tensors.map((t) => {
+      if (t.dtype === 'float32') return t
+      const copy = inner.empty(t.shape, 'float32')
+      native.copy(ctx.stream.id, copy.handle, t.handle)
+      return copy
+    }),
+  )
 }
 
 /** y float32 [T, N] = x · weightᵀ, of float32 copies of both. */
 export const linearFloat32 = defineOp<Omit<LinearArgs, 'bias'>, { y: Tensor }>({
   name: 'linearFloat32',
   shapes: (args) => ({ y: { shape: (linear.rule.shapes(args).y as { shape: Shape }).shape, dtype: 'float32' } }),
-  forward(ctx, { x, weight }, { y }) {
-    native.matmul(ctx.stream.id, y.handle, wide(ctx, x).handle, wide(ctx, weight.data).handle, 0, false, true, false)
-  },
+  forward: (ctx, { x, weight }, { y }) =>
+    withFloat32(ctx, [x, weight.data], (input, w) =>
+      native.matmul(ctx.stream.id, y.handle, input.handle, w.handle, 0, false, true, false),
+    ),
   inputs: ({ x }) => [x],
   weights: ({ weight }) => [weight],
   saves: ({ x, weight }) => [weight.requiresGrad ? x : null, weight.data],
@@ -77,14 +85,18 @@ export const linearFloat32 = defineOp<Omit<LinearArgs, 'bias'>, { y: Tensor }>({
     if (!wanted || dy === null) return [null]
     const dx = ctx.empty(x.shape, x.dtype)
     const exact = x.dtype === 'float32' ? dx : ctx.empty(x.shape, 'float32')
-    native.matmul(ctx.stream.id, exact.handle, dy.handle, wide(ctx, weight.data).handle, 0, false, false, false)
+    withFloat32(ctx, [weight.data], (w) =>
+      native.matmul(ctx.stream.id, exact.handle, dy.handle, w.handle, 0, false, false, false),
+    )
     if (exact !== dx) native.copy(ctx.stream.id, dx.handle, exact.handle)
     return [dx]
   },
   backwardWeight(ctx, { x, weight }, _, { y: dy }) {
     if (dy === null || !weight.requiresGrad) return
     const dw = mainGradOf(ctx, weight)
-    native.matmul(ctx.stream.id, dw.handle, dy.handle, wide(ctx, x).handle, 0, true, false, true)
+    withFloat32(ctx, [x], (input) =>
+      native.matmul(ctx.stream.id, dw.handle, dy.handle, input.handle, 0, true, false, true),
+    )
   },
 })
 

@@ -7,7 +7,7 @@ import { defineOp } from '../ops/define.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
-import type { ContextGroups } from './contextShards.js'
+import { type ContextGroups, pick } from './contextShards.js'
 import { gatheredBackward, gatheredForward } from './gatheredAttention.js'
 import { headsToTokens, tokensToHeads } from './headExchange.js'
 import { ringBackward, ringForward } from './ringAttention.js'
@@ -31,9 +31,6 @@ interface Outputs extends Record<string, Tensor | null> {
   readonly exchanged: Tensor | null
 }
 
-/** The first element of the first dim. */
-const only = (ctx: Ctx, t: Tensor): Tensor => t.reshape(ctx, t.shape.slice(1))
-
 /** What attention takes where tokens have been exchanged for heads. */
 function attended(args: ContextAttentionArgs, exchanged: Tensor | null): AttentionArgs {
   return exchanged === null
@@ -45,8 +42,8 @@ function attended(args: ContextAttentionArgs, exchanged: Tensor | null): Attenti
 function wholeArgs(ctx: Ctx, args: AttentionArgs): AttentionArgs {
   return {
     ...args,
-    firstKey: args.firstKey ? only(ctx, args.firstKey) : null,
-    keyEnd: args.keyEnd ? only(ctx, args.keyEnd) : null,
+    firstKey: args.firstKey ? pick(ctx, args.firstKey, 0) : null,
+    keyEnd: args.keyEnd ? pick(ctx, args.keyEnd, 0) : null,
   }
 }
 
@@ -60,7 +57,7 @@ function attend(ctx: Ctx, args: ContextAttentionArgs, { y, lse, exchanged }: Out
   const out = exchanged === null ? y : inner.empty([own.qkv.shape[0] as number, width], y.dtype)
   if (ring.size > 1) ringForward(inner, { ...own, ring }, out, lse)
   else if (exchanged === null) gatheredForward(inner, { ...wholeArgs(inner, own), group: cp }, out, lse)
-  else attention.rule.forward(inner, wholeArgs(inner, own), { y: out, lse: only(inner, lse) })
+  else attention.rule.forward(inner, wholeArgs(inner, own), { y: out, lse: pick(inner, lse, 0) })
   if (exchanged !== null) headsToTokens(inner, y, out, args.batchSize, heads)
 }
 
@@ -116,7 +113,7 @@ const contextAttentionOp = defineOp<ContextAttentionArgs, Outputs>({
     const d = exchanged === null ? dqkv : inner.empty(exchanged.shape, exchanged.dtype)
     if (ring.size > 1) ringBackward(inner, { ...own, ring }, d, dOut, out, lse)
     else if (exchanged === null) gatheredBackward(inner, { ...wholeArgs(inner, own), group: cp }, d, dOut, out, lse)
-    else attentionGradient(inner, wholeArgs(inner, own), d, dOut, out, only(inner, lse))
+    else attentionGradient(inner, wholeArgs(inner, own), d, dOut, out, pick(inner, lse, 0))
     if (exchanged !== null) headsToTokens(inner, dqkv, d, args.batchSize, heads)
     if (args.rotary) rotate(ctx, dqkv, args, args.rotary, true)
     return [dqkv]

@@ -1,6 +1,6 @@
 // Context parallelism: each rank of cp has two runs of every sequence, one from its front and one from its back, so that with causal
 // attention all have as many keys to look at: of 2·cp runs rank r has runs r and 2·cp-1-r. Where 2·cp does not divide a sequence, it is
-// filled up at its end by tokens that nobody sees and that count nowhere.
+// filled up at its end by tokens that nobody sees and that have no label.
 import { native } from '../addon/load.js'
 import type { Ctx, Group, Groups } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
@@ -87,6 +87,9 @@ export function keyBounds(
   const seen = firstKey && places.map((at) => (at < 0 ? 0 : (firstKey[at] as number)))
   return { firstKey: seen && byRun(seen), keyEnd: keyEnd && byRun(keyEnd), keyRuns, queries: places.length / batchSize }
 }
+
+/** Element i of the first dim. */
+export const pick = (ctx: Ctx, t: Tensor, i: number): Tensor => t.slice(ctx, 0, i, 1).reshape(ctx, t.shape.slice(1))
 
 /** The runs of a tensor with the tokens of all ranks as [B, S', ...], of which the first half of each rank's block is its first run. */
 export function runViews(ctx: Ctx, whole: Tensor, byRank: Tensor, batchSize: number, group: Pick<Group, 'size'>) {

@@ -2,11 +2,11 @@
 // sequence: each of a rank's two runs of queries looks at what stands before its end. Keys and values are not kept: the backward pass
 // gathers them again, and sums their gradients over the ranks. Legend as in ops/attention.ts; s: this rank's tokens, h: half of them.
 import { native } from '../addon/load.js'
-import { type AttentionArgs, heads, unpack } from '../ops/attention.js'
+import { type AttentionArgs, attentionMask, heads, unpack } from '../ops/attention.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { gatherSequence, reduceScatterSequence, runStarts } from './contextShards.js'
+import { gatherSequence, pick, reduceScatterSequence, runStarts } from './contextShards.js'
 
 export interface GatheredArgs extends AttentionArgs {
   readonly group: Group
@@ -34,12 +34,13 @@ function gatherKeys(ctx: Ctx, args: GatheredArgs): { k: Tensor; v: Tensor } {
   return { k: gather(own.k), v: gather(own.v) }
 }
 
-/** Statistics of one run, [B, G·R, h] of [2, B, G·R, h]. */
-const ofRun = (ctx: Ctx, lse: Tensor, half: 0 | 1) => lse.slice(ctx, 0, half, 1).reshape(ctx, lse.shape.slice(1))
+/** What attention is told of a run of queries. */
+function maskOf(ctx: Ctx, args: GatheredArgs, first: number, length: number, start: number) {
+  return attentionMask({ ...args, firstKey: args.firstKey?.slice(ctx, 1, first, length) ?? null }, start)
+}
 
 /** Attention of queries and keys as they are, to `y` [T, G·R·D] and lse float32 [2, B, G·R, h]. */
 export function gatheredForward(ctx: Ctx, args: GatheredArgs, y: Tensor, lse: Tensor): void {
-  const { firstKey, keyEnd, scale, window, softcap } = args
   using scope = new Scope()
   const inner = ctx.with({ scope })
   const { q } = unpack(inner, args.qkv, args)
@@ -49,24 +50,18 @@ export function gatheredForward(ctx: Ctx, args: GatheredArgs, y: Tensor, lse: Te
     native.attentionForward(
       ctx.stream.id,
       out.slice(inner, 1, first, length).handle,
-      ofRun(inner, lse, half).handle,
+      pick(inner, lse, half).handle,
       q.slice(inner, 1, first, length).handle,
       k.slice(inner, 1, 0, start + length).handle,
       v.slice(inner, 1, 0, start + length).handle,
-      firstKey?.slice(inner, 1, first, length).handle ?? 0,
-      keyEnd?.handle ?? 0,
-      scale,
-      true,
-      start,
-      window ?? 0,
-      softcap ?? 0,
+      ...maskOf(inner, args, first, length, start),
     )
   })
 }
 
 /** The gradients of the packed queries, keys and values. */
 export function gatheredBackward(ctx: Ctx, args: GatheredArgs, dqkv: Tensor, dy: Tensor, y: Tensor, lse: Tensor): void {
-  const { qkv, group, firstKey, keyEnd, scale, window, softcap } = args
+  const { qkv, group } = args
   const { id } = ctx.stream
   using scope = new Scope()
   const inner = ctx.with({ scope })
@@ -95,14 +90,8 @@ export function gatheredBackward(ctx: Ctx, args: GatheredArgs, dqkv: Tensor, dy:
       seen(k),
       seen(v),
       run(out),
-      ofRun(inner, lse, half).handle,
-      firstKey ? run(firstKey) : 0,
-      keyEnd?.handle ?? 0,
-      scale,
-      true,
-      start,
-      window ?? 0,
-      softcap ?? 0,
+      pick(inner, lse, half).handle,
+      ...maskOf(inner, args, first, length, start),
     )
   })
   for (const which of ['k', 'v'] as const) {

@@ -3,11 +3,12 @@
 // runs of keys give is merged by their log-sum-exps. Backwards, gradients of keys and values travel on with them, as float32 sums, and
 // come home last. Legend as in ops/attention.ts; h: tokens of a run.
 import { native } from '../addon/load.js'
-import { type AttentionArgs, heads, unpack } from '../ops/attention.js'
+import { type AttentionArgs, attentionMask, heads, unpack } from '../ops/attention.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { pointToPoint } from './collectives.js'
+import { pick } from './contextShards.js'
 
 export interface RingArgs extends AttentionArgs {
   /** int32 [2 · ranks, B, S]: the first visible key of each query, counted from the start of each run of keys. */
@@ -69,18 +70,20 @@ class Runs {
     return this.ctx.empty([2, 2, B, this.length, G, D], dtype)
   }
 
-  /** The arguments behind the tensors. */
-  bounds({ query, run, distance }: Pair): [number, number, number, boolean, number, number, number] {
-    const { firstKey, keyEnd, scale, window, softcap } = this.args
-    const first = firstKey && this.of(pick(this.ctx, firstKey, run), query)
-    const end = keyEnd && pick(this.ctx, keyEnd, run)
-    const causal = distance < this.length
-    return [first?.handle ?? 0, end?.handle ?? 0, scale, causal, distance, window ?? 0, softcap ?? 0]
+  /** What attention is told of a pair. */
+  mask({ query, run, distance }: Pair) {
+    const { firstKey, keyEnd } = this.args
+    return attentionMask(
+      {
+        ...this.args,
+        firstKey: firstKey ? this.of(pick(this.ctx, firstKey, run), query) : null,
+        keyEnd: keyEnd ? pick(this.ctx, keyEnd, run) : null,
+        causal: distance < this.length,
+      },
+      distance,
+    )
   }
 }
-
-/** Element i of the first dim. */
-const pick = (ctx: Ctx, t: Tensor, i: number): Tensor => t.slice(ctx, 0, i, 1).reshape(ctx, t.shape.slice(1))
 
 const halves = [0, 1] as const
 
@@ -141,7 +144,7 @@ export function ringForward(ctx: Ctx, args: RingArgs, y: Tensor, lse: Tensor): v
         runs.of(q, pair.query).handle,
         pick(inner, keys, 0).handle,
         pick(inner, keys, 1).handle,
-        ...runs.bounds(pair),
+        ...runs.mask(pair),
       )
       const into = pick(inner, lse, pair.query)
       native.mergeAttention(ctx.stream.id, sum(pair.query).handle, into.handle, part.handle, partLse.handle)
@@ -191,7 +194,7 @@ export function ringBackward(ctx: Ctx, args: RingArgs, dqkv: Tensor, dy: Tensor,
         pick(here, keys, 1).handle,
         runs.of(out, pair.query).handle,
         pick(here, lse, pair.query).handle,
-        ...runs.bounds(pair),
+        ...runs.mask(pair),
       )
       native.accumulate(id, pick(here, dq, pair.query).handle, dqPart.handle)
       return dKeys

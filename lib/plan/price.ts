@@ -144,13 +144,15 @@ export function describePrice(resolved: ResolvedConfig, price: Price, stepsLeft:
         ]
   const { kind, stages, chunks } = model.scheduleSizes(numMicroBatches)
   const pipeline = stages === 1 ? '' : `pp ${stages} (${kind}${chunks > 1 ? `, ${chunks} chunks each` : ''}), `
-  const { expertModelParallelSize: ep, expertTensorParallelSize: etp } = model
+  const { contextParallelSize: cp, expertModelParallelSize: ep, expertTensorParallelSize: etp } = model
+  const sizes = model.cpCommType === 'a2a+p2p' ? ` ${model.hierarchicalContextParallelSizes}` : ''
+  const context = cp > 1 ? `cp ${cp} (${model.cpCommType}${sizes}), ` : ''
   const experts = `${ep > 1 ? `, ep ${ep}` : ''}${etp > 1 ? `, etp ${etp}` : ''}`
   const ofStage = stages === 1 ? '' : ` of stage ${memoryByStage.indexOf(memory)}, which needs most`
   const lines = [
     ...replaced,
     `model       ${millions} M parameters, ${resolved.paramsDtype}, ${model.numLayers} layers of ${model.hiddenSize}, vocabulary ${model.vocabSize} (${resolved.paddedVocabSize} in memory)`,
-    `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, ${pipeline}dp ${dataParallelSize}${experts}${model.sequenceParallel && model.tensorModelParallelSize > 1 ? ', sequence parallelism' : ''}`,
+    `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, ${context}${pipeline}dp ${dataParallelSize}${experts}${model.sequenceParallel && model.tensorModelParallelSize > 1 ? ', sequence parallelism' : ''}`,
     `batch       ${train.globalBatchSize} × ${seqLength} tokens a step: ${numMicroBatches} micro-${numMicroBatches === 1 ? 'batch' : 'batches'} of ${train.microBatchSize} a rank`,
     `memory      ${gigabytes(memory.total)} a rank${ofStage}: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}${offloaded(memory)}`,
   ]

@@ -65,7 +65,7 @@ export async function trainStep(
     native.upload(ctx.stream.id, state.rngSlot.handle, BigInt64Array.of(BigInt(rng.seed), BigInt(step)))
     model.training = true
     optimizer.gradients.zero(ctx)
-    await checkMicroBatches(ctx, model, microBatches.length)
+    await checkMicroBatches(ctx, model, microBatches)
     for (const chunk of model.chunks) {
       chunk.routerTotals.clear(ctx)
       for (const router of chunk.routers) router.beginStep(ctx)
@@ -134,18 +134,24 @@ export async function trainStep(
   }
 }
 
-/** Ranks that exchange rows of experts, or balance experts together, do so micro-batch by micro-batch: else they would wait for each other. */
-async function checkMicroBatches(ctx: Ctx, { config }: DistributedModel, microBatches: number): Promise<void> {
+/**
+ * Ranks that exchange rows of experts, or balance experts together, do so micro-batch by micro-batch, and gathered tokens are equally many
+ * on each: else they would wait for each other.
+ */
+async function checkMicroBatches(ctx: Ctx, { config }: DistributedModel, microBatches: readonly TokenBatch[]) {
   if (layersWithExperts(config) === 0) return
   const together = config.moeRouterLoadBalancingType === 'global_aux_loss'
   const group = ctx.groups.get(together ? 'dp_cp' : 'etp_ep')
-  const all = await allGatherObject(microBatches, group)
-  if (all.every((count) => count === microBatches)) return
-  const why = together ? 'moeRouterLoadBalancingType=global_aux_loss' : 'experts spread over data-parallel ranks'
+  const gathers = config.moeTokenDispatcherType === 'allgather' && ctx.groups.get('etp_ep').size > 1
+  const own = gathers ? microBatches.map(({ batchSize, seqLength }) => [batchSize, seqLength]) : microBatches.length
+  const all = (await allGatherObject(own, group)).map((one) => JSON.stringify(one))
+  if (all.every((one) => one === JSON.stringify(own))) return
+  const why = together ? 'moeRouterLoadBalancingType=global_aux_loss' : 'experts that ranks share'
+  const what = gathers ? 'micro-batches of the same sizes [sequences, tokens]' : 'as many micro-batches'
   throw new ViaductError(
     'ERR_DATA',
     'train',
-    `expected as many micro-batches on each of ${group.size} ranks, for ${why}, got ${all.join(', ')}: give those that have fewer some without labels`,
+    `expected ${what} on each of ${group.size} ranks, for ${why}, got ${all.join(', ')}: give ranks that have fewer some without labels`,
     { microBatches: all },
   )
 }

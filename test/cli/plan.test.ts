@@ -38,6 +38,12 @@ test('tells what a rank of each stage of a run needs, and its schedule', async (
   expect(stdout).toContain('formula 50.0%')
 })
 
+test('names context parallelism and its form', async () => {
+  const form = ['--cp-comm-type', 'a2a+p2p', '--hierarchical-context-parallel-sizes', '2,2']
+  const { code, stderr } = await plan(tiny, '--cp', '4', ...form)
+  expect([code, stderr]).toEqual([0, expect.stringContaining('layout      4 ranks: tp 1, cp 4 (a2a+p2p 2,2), dp 1')])
+})
+
 test('tells a run as JSON, and one rank has one stage', async () => {
   interface Told {
     readonly ranks: number

@@ -1,6 +1,6 @@
 // What experts do that depends on what a micro-batch is, balance losses and capacities: with the same micro-batches over all ranks, or on
 // each, a layout trains as one rank does, and tells the same losses. What does not is drawn in drawnLayouts.test.ts.
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -63,6 +63,7 @@ const task = (name: string, type: Balance, model: Partial<ProviderInit>, microBa
 
 beforeAll(async () => {
   for (const type of ['aux_loss', 'global_aux_loss'] as const) await pipelineWork(task(type, type, {}, 4))
+  await pipelineWork(task('whole', 'none', {}, 2))
   for (const policy of ['probs', 'position'] as const) await pipelineWork(task(policy, 'none', capped(policy), 2))
   const tasks = layouts.map(([name, type, model, size]) => task(`${type} ${name}`, type, model, size))
   const started = startScript('pipelineRank.ts', [JSON.stringify(tasks)], 4)
@@ -77,8 +78,31 @@ describe('as on one rank', () => {
   })
 })
 
+it('ranks that share experts are told of other micro-batches before anything waits', async () => {
+  const gathered = { expertModelParallelSize: 2, moeTokenDispatcherType: 'allgather' } as const
+  const tasks = [
+    { model: { ...experts('none'), expertModelParallelSize: 2 }, shorter: false },
+    { model: { ...experts('global_aux_loss') }, shorter: false },
+    { model: { ...experts('none'), ...gathered }, shorter: true },
+    // Rows that are sent may be any number.
+    { model: { ...experts('none'), expertModelParallelSize: 2 }, shorter: true },
+  ]
+  const path = join(folder, 'told.json')
+  const started = startScript('microBatchesRank.ts', [JSON.stringify(tasks), path], 2)
+  expect(await started.end, started.lines.join('\n')).toBe(0)
+  const found = JSON.parse(readFileSync(path, 'utf8')) as string[][]
+  const expected = [
+    /^ERR_DATA .*as many micro-batches on each of 2 ranks, for experts that ranks share, got 4, 3:/,
+    /^ERR_DATA .*for moeRouterLoadBalancingType=global_aux_loss, got 4, 3:/,
+    /^ERR_DATA .*of the same sizes .* got \[\[1,32\],.*\], \[\[1,31\],.*\]:/,
+    /^done$/,
+  ]
+  for (const [i, said] of found.entries()) for (const one of said) expect(one).toMatch(expected[i] as RegExp)
+  expect(found).toHaveLength(expected.length)
+}, 120_000)
+
 it('what is dropped is missed', () => {
-  const last = ['probs', 'position', 'aux_loss'].map((name) => steps(metricsOf(name)).at(-1)?.loss)
+  const last = ['probs', 'position', 'whole'].map((name) => steps(metricsOf(name)).at(-1)?.loss)
   expect(new Set(last).size).toBe(3)
 })
 

@@ -110,7 +110,9 @@ function expertBytes(ranks: number, model: Partial<ProviderInit>, dp: number): R
   const rows = layers * sequences * T * K * H * float
   const again = model.recomputeModules?.includes('moe') ? 1 : 0
   const matrices = layers * E * 3 * F * H * float
-  // And how many micro-batches each rank has, one digit.
+  // And how many micro-batches each rank has, or of which sizes.
+  const count = sequences / dp
+  const said = JSON.stringify([model.moeTokenDispatcherType === 'allgather' ? Array(count).fill([1, T]) : count])
   const holders = size * (model.expertTensorParallelSize ?? 1)
   const [tokens, choices] = [layers * sequences * T * H * float, layers * sequences * T * K * float]
   const exchanged =
@@ -127,7 +129,7 @@ function expertBytes(ranks: number, model: Partial<ProviderInit>, dp: number): R
         }
   return {
     // All data-parallel ranks of a stage are also those of ep, or of ep and etp: one group.
-    ...(holders > 1 && { [holders === dp ? 'dp_cp' : 'ep']: { ...exchanged, gatherBytes: '[8]'.length * ranks } }),
+    ...(holders > 1 && { [holders === dp ? 'dp_cp' : 'ep']: { ...exchanged, gatherBytes: said.length * ranks } }),
     ...(copies > 1 && { edp: { reduceScatter: matrices * copies, allGather: matrices } }),
   }
 }

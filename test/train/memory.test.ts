@@ -79,6 +79,12 @@ const all: readonly Row[] = [
   ['one rank, experts again', 1, { ...experts, ...selective('moe') }],
   ['one rank, experts, layernorm again', 1, { ...experts, ...selective('layernorm') }],
   ['cp 2, bf16, core_attn again', 2, { contextParallelSize: 2, ...selective('core_attn') }, bf16],
+  [
+    'one rank, bf16, experts, routing in float32',
+    1,
+    { ...experts, moeRouterDtype: 'fp32', moeZLossCoeff: 0.01, moeInputJitterEps: 0.01 },
+    bf16,
+  ],
   ['dp 2, ep 2, gathered', 2, { ...experts, expertModelParallelSize: 2, moeTokenDispatcherType: 'allgather' }],
   [
     'tp 2 with sp, etp 2, gathered',

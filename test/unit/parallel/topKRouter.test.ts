@@ -123,6 +123,40 @@ describe.each(Object.entries(cases))('%s', (_, one) => {
   })
 })
 
+it('forced balance: the choice does not depend on the tokens, and the weight still gets a gradient', async () => {
+  const ctx = Ctx.create({ device: 'cpu', tape: new Tape() })
+  const totals = new RouterTotals()
+  const plain = { loadBalancing: 'none', auxLossCoeff: 0, preSoftmax: true } as const
+  const make = (forceBalance: boolean) => {
+    const router = new TopKRouter({
+      config: { ...plainRouter, ...plain, numExperts: E, topk: K, forceBalance },
+      tp: soloGroups.get('tp'),
+      weight: replicated([E, H]),
+      bias: null,
+      dtype: 'float32',
+      init: { kind: 'constant', value: 0 },
+      layer: 0,
+      totals,
+    })
+    router.weight.data = Tensor.fromHost(ctx, Float32Array.from(w), [E, H], 'float32').keep()
+    return router
+  }
+  const choices = async (router: TopKRouter, values: Float32Array) => {
+    const { weights, experts } = router.forward(ctx, Tensor.fromHost(ctx, values, [T, H], 'float32'), sequences)
+    return { weights, chosen: [...new Int32Array((await experts.bytes()).buffer)] }
+  }
+  const others = x.map((value) => -value)
+  const [free, forced] = [make(false), make(true)]
+  expect((await choices(free, x)).chosen).not.toEqual((await choices(free, others)).chosen)
+  const { weights, chosen } = await choices(forced, x)
+  expect((await choices(forced, others)).chosen).toEqual(chosen)
+  expect(new Set(chosen).size).toBe(E)
+  await (ctx.tape as Tape).backward(ctx, [weights], [Tensor.full(ctx, [T, K], 'float32', 1)])
+  expect(Math.max(...(await (forced.weight.mainGrad as Tensor).toFloat32Array()).map(Math.abs))).toBeGreaterThan(0)
+  for (const one of [free, forced, totals]) one.dispose()
+  ctx.scope.close()
+})
+
 describe('the bias of experts', () => {
   const bias = [0.4, 0, -0.3, 0, 0.1, 0]
   const rate = 0.125
