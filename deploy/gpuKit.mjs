@@ -1,5 +1,5 @@
 // `node deploy/gpuKit.mjs --out FOLDER`: all that a machine with a GPU needs where there is neither Node nor a network: Node itself, the
-// tree with its packages, addon and emulated GPU, in parts that a lease carries one by one. deploy/kit/run.sh is what runs there.
+// tree with its packages, addon and emulated GPU, in parts that can be carried one by one. deploy/kit/run.sh is what runs there.
 // Options: --part-mib N; --plugin: the compiled plug-in, too (node deploy/cuda.mjs --architectures 90a makes it); --nccl FILE:
 // libnccl.so.2 of 2.30 or newer, for several ranks on one GPU.
 import { createHash } from 'node:crypto'
@@ -11,6 +11,7 @@ import {
   lstatSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readSync,
   realpathSync,
   rmSync,
@@ -58,6 +59,17 @@ export function cutArchive(file, name, out, most) {
   } finally {
     closeSync(source)
   }
+}
+
+/** Makes room for a kit where one was before, or where nothing is. */
+export function clearFolder(out) {
+  const names = existsSync(out) ? readdirSync(out) : []
+  const isKit = existsSync(join(out, 'start/manifest.json')) || names.every((name) => name === 'stage')
+  if (!isKit)
+    throw new SetupError(
+      `[kit] expected ${out} to be new, empty or an earlier kit, got a folder with ${names[0]}: name another`,
+    )
+  rmSync(out, { recursive: true, force: true })
 }
 
 /** Writes what runs on the GPU machine, and the manifest of the archives, into `out`/start. */
@@ -156,13 +168,13 @@ function optionsOf(args) {
 
 async function main() {
   const { out, nccl, partMib, plugin } = optionsOf(process.argv.slice(2))
+  clearFolder(out)
   if (!existsSync(ADDON)) throw new SetupError('[kit] expected the built addon, got none: npm run setup')
   if (plugin && !existsSync(PLUGIN)) throw new SetupError(`[kit] expected ${PLUGIN}, got none: npm run build:cuda`)
   if (nccl !== undefined && !existsSync(nccl)) throw new SetupError(`[kit] expected ${nccl}, got no such file`)
   await buildEmulated()
   checkBuilt(plugin ? [EMULATED, PLUGIN] : [EMULATED])
   const stage = join(out, 'stage')
-  rmSync(out, { recursive: true, force: true })
   const tree = join(stage, 'viaduct')
   copySources(tree)
   copyModules(tree)

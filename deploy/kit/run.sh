@@ -37,7 +37,7 @@ failed=0
 
 note() { printf '%-10s %s\n' "$1" "$2" | tee -a "$OUT/summary.txt"; }
 
-# limited NAME SECONDS COMMAND...: the log stays below what a lease brings back.
+# limited NAME SECONDS COMMAND...: a log keeps its last 8 MB.
 limited() {
   name=$1 limit=$2
   shift 2

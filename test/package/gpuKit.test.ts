@@ -17,6 +17,7 @@ interface Kit {
   pack(folder: string, file: string): void
   cutArchive(file: string, name: string, out: string, most: number): Archive
   writeStart(out: string, archives: readonly Archive[]): void
+  clearFolder(out: string): void
 }
 
 const work = mkdtempSync(join(tmpdir(), 'viaduct-kit-'))
@@ -90,4 +91,19 @@ it('names a part that is missing, and one that is damaged', () => {
     writeFileSync(file, bytes)
   })
   expect(damaged).toMatchObject({ status: 1, text: expect.stringMatching(/expected viaduct-0\/.* got other bytes/) })
+})
+
+it('a folder with anything else in it is left as it is', () => {
+  const other = join(work, 'other')
+  mkdirSync(other)
+  writeFileSync(join(other, 'letter.txt'), 'dear')
+  expect(() => kit.clearFolder(other)).toThrow(
+    /expected .*other to be new, empty or an earlier kit, got a folder with letter.txt/,
+  )
+  expect(readFileSync(join(other, 'letter.txt'), 'utf8')).toBe('dear')
+  const earlier = join(work, 'earlier')
+  kit.writeStart(earlier, [])
+  kit.clearFolder(earlier)
+  expect(existsSync(earlier)).toBe(false)
+  kit.clearFolder(join(work, 'new'))
 })
