@@ -168,12 +168,12 @@ function optionsOf(args) {
 
 async function main() {
   const { out, nccl, partMib, plugin } = optionsOf(process.argv.slice(2))
-  clearFolder(out)
   if (!existsSync(ADDON)) throw new SetupError('[kit] expected the built addon, got none: npm run setup')
   if (plugin && !existsSync(PLUGIN)) throw new SetupError(`[kit] expected ${PLUGIN}, got none: npm run build:cuda`)
   if (nccl !== undefined && !existsSync(nccl)) throw new SetupError(`[kit] expected ${nccl}, got no such file`)
   await buildEmulated()
   checkBuilt(plugin ? [EMULATED, PLUGIN] : [EMULATED])
+  clearFolder(out)
   const stage = join(out, 'stage')
   const tree = join(stage, 'viaduct')
   copySources(tree)
