@@ -209,6 +209,7 @@ function addTraining(program: Command): void {
     .option('--recompute-num-layers <n>', 'full: layers of a group (uniform) or of a chunk (block)', positiveInt)
     .option('--recompute-modules <names>', 'selective: of core_attn,layernorm,mlp (default: core_attn)')
     .option('--cpu-offloading-num-layers <n>', 'layers whose activations wait in host memory', positiveInt)
+    .option('--fsdp', 'shard weights, gradients and optimizer over data-parallel ranks (ddp.use_megatron_fsdp)')
     .option('--optimizer-cpu-offload', 'keep optimizer state in host memory and update there')
     .option('--optimizer-offload-fraction <f>', 'share of the optimizer that the host takes (default: 1)', Number)
     .option('--nproc-per-node <n>', 'ranks to start here', positiveInt)

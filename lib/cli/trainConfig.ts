@@ -25,6 +25,7 @@ export interface TrainFlags extends LayoutFlags {
   recomputeNumLayers?: number
   recomputeModules?: string
   cpuOffloadingNumLayers?: number
+  fsdp?: boolean
   optimizerCpuOffload?: boolean
   optimizerOffloadFraction?: number
 }
@@ -152,6 +153,7 @@ async function applyFlags(config: RunConfig, flags: TrainFlags): Promise<void> {
   else if (flags.sp === false) config.model.sequenceParallel = false
   applyRecompute(config, flags)
   applyOffload(config, flags)
+  if (flags.fsdp !== undefined) config.ddp.useMegatronFsdp = flags.fsdp
   if (flags.data !== undefined) {
     config.dataset.kind = 'text'
     config.dataset.path = absolute(flags.data)

@@ -180,9 +180,29 @@ function scheduleProblems(config: RunConfig): string[] {
   return problems
 }
 
-function sharingProblems({ ddp }: RunConfig): string[] {
-  if (ddp.useDistributedOptimizer || !ddp.overlapParamGather) return []
-  return ['ddp.overlapParamGather=true needs ddp.useDistributedOptimizer=true: set both or neither']
+function sharingProblems({ ddp, model }: RunConfig): string[] {
+  const problems: string[] = []
+  const say = (bad: boolean, text: string) => bad && problems.push(text)
+  const { useDistributedOptimizer: isSharded, useMegatronFsdp: isFully, dataParallelShardingStrategy: strategy } = ddp
+  say(
+    !isSharded && ddp.overlapParamGather,
+    'ddp.overlapParamGather=true needs ddp.useDistributedOptimizer=true: set both or neither',
+  )
+  if (!isFully) return problems
+  say(
+    !isSharded,
+    'ddp.useMegatronFsdp=true needs ddp.useDistributedOptimizer=true: use ddp.useDistributedOptimizer=true, or ddp.useMegatronFsdp=false',
+  )
+  say(
+    strategy !== 'optim_grads_params',
+    `ddp.dataParallelShardingStrategy=${strategy} is not what ddp.useMegatronFsdp=true does: use optim_grads_params, or ddp.useMegatronFsdp=false`,
+  )
+  const { pipelineModelParallelSize: pp } = parallelOf(model)
+  say(
+    pp > 1,
+    `ddp.useMegatronFsdp=true needs model.pipelineModelParallelSize=1, got ${pp}: use model.pipelineModelParallelSize=1, or ddp.useMegatronFsdp=false`,
+  )
+  return problems
 }
 
 function dataProblems({ dataset, tokenizer, model, checkpoint, validation, dist }: RunConfig): string[] {

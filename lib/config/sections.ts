@@ -60,6 +60,15 @@ export interface DdpSection {
   bucketSize: number | null
   /** Gradients are kept and summed in float32; there is no other way. */
   gradReduceInFp32: true
+  /**
+   * Fully sharded: each rank has its share of weights, gradients and optimizer state; a layer is whole while it is used alone.
+   * Gradients are summed after each micro-batch, so results are the bits of the sharded optimizer where a step has one of them.
+   */
+  useMegatronFsdp: boolean
+  /** useMegatronFsdp: what is sharded. Less than all of it is useDistributedOptimizer alone. */
+  dataParallelShardingStrategy: 'no_shard' | 'optim' | 'optim_grads' | 'optim_grads_params'
+  /** useMegatronFsdp: weights are released after the forward pass and gathered again for the backward pass; false: they stay. */
+  reshardAfterForward: boolean
 }
 
 /** The learning rate over the steps; see `learningRate` in lib/optim. */
@@ -203,6 +212,9 @@ export const schemas: { readonly [K in SectionName]: z.ZodType<Sections[K]> } = 
     overlapParamGather: z.boolean(),
     bucketSize: countOrNone,
     gradReduceInFp32: z.literal(true),
+    useMegatronFsdp: z.boolean(),
+    dataParallelShardingStrategy: z.enum(['no_shard', 'optim', 'optim_grads', 'optim_grads_params']),
+    reshardAfterForward: z.boolean(),
   }),
   scheduler: z.strictObject({
     lrDecayStyle: z.enum(['constant', 'linear', 'cosine', 'inverse-square-root', 'WSD']),
@@ -271,6 +283,9 @@ export const defaults: Sections = {
     overlapParamGather: true,
     bucketSize: null,
     gradReduceInFp32: true,
+    useMegatronFsdp: false,
+    dataParallelShardingStrategy: 'optim_grads_params',
+    reshardAfterForward: true,
   },
   scheduler: {
     lrDecayStyle: 'cosine',

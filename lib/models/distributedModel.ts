@@ -8,6 +8,7 @@ import { Ctx, type CtxFields } from '../tensor/ctx.js'
 import type { Device } from '../tensor/device.js'
 import type { GPTModel } from './gpt.js'
 import type { GPTModelProvider } from './provider.js'
+import type { ShardedWeights } from './unitPasses.js'
 
 interface DistributedModelFields {
   readonly chunks: readonly GPTModel[]
@@ -31,6 +32,8 @@ export class DistributedModel {
   readonly wrapWithDdp: boolean
   /** To the neighbouring stages; null without a pipeline. */
   readonly links: PipelineLinks | null
+  /** Set by who shards the weights over data-parallel ranks; null: each rank has all of its part. */
+  shardedWeights: ShardedWeights | null = null
   readonly #ownsMesh: boolean
   #disposed = false
 

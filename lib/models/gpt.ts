@@ -99,7 +99,8 @@ export class GPTModel extends Module {
   readonly routerTotals = new RouterTotals()
   readonly #tp: Group
   readonly #rotary: RotaryEmbedding
-  readonly #runs: readonly LayerRun[]
+  /** How the layers run under a tape, in order. */
+  readonly runs: readonly LayerRun[]
   readonly #sequenceParallel: boolean
   /** Index of the first layer whose activations stay. */
   readonly #offloadedTo: number
@@ -172,7 +173,7 @@ export class GPTModel extends Module {
       this.outputLayer = null
     }
     this.#tp = tp
-    this.#runs = layerRuns(recompute, part)
+    this.runs = layerRuns(recompute, part)
     this.#sequenceParallel = sequenceParallel && tp.size > 1
     this.#offloadedTo = part.first + (options.offloadedLayers ?? 0)
     this.#rotary = new RotaryEmbedding({
@@ -246,7 +247,7 @@ export class GPTModel extends Module {
     const at = this.#attentionContext(ctx, batch)
     let hidden: Hidden = { x: await this.#input(ctx, batch, drops ? this.config.hiddenDropout : 0), residual: null }
     if (this.part.hasEmbedding) await observe?.('embedding', hidden)
-    for (const { layers, again } of this.#runs) {
+    for (const { layers, again } of this.runs) {
       hidden =
         again && ctx.tape !== null && observe === undefined
           ? await this.#runAgain(ctx, layers, hidden, at)

@@ -2,9 +2,10 @@
 // loop over micro-batches. Shapes and the bounds of sequences need no messages: each stage has every micro-batch.
 import { assert } from '../base/errors.js'
 import { type BackwardOptions, Tape } from '../ops/tape.js'
+import { allGatherObject } from '../parallel/collectives.js'
 import { contextGroups } from '../parallel/contextShards.js'
 import type { PipelineLinks } from '../parallel/pipelineLinks.js'
-import { forwardSchedule, pipelineSchedule } from '../parallel/schedules.js'
+import { forwardSchedule, type PipelineAction, pipelineSchedule } from '../parallel/schedules.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
 import type { Stream } from '../tensor/stream.js'
@@ -14,6 +15,7 @@ import { checkSameBatches } from './batchAgreement.js'
 import type { DistributedModel } from './distributedModel.js'
 import type { GPTModel } from './gpt.js'
 import type { KvCache } from './kvCache.js'
+import { backwardUnits, forwardUnits, type ShardedWeights, type UnitStep } from './unitPasses.js'
 
 /** The end of a micro-batch's forward pass, where its backward pass begins. */
 export interface PassEnd {
@@ -60,22 +62,41 @@ export async function runPipeline(
   options: PipelineRunOptions,
 ): Promise<void> {
   await checkSameBatches(ctx, microBatches)
-  if (microBatches.length === 0) return
-  const sizes = model.config.scheduleSizes(microBatches.length)
+  const count = await passedTogether(ctx, model, microBatches.length)
+  if (count === 0) return
+  const sizes = model.config.scheduleSizes(count)
   const stage = ctx.groups.get('pp').rank
   const actions = (options.backward ? pipelineSchedule : forwardSchedule)(sizes)[stage] ?? []
   const stageRun = new StageRun(ctx, model, microBatches, last, options)
   const pace = model.links === null ? null : new Pace(ctx.stream)
+  const sharded = model.shardedWeights
+  sharded?.begin(actions.map((action) => unitsOf(model, sharded, action)))
   try {
     for (const { kind, microBatch, chunk } of actions) {
       await pace?.next()
+      if (microBatch >= microBatches.length) {
+        sharded?.skipPass()
+        continue
+      }
       if (kind === 'forward') await stageRun.forward(microBatch, chunk)
       else if (kind === 'backwardWeight') await stageRun.backwardWeight(microBatch, chunk)
       else await stageRun.backward(microBatch, chunk, kind === 'backward')
+      sharded?.endPass()
     }
   } finally {
     stageRun.dispose()
+    sharded?.end()
   }
+}
+
+/** Micro-batches whose passes this rank takes part in: where weights are gathered for each, those of the rank that has most. */
+async function passedTogether(ctx: Ctx, { shardedWeights }: DistributedModel, own: number): Promise<number> {
+  return shardedWeights === null ? own : Math.max(...(await allGatherObject(own, ctx.groups.get('dp'))))
+}
+
+function unitsOf(model: DistributedModel, { keepsForBackward }: ShardedWeights, action: PipelineAction): UnitStep[] {
+  const chunk = model.chunks[action.chunk] as GPTModel
+  return (action.kind === 'forward' ? forwardUnits : backwardUnits)(chunk, keepsForBackward)
 }
 
 /**

@@ -20,9 +20,11 @@ export class Parameter {
   requiresGrad = true
   /** Weight decay applies (matrices; not norms and biases). */
   readonly decays: boolean
-  mainGrad: Tensor | null = null
-  /** Called before `data` is handed out: the optimizer's gather may still write to it on another stream. */
+  /** Called before `data` is handed out: the optimizer's gather may still write to it on another stream, or has to begin. */
   beforeUse: (() => void) | null = null
+  /** Called where `mainGrad` is asked for and there is none: it may give one. */
+  beforeGradient: (() => void) | null = null
+  #mainGrad: Tensor | null = null
   #data: Tensor | null = null
   #disposed = false
 
@@ -46,6 +48,22 @@ export class Parameter {
     return this.#data
   }
 
+  /** `data` without `beforeUse`: it may have no memory at present. For whoever owns that. */
+  get stored(): Tensor {
+    assert(this.#data !== null, `parameter ${this.name} has no memory yet: allocate or load the model first`)
+    return this.#data
+  }
+
+  /** float32, of `data`'s local shape; null where none was made. */
+  get mainGrad(): Tensor | null {
+    if (this.#mainGrad === null) this.beforeGradient?.()
+    return this.#mainGrad
+  }
+
+  set mainGrad(tensor: Tensor | null) {
+    this.#mainGrad = tensor
+  }
+
   get isAllocated(): boolean {
     return this.#data !== null
   }
@@ -61,7 +79,7 @@ export class Parameter {
     this.#disposed = true
     this.#data?.dispose()
     this.#data = null
-    this.mainGrad?.dispose()
-    this.mainGrad = null
+    this.#mainGrad?.dispose()
+    this.#mainGrad = null
   }
 }

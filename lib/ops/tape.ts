@@ -189,11 +189,15 @@ export class Tape {
     if (absence.prepare !== undefined) this.#ahead.push({ at: this.#entries.length, absence })
   }
 
-  /** Memory and bytes for those of the tensors that were given up. */
+  /** Memory and bytes for those of the tensors that were given up, here or by their owner. */
   #bring(ctx: Ctx, tensors: readonly Tensor[]): void {
     for (const t of tensors) {
-      const absence = t.isEvicted ? this.#absent.get(t) : undefined
-      if (absence === undefined) continue
+      if (!t.isEvicted) continue
+      const absence = this.#absent.get(t)
+      if (absence === undefined) {
+        t.comeBack()
+        continue
+      }
       for (const [absent, its] of this.#absent) if (its === absence) this.#absent.delete(absent)
       absence.restore(ctx)
     }

@@ -12,9 +12,11 @@ import { type CopiesAxis, flatRanges, type ShardSpec } from '../tensor/shardSpec
 import { Tensor } from '../tensor/tensor.js'
 import { Arrivals } from './arrivals.js'
 import { type Bucket, FlatLayout, type Range, type Segment } from './flatLayout.js'
-import { dataParallelAxis, Gradients } from './gradients.js'
+import { dataParallelAxis, Gradients, type StepGradients } from './gradients.js'
 import { HostUpdates, type Staging } from './hostUpdates.js'
 import { ParameterBuckets } from './parameterBuckets.js'
+import { UnitGradients } from './unitGradients.js'
+import { WeightUnits } from './weightUnits.js'
 
 export interface AdamWOptions {
   readonly adamBeta1: number
@@ -38,6 +40,13 @@ export interface OptimizerTensor {
 
 /** How data-parallel ranks share the work; see DdpSection. */
 export type Sharing = Omit<DdpSection, 'gradReduceInFp32'>
+
+/** Which parameters are gathered, and whose gradients are summed, together where they are fully sharded. */
+export interface ShardingUnits {
+  unitOf(parameter: Parameter): string
+  /** Of a unit that more than one part of the model uses. */
+  isShared(unit: string): boolean
+}
 
 /** What AdamW of one step needs from outside. */
 export interface AdamWStep {
@@ -65,12 +74,14 @@ const slotNames = { exp_avg: 'expAvg', exp_avg_sq: 'expAvgSq', master: 'master' 
 export class AdamW {
   /** Updates so far: t of the bias corrections. */
   updates = 0
-  readonly gradients: Gradients
+  readonly gradients: StepGradients
   /** True when this rank has the state of its data-parallel ranges only. */
   readonly isSharded: boolean
   readonly #sharing: Sharing
   /** Where the parameters lie when the optimizer is sharded. */
   readonly #parameters: ParameterBuckets | null
+  /** The weights, where a rank has its ranges of them only. */
+  readonly units: WeightUnits | null
   readonly #arrivals = new Arrivals()
   readonly #host: HostUpdates | null
   readonly #flat: Tensor[] = []
@@ -82,6 +93,7 @@ export class AdamW {
    * Takes memory for gradients and state of every parameter that requires a gradient; `dispose` gives it back. Sharded over
    * data-parallel ranks, it moves the parameters into memory of its own form.
    * @param axes - along which copies of the model's parameters lie, those of other stages included.
+   * @param units - of the model, for useMegatronFsdp.
    */
   constructor(
     ctx: Ctx,
@@ -89,21 +101,36 @@ export class AdamW {
     readonly options: AdamWOptions,
     sharing: Partial<Sharing> = {},
     axes: readonly CopiesAxis[] = [dataParallelAxis],
+    units: ShardingUnits | null = null,
   ) {
     this.#sharing = { ...defaults.ddp, ...sharing }
-    const { useDistributedOptimizer, overlapGradReduce, bucketSize } = this.#sharing
+    const { useDistributedOptimizer, overlapGradReduce, overlapParamGather, reshardAfterForward } = this.#sharing
     const { size } = ctx.groups.get(dataParallelAxis)
+    // By the model's axes, not by the buckets here: a stage without parameters does what the others do.
+    this.isSharded = useDistributedOptimizer && axes.some((axis) => ctx.groups.get(axis).size > 1)
+    const cut = this.isSharded && this.#sharing.useMegatronFsdp ? units : null
     const layout = new FlatLayout(
       [...parameters].filter((parameter) => parameter.requiresGrad),
       {
         parts: (axis) => ctx.groups.get(axis).size,
-        bucketSize: bucketSize ?? Math.max(40_000_000, 1_000_000 * size),
+        ...(cut === null
+          ? { bucketSize: this.#sharing.bucketSize ?? Math.max(40_000_000, 1_000_000 * size) }
+          : { unitOf: cut.unitOf }),
       },
     )
-    // By the model's axes, not by the buckets here: a stage without parameters does what the others do.
-    this.isSharded = useDistributedOptimizer && axes.some((axis) => ctx.groups.get(axis).size > 1)
-    this.#parameters = this.isSharded ? new ParameterBuckets(ctx, layout, this.#arrivals) : null
-    this.gradients = new Gradients(ctx, layout, { sharded: this.isSharded, overlap: overlapGradReduce })
+    if (cut === null) {
+      this.units = null
+      this.#parameters = this.isSharded ? new ParameterBuckets(ctx, layout, this.#arrivals) : null
+      this.gradients = new Gradients(ctx, layout, { sharded: this.isSharded, overlap: overlapGradReduce })
+    } else {
+      const gradients = new UnitGradients(ctx, layout, cut, { overlap: overlapGradReduce })
+      this.gradients = gradients
+      this.#parameters = null
+      this.units = new WeightUnits(ctx, layout, cut, gradients, {
+        prefetches: overlapParamGather,
+        keepsForBackward: !reshardAfterForward,
+      })
+    }
     const { optimizerCpuOffload: offloads = false, optimizerOffloadFraction = 1 } = options
     const fraction = offloads ? optimizerOffloadFraction : 0
     this.#host = fraction > 0 ? new HostUpdates(ctx) : null
@@ -143,7 +170,9 @@ export class AdamW {
       const view = (flat: Tensor) => flat.view(home, shape, contiguousStrides(shape), offset).keep()
       const part = () => ({
         gradient: this.gradients.range(ctx, { start: range.start + offset, length: count }).keep(),
-        data: parameter.data.view(ctx, shape, contiguousStrides(shape), begin).keep(),
+        data:
+          this.units?.part(index, range, segment) ??
+          parameter.data.view(ctx, shape, contiguousStrides(shape), begin).keep(),
       })
       return {
         segment,
@@ -177,6 +206,7 @@ export class AdamW {
     const step = Float32Array.of(lr, 1 - adamBeta1 ** this.updates, 1 - adamBeta2 ** this.updates, factor)
     native.upload(ctx.stream.id, this.#step.handle, step)
     this.#arrivals.arrive()
+    this.units?.end()
     this.#host?.begin(ctx, step)
     for (const [bucket, slots] of this.#slots.entries()) {
       for (const { segment, staging, expAvg, expAvgSq, master, part } of slots) {
@@ -212,6 +242,7 @@ export class AdamW {
   #publish(ctx: Ctx, index: number): void {
     if (this.#host === null) return this.#parameters?.gather(ctx, index)
     const arrived = this.#host.arrived(ctx)
+    if (this.units !== null) return ctx.stream.wait(arrived.stream)
     arrived.stream.wait(ctx.stream)
     if (this.#parameters !== null) return this.#parameters.gather(arrived, index)
     const { parameters } = this.gradients.layout.buckets[index] as Bucket
@@ -235,6 +266,16 @@ export class AdamW {
     }
   }
 
+  /** Fully sharded weights as checkpoints take and fill them: this rank's boxes, as `state` gives those of its state. */
+  *weights(ctx: Ctx): Generator<OptimizerTensor> {
+    if (this.units === null) return
+    for (const { segment, part } of this.#slots.flat()) {
+      if (part === null) continue
+      const { name, dtype } = segment.parameter
+      for (const box of boxesOf(ctx, segment, part.data)) yield { name, dtype, ...box }
+    }
+  }
+
   /** Resolves when all ranks have what the last step updated, and the host its state; a rank that leaves before takes it from them. */
   async settle(ctx: Ctx): Promise<void> {
     const isComing = this.#arrivals.size > 0
@@ -253,6 +294,7 @@ export class AdamW {
     this.#step.dispose()
     this.gradients.dispose()
     this.#parameters?.dispose()
+    this.units?.dispose()
   }
 }
 

@@ -37,6 +37,8 @@ export interface FlatOptions {
   readonly parts?: (axis: CopiesAxis) => number
   /** A bucket ends at the first border of parameters where it has this many elements. Default: no limit. */
   readonly bucketSize?: number
+  /** Parameters of different units are in different buckets. */
+  readonly unitOf?: (parameter: Parameter) => string
 }
 
 const alignment = 16
@@ -53,7 +55,7 @@ export class FlatLayout {
   ) {
     const offsets = new Map<Parameter, number>()
     let at = 0
-    this.buckets = bucketsOf(parameters, options.bucketSize ?? Number.POSITIVE_INFINITY).map((members) => {
+    this.buckets = bucketsOf(parameters, options).map((members) => {
       const start = at
       for (const parameter of members) {
         offsets.set(parameter, at)
@@ -127,26 +129,29 @@ const axisOf = ({ copies }: Parameter['shard']) => copies ?? 'dp_cp'
 const sizeOf = ({ shard }: Parameter) => volume(shard.localShape)
 
 /** Buckets of each axis by themselves, in the order in which their first parameters stand. */
-function bucketsOf(parameters: readonly Parameter[], bucketSize: number): Parameter[][] {
+function bucketsOf(parameters: readonly Parameter[], options: FlatOptions): Parameter[][] {
   const places = new Map(parameters.map((parameter, i) => [parameter, i]))
   const first = (bucket: readonly Parameter[]) => places.get(bucket[0] as Parameter) as number
   return (['dp_cp', 'edp'] as const)
     .flatMap((axis) =>
       cut(
         parameters.filter(({ shard }) => axisOf(shard) === axis),
-        bucketSize,
+        options,
       ),
     )
     .sort((a, b) => first(a) - first(b))
 }
 
 /** Cut from the last parameter on: its gradient is the first to be complete, so the bucket that fills up first is full. */
-function cut(parameters: readonly Parameter[], bucketSize: number): Parameter[][] {
+function cut(parameters: readonly Parameter[], options: FlatOptions): Parameter[][] {
+  const { bucketSize = Number.POSITIVE_INFINITY, unitOf = () => '' } = options
   const buckets: Parameter[][] = []
   let open: Parameter[] = []
   let elements = 0
   for (const parameter of parameters.toReversed()) {
-    if (elements >= bucketSize || (open.length > 0 && open[0]?.dtype !== parameter.dtype)) {
+    const [first] = open
+    const fits = first === undefined || (first.dtype === parameter.dtype && unitOf(first) === unitOf(parameter))
+    if (elements >= bucketSize || !fits) {
       buckets.push(open)
       open = []
       elements = 0

@@ -24,7 +24,25 @@ export interface GradientOptions {
   readonly overlap: boolean
 }
 
-export class Gradients {
+/** Main gradients as a training step and the optimizer see them. */
+export interface StepGradients {
+  readonly layout: FlatLayout
+  /** Before the first micro-batch of a step. */
+  zero(ctx: Ctx): void
+  /** What is told of each weight in the backward passes of the last micro-batch; undefined: nothing needs to be. */
+  listener(ctx: Ctx): ((weight: TrainableWeight) => void) | undefined
+  /** After the last micro-batch: what this rank updates is summed, for what is enqueued from here on. */
+  reduce(ctx: Ctx): void
+  /** A run of what this rank updates, owned by `ctx.scope`. */
+  range(ctx: Ctx, range: Range): Tensor
+  /** Sum of squares of the gradients that this rank owns, in float64. */
+  sumOfSquares(ctx: Ctx): Promise<number>
+  /** Names of parameters whose gradient has a value that is not finite on this rank; before data-parallel ranks were added. */
+  notFinite(ctx: Ctx): Promise<string[]>
+  dispose(): void
+}
+
+export class Gradients implements StepGradients {
   readonly #options: GradientOptions
   /** Some bucket's gradients are summed over ranks. */
   readonly #several: boolean
@@ -114,18 +132,9 @@ export class Gradients {
     const bucket = this.layout.buckets[this.#next--] as Bucket
     const ctx = this.#options.overlap ? compute.comm(dataParallelAxis) : compute
     const { parameters } = bucket
-    const withinTp = (parameter: Parameter) => {
-      const axes = sharedAxes(ctx, parameter)
-      return axes.length > 0 && axes.every((axis) => axis === tensorParallelAxis || axis === 'tp_kv')
-    }
-    const early = this.#options.overlap ? parameters.filter(withinTp) : []
-    if (early.length > 0) {
-      // Not behind the data-parallel sums of earlier buckets: what tp does next would wait for its turn until these are done.
-      const tp = compute.comm(tensorParallelAxis)
-      this.#measure(tp, early)
-      sumSharedGradients(tp, early)
-      ctx.stream.wait(tp.stream)
-    }
+    const early = this.#options.overlap
+      ? sumEarly(compute, ctx, parameters, (inner, which) => this.#measure(inner, which))
+      : []
     const rest = parameters.filter((parameter) => !early.includes(parameter))
     this.#measure(ctx, rest)
     sumSharedGradients(ctx, rest)
@@ -176,4 +185,28 @@ export class Gradients {
     this.#squares.dispose()
     this.#flat.dispose()
   }
+}
+
+/**
+ * Sums over tp, on tp's stream, for what `ctx` does next. Not behind the data-parallel sums of earlier buckets on `ctx`: what tp does
+ * next would wait for its turn until these are done.
+ * @param measure - reads gradients before they are summed.
+ * @returns the parameters that are summed over tp alone; the others are left.
+ */
+export function sumEarly(
+  compute: Ctx,
+  ctx: Ctx,
+  parameters: readonly Parameter[],
+  measure: (inner: Ctx, which: readonly Parameter[]) => void,
+): Parameter[] {
+  const early = parameters.filter((parameter) => {
+    const axes = sharedAxes(ctx, parameter)
+    return axes.length > 0 && axes.every((axis) => axis === tensorParallelAxis || axis === 'tp_kv')
+  })
+  if (early.length === 0) return early
+  const tp = compute.comm(tensorParallelAxis)
+  measure(tp, early)
+  sumSharedGradients(tp, early)
+  ctx.stream.wait(tp.stream)
+  return early
 }

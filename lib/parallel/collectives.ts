@@ -33,9 +33,14 @@ export function allGather(ctx: Ctx, t: Tensor, group: Group): Tensor {
 export function gatherRows(ctx: Ctx, t: Tensor, group: Group): Tensor {
   const [rows = 1, ...rest] = t.shape
   const out = ctx.empty([group.size * rows, ...rest], t.dtype)
+  gatherRowsInto(ctx, out, t, group)
+  return out
+}
+
+/** As gatherRows, into a tensor that is there. */
+export function gatherRowsInto(ctx: Ctx, out: Tensor, t: Tensor, group: Group): void {
   if (group.size > 1) native.allGather(group.comm, ctx.stream.id, out.handle, t.handle)
   else native.copy(ctx.stream.id, out.handle, t.handle)
-  return out
 }
 
 /**

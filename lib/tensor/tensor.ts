@@ -63,6 +63,7 @@ export class Tensor {
   #owned = true
   /** Without memory until `refill`. */
   #evicted = false
+  #comeBack: (() => void) | null = null
   /** Writes that the storage's own count does not know: those into memory that was given up. */
   #earlierWrites = 0
 
@@ -163,13 +164,22 @@ export class Tensor {
     return this.#evicted
   }
 
-  /** Gives up the memory, or this tensor's share of it, whoever holds references; they wait for `refill`. */
-  evict(): void {
+  /**
+   * Gives up the memory, or this tensor's share of it, whoever holds references; they wait for `refill`.
+   * @param comeBack - refills it for the tape, which calls it before a backward pass reads the tensor.
+   */
+  evict(comeBack: (() => void) | null = null): void {
     const handle = this.handle
+    this.#comeBack = comeBack
     this.#earlierWrites = this.version
     this.#evicted = true
     this.#handle = 0
     native.free(handle)
+  }
+
+  /** Refills an evicted tensor, where `evict` was told how. */
+  comeBack(): void {
+    if (this.#evicted) this.#comeBack?.()
   }
 
   /**

@@ -53,9 +53,14 @@ export async function saveCheckpoint(
     seed: config.rng.seed,
   }
   const folder = await withScope(state.model.ctx(), async (ctx) => {
-    const tensors: SavedTensor[] = []
-    for (const [name, { data, dtype, shard }] of state.model.namedParameters())
-      tensors.push({ name, dtype, shard, data })
+    const tensors: SavedTensor[] = wholeWeights(state).map(([name, { data, dtype, shard }]) => ({
+      name,
+      dtype,
+      shard,
+      data,
+    }))
+    for (const { name, dtype, shard, tensor } of state.optimizer.weights(ctx))
+      tensors.push({ name, dtype, shard, data: tensor })
     if (config.checkpoint.saveOptim) {
       for (const { name, dtype, shard, tensor } of state.optimizer.state(ctx))
         tensors.push({ name, dtype, shard, data: tensor })
@@ -74,6 +79,12 @@ export async function saveCheckpoint(
     await prune(dir, config.checkpoint.mostRecentK)
   }
   return folder
+}
+
+/** Parameters that each data-parallel rank has: all, or fully sharded those that the optimizer does not train. */
+function wholeWeights({ model, optimizer: { units } }: TrainState) {
+  const all = [...model.namedParameters()]
+  return units === null ? all : all.filter(([, parameter]) => !units.layout.offsets.has(parameter))
 }
 
 const tokenizerFiles = ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'generation_config.json']
@@ -127,12 +138,12 @@ async function loadOpened(state: TrainState, checkpoint: OpenCheckpoint, resume:
   const withOptimizer = counters !== null && loadOptim && hasOptimizer
   const signal = state.signal === undefined ? {} : { signal: state.signal }
   await withScope(model.ctx(), async (ctx) => {
-    const weights = [...model.namedParameters()].map(([name, { data, shard }]) => ({ name, tensor: data, shard }))
-    const slots: WantedTensor[] = withOptimizer ? [...optimizer.state(ctx)] : []
+    const whole: WantedTensor[] = wholeWeights(state).map(([name, { data, shard }]) => ({ name, tensor: data, shard }))
+    const boxes: WantedTensor[] = [...optimizer.weights(ctx), ...(withOptimizer ? optimizer.state(ctx) : [])]
     // Data-parallel ranks have other boxes each when they share the optimizer; what lies on the host, no collective of the device takes.
     const readsAlone = optimizer.isSharded || optimizer.isOffloaded
-    await loadTensors(checkpoint, readsAlone ? weights : [...weights, ...slots], { model, ...signal })
-    if (readsAlone) await together(ranksOf(state.mesh), () => loadTensors(checkpoint, slots, signal).then(() => {}))
+    await loadTensors(checkpoint, readsAlone ? whole : [...whole, ...boxes], { model, ...signal })
+    if (readsAlone) await together(ranksOf(state.mesh), () => loadTensors(checkpoint, boxes, signal).then(() => {}))
   })
   if (!withOptimizer) optimizer.masterFromModel(model.ctx())
   if (counters !== null) {
@@ -206,7 +217,8 @@ export async function startingPoint(config: RunConfig): Promise<StartingPoint | 
   const bridge = await AutoBridge.fromHfPretrained(pretrainedCheckpoint)
   return {
     async load(state) {
-      await bridge.loadHfWeights(state.model)
+      const fill = () => bridge.loadHfWeights(state.model).then(() => {})
+      await (state.optimizer.units?.whole(fill) ?? fill())
       state.optimizer.masterFromModel(state.model.ctx())
       if (state.world.rank === 0) state.source = bridge.parcelFor(state.model)
       state.log(`loaded      ${pretrainedCheckpoint} (Hugging Face folder, weights only)`)

@@ -9,6 +9,7 @@ import { openData, type RunData } from '../data/datasets.js'
 import { BatchLoader } from '../data/loader.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import { copiesAxes } from '../models/layoutShards.js'
+import { shardingUnits } from '../models/unitPasses.js'
 import { AdamW } from '../optim/adamw.js'
 import type { Schedule } from '../optim/schedule.js'
 import { assertSameOnAllRanks } from '../parallel/collectives.js'
@@ -103,7 +104,9 @@ export async function setup(config: RunConfig, options: SetupOptions = {}): Prom
     const rngSlot = Tensor.zeros(ctx, [2], 'int64').keep()
     cleanup.push(() => rngSlot.dispose())
     const parameters = [...model.namedParameters()].map(([, parameter]) => parameter)
-    const optimizer = new AdamW(ctx, parameters, config.optimizer, config.ddp, copiesAxes(config.model))
+    const units = shardingUnits(config.model.shareEmbeddingsAndOutputWeights)
+    const optimizer = new AdamW(ctx, parameters, config.optimizer, config.ddp, copiesAxes(config.model), units)
+    model.shardedWeights = optimizer.units
     // A stream that failed has told so already.
     cleanup.push(() =>
       optimizer

@@ -86,6 +86,25 @@ const rows: Row[] = [
   ['virtual stages of one', train('--vpp', '2'), [needsStages('virtualPipelineModelParallelSize=2')]],
   ['ep without experts', train('--ep', '2'), [noExperts('expertModelParallelSize')]],
   ['etp without experts', train('--etp', '2'), [noExperts('expertTensorParallelSize')]],
+  [
+    'fully sharded stages',
+    train('--pp', '3', 'ddp.use_megatron_fsdp=true'),
+    [
+      'ddp.useMegatronFsdp=true needs model.pipelineModelParallelSize=1, got 3: use model.pipelineModelParallelSize=1, or ddp',
+    ],
+  ],
+  [
+    'fully sharded without a sharded optimizer',
+    train('ddp.use_megatron_fsdp=true', 'ddp.use_distributed_optimizer=false', 'ddp.overlap_param_gather=false'),
+    [
+      'ddp.useMegatronFsdp=true needs ddp.useDistributedOptimizer=true: use ddp.useDistributedOptimizer=true, or ddp.useMegatronFsdp=false',
+    ],
+  ],
+  [
+    'fully sharded, but not all of it',
+    train('ddp.use_megatron_fsdp=true', 'ddp.data_parallel_sharding_strategy=optim'),
+    ['ddp.dataParallelShardingStrategy=optim is not what ddp.useMegatronFsdp=true does: use optim_grads_params, or'],
+  ],
   ['no size', train('model.tensor_model_parallel_size=0'), ['must be a whole number of at least 1, got 0']],
   [
     'everything at once',

@@ -165,6 +165,7 @@ function drawAny(random: Random, { numLayers, numMoeExperts = null }: Variant): 
       ? { microbatchGroupSizePerVpStage: pick(random, [null, pp, pp + 1]) }
       : { pipelineSchedule: pick(random, ['gpipe', '1f1b', 'zb-h1']) }
   const sharded = coin(random)
+  const useMegatronFsdp = sharded && pp === 1 && coin(random)
   return {
     ranks: tp * cp * pp * dp,
     model: {
@@ -184,6 +185,8 @@ function drawAny(random: Random, { numLayers, numMoeExperts = null }: Variant): 
       useDistributedOptimizer: sharded,
       overlapParamGather: sharded && coin(random),
       overlapGradReduce: coin(random),
+      useMegatronFsdp,
+      reshardAfterForward: coin(random),
       bucketSize: pick(random, [null, 5000, 20_000]),
     },
     optimizer: pick(random, [{}, {}, { optimizerCpuOffload: true, optimizerOffloadFraction: pick(random, [0.4, 1]) }]),
@@ -235,5 +238,7 @@ export const alone: readonly (readonly [string, Layout])[] = [2, 4].flatMap((ran
     of('interleaved', { ...stages, pipelineModelParallelLayout: ranks === 2 ? 'Et|t|t|tL' : 'Et|t||t||t||L' }),
     of('dp', {}, whole),
     of('dp, optimizer sharded,', {}, { bucketSize: 20_000 }),
+    of('fsdp', {}, { useMegatronFsdp: true }),
+    of('fsdp without resharding', {}, { useMegatronFsdp: true, reshardAfterForward: false }),
   ]
 })

@@ -79,6 +79,8 @@ describe('a checkpoint of one layout goes on in another', () => {
   const quick: [string, Partial<ProviderInit>, Partial<ProviderInit>, number, number][] = [
     ['pp 2, vpp 2 to one rank', { ...chunks(2, 2), ...tied }, tied, 2, 1],
     ['one rank to pp 2', tied, { ...stages(2), ...tied }, 1, 2],
+    // The stage between has no parameters, and takes part in what the others load together.
+    ['one rank to pp 3', tied, { ...stages(3), ...tied, pipelineModelParallelLayout: 'Ett||ttL' }, 1, 3],
   ]
   const more: typeof quick = [
     ['pp 2, dp 2, its optimizer sharded, to tp 2', { ...stages(2), ...tied }, { ...sp2, ...tied }, 4, 2],
