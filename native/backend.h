@@ -70,6 +70,12 @@ class Backend {
     VIADUCT_CHECK(engine == "auto", "ERR_UNSUPPORTED", name(),
                   "expected matmul engine auto, got " + engine + ": there is no other");
   }
+  /// How a mixture's products of experts run, where there is a choice: "auto", or on NVIDIA GPUs "one_launch" or "streams".
+  /// Process-wide.
+  virtual void setGroupedMatmulEngine(const std::string& engine) {
+    VIADUCT_CHECK(engine == "auto", "ERR_UNSUPPORTED", name(),
+                  "expected engine auto of grouped products, got " + engine + ": there is no other");
+  }
   /// Which attention runs, where there is a choice: "auto", or on NVIDIA GPUs "cudnn" or "own". Process-wide.
   virtual void setAttentionEngine(const std::string& engine) {
     VIADUCT_CHECK(engine == "auto", "ERR_UNSUPPORTED", name(),
@@ -117,9 +123,11 @@ class Backend {
 
   /// Products of runs of rows, one matrix each: y[R,N] = a[R,K] . op(b[e]) for the counts[e] rows of expert e, expert after expert;
   /// op as of `matmul`. Every row belongs to an expert.
-  void groupedMatmul(Stream& s, Out y, In a, const std::vector<In>& b, const std::vector<int64_t>& counts, bool transB);
+  virtual void groupedMatmul(Stream& s, Out y, In a, const std::vector<In>& b, const std::vector<int64_t>& counts,
+                             bool transB) VIADUCT_OP
   /// acc[e] (F32) += dy^T . x over the counts[e] rows of expert e: the gradients of the matrices.
-  void groupedMatmulWeights(Stream& s, const std::vector<InOut>& acc, In dy, In x, const std::vector<int64_t>& counts);
+  virtual void groupedMatmulWeights(Stream& s, const std::vector<InOut>& acc, In dy, In x,
+                                    const std::vector<int64_t>& counts) VIADUCT_OP
 
   // ---- normalisation (norm.cc); x [T,H] row-strided in T, w [H], statistics F32 [T]
   /// h = x (+ residual); y = h * rstd * (w + zeroCentered), rstd = 1/sqrt(mean(h^2)+eps). `sum` receives h when a residual is given.

@@ -76,6 +76,16 @@ struct OptIn : TensorRef {};
 struct OptOut : TensorRef {};
 struct OptInOut : TensorRef {};
 
+/// `count` rows of x from row `first` on.
+template <typename Role>
+Role rowsOf(const TensorRef& x, int64_t first, int64_t count) {
+  Role part;
+  static_cast<TensorRef&>(part) = x;
+  part.data = x.as<char>() + first * x.stride[0] * static_cast<int64_t>(dtypeBytes(x.dtype));
+  part.shape[0] = count;
+  return part;
+}
+
 /// A short list of integers from JavaScript (shapes, starts, counts).
 struct Dims {
   int n = 0;

@@ -175,15 +175,18 @@ export function opCases(o: OpSizes): Readonly<Record<string, OpCase>> {
     }
   }
   const counts = Array.from({ length: E }, (_, e) => Math.floor(((e + 1) * T * K) / E) - Math.floor((e * T * K) / E))
-  const grouped = (backward: boolean): OpCase => ({
+  const grouped = (backward: boolean, engine: string): OpCase => ({
     flops: 2 * T * K * H * 2 * X,
     bytes: 2 * T * K * (H + 2 * X) + E * 2 * X * H * (backward ? 8 : 2),
     build(make) {
       const [x, y] = [make.normal([T * K, H]), make.normal([T * K, 2 * X])]
       const w = counts.map(() => (backward ? make.full([2 * X, H], 0) : make.normal([2 * X, H])))
-      return backward
-        ? () => native.groupedMatmulWeights(make.stream, w, y, x, counts)
-        : () => native.groupedMatmul(make.stream, y, x, w, counts, true)
+      const { index } = make.ctx.device
+      return () => {
+        native.setGroupedMatmulEngine(index, engine)
+        if (backward) native.groupedMatmulWeights(make.stream, w, y, x, counts)
+        else native.groupedMatmul(make.stream, y, x, w, counts, true)
+      }
     },
   })
   return {
@@ -323,8 +326,9 @@ export function opCases(o: OpSizes): Readonly<Record<string, OpCase>> {
         return () => native.combineRows(make.stream, y, x, place, weights, 0)
       },
     },
-    "products of experts' rows": grouped(false),
-    "products of experts' rows, gradient of the weights": grouped(true),
+    "products of experts' rows": grouped(false, 'streams'),
+    "products of experts' rows in one launch": grouped(false, 'one_launch'),
+    "products of experts' rows, gradient of the weights": grouped(true, 'streams'),
     'attention, causal': attention('auto', false),
     'attention, causal, gradient': attention('auto', true),
     'attention, causal, own kernel': attention('own', false),

@@ -166,6 +166,7 @@ export interface Addon {
   trimMemory(device: Device): number
   setNumThreads(device: Device, threads: integer): void
   setMatmulEngine(device: Device, engine: string): void
+  setGroupedMatmulEngine(device: Device, engine: string): void
   setAttentionEngine(device: Device, engine: string): void
   supports(device: Device, op: string, dtype: DType): string
   empty(stream: integer, shape: Dims, dtype: DType): number

@@ -19,12 +19,17 @@ const rows = {
     unset: 'what npm run build:cuda built, else what came with the package',
   },
   VIADUCT_CUDA_LIBRARIES: {
-    meaning: 'folders of cuBLASLt, cuDNN and NCCL, separated by colons, searched first',
+    meaning: 'folders of cuBLASLt, cuBLAS, cuDNN and NCCL, separated by colons, searched first',
     unset: "CUDA_HOME's, .deps/cuda, those of the loader",
   },
   VIADUCT_MATMUL_ENGINE: {
     meaning: 'matmul on an NVIDIA GPU: auto, or tuned (the fastest algorithm, timed at the first call of a shape)',
     unset: "auto: the first of cuBLASLt's heuristic",
+  },
+  VIADUCT_GROUPED_MATMUL_ENGINE: {
+    meaning:
+      "products of a mixture's experts on an NVIDIA GPU: one_launch, streams (a product each, beside each other) or auto",
+    unset: 'auto: one launch for small products',
   },
   VIADUCT_ATTENTION_ENGINE: {
     meaning: 'attention on an NVIDIA GPU: cudnn (nothing else), own (own kernels) or auto',

@@ -35,7 +35,8 @@ export class Device {
   /**
    * Opens a device, once a thread: later calls give the same object. `auto` is the GPU of this rank where CUDA finds one, else
    * the CPU. The first call sets the threads of the CPU's kernels (`VIADUCT_NUM_THREADS`, else `OMP_NUM_THREADS`, else cores /
-   * local ranks), the limit `VIADUCT_MEMORY_LIMIT` and a GPU's engines `VIADUCT_MATMUL_ENGINE` and `VIADUCT_ATTENTION_ENGINE`.
+   * local ranks), the limit `VIADUCT_MEMORY_LIMIT` and a GPU's engines (`VIADUCT_MATMUL_ENGINE`,
+   * `VIADUCT_GROUPED_MATMUL_ENGINE`, `VIADUCT_ATTENTION_ENGINE`).
    * @throws ERR_UNSUPPORTED when this machine or build has no such device; the message says what to do.
    */
   static open(kind: DeviceKind = 'auto'): Device {
@@ -51,6 +52,8 @@ export class Device {
     }
     const matmul = envText('VIADUCT_MATMUL_ENGINE')
     if (wanted === 'cuda' && matmul !== undefined) native.setMatmulEngine(index, matmul)
+    const grouped = envText('VIADUCT_GROUPED_MATMUL_ENGINE')
+    if (wanted === 'cuda' && grouped !== undefined) native.setGroupedMatmulEngine(index, grouped)
     const attention = envText('VIADUCT_ATTENTION_ENGINE')
     if (wanted === 'cuda' && attention !== undefined) native.setAttentionEngine(index, attention)
     const limit = envInt('VIADUCT_MEMORY_LIMIT')

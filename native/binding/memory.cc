@@ -54,6 +54,7 @@ void setMemoryLimit(Backend& device, int64_t bytes) { device.setMemoryLimit(byte
 int64_t trimMemory(Backend& device) { return device.trim(); }
 void setNumThreads(Backend& device, int64_t n) { device.setNumThreads(n); }
 void setMatmulEngine(Backend& device, const std::string& engine) { device.setMatmulEngine(engine); }
+void setGroupedMatmulEngine(Backend& device, const std::string& engine) { device.setGroupedMatmulEngine(engine); }
 void setAttentionEngine(Backend& device, const std::string& engine) { device.setAttentionEngine(engine); }
 
 /// Empty text: supported; else the reason.
@@ -177,6 +178,7 @@ std::vector<Row> memoryRows() {
       row("trimMemory", &trimMemory),
       row("setNumThreads", &setNumThreads),
       row("setMatmulEngine", &setMatmulEngine),
+      row("setGroupedMatmulEngine", &setGroupedMatmulEngine),
       row("setAttentionEngine", &setAttentionEngine),
       row("supports", &supports),
       row("empty", &empty),

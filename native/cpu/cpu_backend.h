@@ -47,6 +47,12 @@ class CpuBackend final : public Backend {
   void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
   void matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) override;
 
+  // grouped_matmul.cc
+  void groupedMatmul(Stream& s, Out y, In a, const std::vector<In>& b, const std::vector<int64_t>& counts,
+                     bool transB) override;
+  void groupedMatmulWeights(Stream& s, const std::vector<InOut>& acc, In dy, In x,
+                            const std::vector<int64_t>& counts) override;
+
   // norm.cc
   void rmsNormForward(Stream& s, Out y, Out rstd, OptOut sum, In x, OptIn residual, In w, double eps,
                       bool zeroCentered) override;

@@ -17,6 +17,8 @@
 
 namespace viaduct::cuda {
 
+struct MatmulArgs;
+
 class CudaBackend final : public Backend {
  public:
   // cuda_backend.cc
@@ -39,6 +41,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Stream> createStream(int64_t id) override;
   void setNumThreads(int64_t n) override;
   void setMatmulEngine(const std::string& engine) override;
+  void setGroupedMatmulEngine(const std::string& engine) override;
   void setAttentionEngine(const std::string& engine) override;
   int64_t numThreads() const override { return 1; }
   bool supports(const std::string& op, DType dtype, std::string* why) const override;
@@ -124,6 +127,12 @@ class CudaBackend final : public Backend {
   void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
   void matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) override;
 
+  // grouped_matmul.cc
+  void groupedMatmul(Stream& s, Out y, In a, const std::vector<In>& b, const std::vector<int64_t>& counts,
+                     bool transB) override;
+  void groupedMatmulWeights(Stream& s, const std::vector<InOut>& acc, In dy, In x,
+                            const std::vector<int64_t>& counts) override;
+
   // attention.cc; which engine computes it in attention_engine.h
   void attentionForward(Stream& s, Out out, Out lse, In q, In k, In v, OptIn firstKey, OptIn keyEnd, double scale,
                         bool causal, int64_t queryOffset, int64_t window, double softcap) override;
@@ -134,6 +143,7 @@ class CudaBackend final : public Backend {
 
  private:
   bool settleAll();
+  void multiplyGroup(const char* op, Stream& s, std::vector<MatmulArgs> products);
   void multiply(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate,
                 int64_t wholeRows);
 

@@ -58,6 +58,7 @@ Device::Device(int ordinal) : ordinal_(ordinal) {
 }
 
 Device::~Device() {
+  for (cudaStream_t stream : beside_) cudaStreamDestroy(stream);
   for (cudaEvent_t event : events_) cudaEventDestroy(event);
   for (const PinnedPool* pool : {&small_, &large_}) {
     for (void* block : pool->free) cudaFreeHost(block);
@@ -80,6 +81,17 @@ std::shared_ptr<DeviceEvent> Device::event() {
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "cudaEventCreate");
   }
   return std::make_shared<DeviceEvent>(event, *this);
+}
+
+cudaStream_t Device::beside(size_t index) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  while (beside_.size() <= index) {
+    cudaStream_t stream = nullptr;
+    makeCurrent();
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+    beside_.push_back(stream);
+  }
+  return beside_[index];
 }
 
 std::shared_ptr<PinnedBlock> Device::pinned(size_t bytes) {

@@ -71,6 +71,8 @@ class Device {
   const cudaDeviceProp& properties() const { return properties_; }
 
   std::shared_ptr<DeviceEvent> event();
+  /// A stream for work beside a stream of ops, made at its first use; the caller orders it with events.
+  cudaStream_t beside(size_t index);
   /// Pinned memory for `bytes`, at most kPinnedBytes; waits for some to come back when all is out.
   std::shared_ptr<PinnedBlock> pinned(size_t bytes);
 
@@ -81,6 +83,7 @@ class Device {
   cudaDeviceProp properties_{};
   std::mutex mutex_;
   std::vector<cudaEvent_t> events_;
+  std::vector<cudaStream_t> beside_;
   PinnedPool small_{size_t{16} << 10, 512};  // ids, slots, losses: many may be on their way
   PinnedPool large_{kPinnedBytes, 16};
 };

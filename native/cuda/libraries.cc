@@ -66,6 +66,18 @@ std::vector<LibraryFact> libraryFacts(const std::vector<std::string>& folders) {
                  library.find("cublasLtGetVersion", &version);
                  return dotted(version(), 10000, 100);
                }),
+          fact("cuBLAS", kCublasFile, folders,
+               [](const DynamicLibrary& library) {
+                 int (*property)(int, int*) = nullptr;
+                 library.find("cublasGetProperty", &property);
+                 std::string version;
+                 for (int part = 0; part < 3; ++part) {  // major, minor, patch
+                   int number = 0;
+                   property(part, &number);
+                   version += (part == 0 ? "" : ".") + std::to_string(number);
+                 }
+                 return version;
+               }),
           fact("cuDNN", kCudnnFile, folders,
                [](const DynamicLibrary& library) {
                  size_t (*version)() = nullptr;

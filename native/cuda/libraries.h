@@ -32,11 +32,12 @@ class DynamicLibrary {
 };
 
 constexpr const char* kCublasLtFile = "libcublasLt.so.13";
+constexpr const char* kCublasFile = "libcublas.so.13";
 constexpr const char* kCudnnFile = "libcudnn.so.9";
 constexpr const char* kNvrtcFile = "libnvrtc.so.13";  // of CUDA 13, as the wheels are
 constexpr const char* kNcclFile = "libnccl.so.2";
 
-/// cuBLASLt, cuDNN and NCCL as they are here.
+/// cuBLASLt, cuBLAS, cuDNN and NCCL as they are here.
 std::vector<LibraryFact> libraryFacts(const std::vector<std::string>& folders);
 
 }  // namespace viaduct::cuda

@@ -41,14 +41,27 @@ void CudaBackend::setMatmulEngine(const std::string& engine) { setMatmulTuning(e
 
 void CudaBackend::multiply(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate,
                            int64_t wholeRows) {
+  const MatmulArgs g = productArgs(y, a, b, bias, transA, transB, accumulate, wholeRows);
+  if (g.shape.m == 0 || g.shape.n == 0) return;
+  if (g.shape.k == 0) return emptySum(*this, s, y, bias, accumulate);
+  CudaStream& stream = cudaStream(s);
+  const int gpu = device_.ordinal();
+  const size_t bytes = matmulScratch();
+  const Scratch scratch(*this, s, bytes);
+  const Scratch spare(*this, s, matmulSpare(g, gpu));
+  const Lane lane{gpu, stream.get(), scratch.as<void>(), bytes};
+  s.enqueue(wholeRows > 0 ? "matmulRows" : "matmul",
+            [g, lane, beside = spare.as<void>()] { startMatmul(g, lane, beside); });
+}
+
+MatmulArgs productArgs(const TensorRef& y, const TensorRef& a, const TensorRef& b, const TensorRef& bias, bool transA,
+                       bool transB, bool accumulate, int64_t wholeRows) {
   MatmulArgs g{};
   g.wholeRows = wholeRows;
   g.shape = checkMatmul(y, a, b, bias, transA, transB);
-  if (g.shape.m == 0 || g.shape.n == 0) return;
   VIADUCT_CHECK(!bias.present() || bias.dtype == y.dtype, "ERR_DTYPE", "matmul",
                 "expected a bias of y's dtype, got y " + viaduct::describe(y) + " and bias " + viaduct::describe(bias) +
                     ": cast it");
-  if (g.shape.k == 0) return emptySum(*this, s, y, bias, accumulate);
   g.y = y.data;
   g.a = a.data;
   g.b = b.data;
@@ -69,21 +82,11 @@ void CudaBackend::multiply(Stream& s, InOut y, In a, In b, OptIn bias, bool tran
   VIADUCT_CHECK(rowsApart(y) && rowsApart(a) && rowsApart(b), "ERR_LAYOUT", "matmul",
                 "expected rows that do not overlap, got y " + viaduct::describe(y) + ", a " + viaduct::describe(a) +
                     ", b " + viaduct::describe(b) + ": copy into a fresh tensor first");
-  const size_t bytes = matmulScratch(g, device_);
-  const Scratch scratch(*this, s, bytes);
-  const Scratch spare(*this, s, matmulSpare(g, device_));
-  CudaStream& stream = cudaStream(s);
-  s.enqueue(wholeRows > 0 ? "matmulRows" : "matmul",
-            [g, &stream, memory = scratch.as<char>(), bytes, beside = spare.as<void>()] {
-              startMatmul(g, stream, memory, bytes, beside);
-            });
+  return g;
 }
 
 namespace {
-const Support support{{"matmul", Takes::Float},
-                      {"groupedMatmul", Takes::Float},
-                      {"groupedMatmulWeights", Takes::Float},
-                      {"matmulRows", Takes::Float}};
+const Support support{{"matmul", Takes::Float}, {"matmulRows", Takes::Float}};
 }
 
 }  // namespace viaduct::cuda

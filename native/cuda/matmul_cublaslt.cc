@@ -101,17 +101,17 @@ class LtPlan final : public ProductPlan {
 
   size_t algorithms() const override { return found_.size(); }
 
-  void start(size_t algorithm, const MatmulArgs& g, void* out, void* scratch, size_t scratchBytes,
-             CudaStream& stream) override {
+  void start(size_t algorithm, const MatmulArgs& g, void* out, const Lane& lane) override {
     const cublasLtMatmulHeuristicResult_t& chosen = found_.at(algorithm);
     if (g.bias != nullptr) {
       checkLt(lt_.descSet(product_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g.bias, sizeof g.bias), "an attribute");
     }
     const float one = 1;
     const float old = g.accumulate ? 1 : 0;
-    checkLt(lt_.matmul(handle_, product_, &one, g.b, first_, g.a, second_, &old, g.accumulate ? g.y : out, result_, out,
-                       result_, &chosen.algo, scratch, std::min(chosen.workspaceSize, scratchBytes), stream.get()),
-            "cublasLtMatmul");
+    checkLt(
+        lt_.matmul(handle_, product_, &one, g.b, first_, g.a, second_, &old, g.accumulate ? g.y : out, result_, out,
+                   result_, &chosen.algo, lane.scratch, std::min(chosen.workspaceSize, lane.scratchBytes), lane.stream),
+        "cublasLtMatmul");
   }
 
  private:
@@ -195,6 +195,12 @@ void matmulOptions(const DeviceOptions& options) {
   if (s.lt == nullptr) s.folders = options.libraryFolders;
 }
 
+std::vector<std::string> matmulFolders() {
+  State& s = state();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  return s.folders;
+}
+
 std::string matmulLibrary() {
   State& s = state();
   std::lock_guard<std::mutex> lock(s.mutex);
@@ -207,13 +213,13 @@ std::string matmulLibrary() {
   }
 }
 
-size_t matmulScratch(const MatmulArgs&, const Device&) { return kWorkspace; }
+size_t matmulScratch() { return kWorkspace; }
 
-std::unique_ptr<ProductPlan> makeProductPlan(const MatmulArgs& g, const Device& device, int most) {
+std::unique_ptr<ProductPlan> makeProductPlan(const MatmulArgs& g, int gpu, int most) {
   State& s = state();
   std::lock_guard<std::mutex> lock(s.mutex);
   const Lt& lt = library(s);
-  cublasLtHandle_t& handle = s.handles[device.ordinal()];
+  cublasLtHandle_t& handle = s.handles[gpu];
   if (handle == nullptr) checkLt(lt.create(&handle), "cublasLtCreate");
   return std::make_unique<LtPlan>(lt, handle, g, most);
 }

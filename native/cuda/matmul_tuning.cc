@@ -73,21 +73,20 @@ struct TimedEvent {
 };
 
 /// Waits for the GPU. An algorithm that does not take the call is passed over; where none does, the first's error is the call's.
-size_t fastest(ProductPlan& plan, const MatmulArgs& g, CudaStream& stream, void* scratch, size_t scratchBytes,
-               void* result) {
+size_t fastest(ProductPlan& plan, const MatmulArgs& g, const Lane& lane, void* result) {
   const TimedEvent begin, end;
   size_t best = 0;
   float bestTime = 0;
   for (size_t each = 0; each < plan.algorithms(); ++each) {
-    const auto run = [&] { plan.start(each, g, result, scratch, scratchBytes, stream); };
+    const auto run = [&] { plan.start(each, g, result, lane); };
     try {
       run();
     } catch (const Error&) {
       continue;
     }
-    check(cudaEventRecord(begin.event, stream.get()), "cudaEventRecord");
+    check(cudaEventRecord(begin.event, lane.stream), "cudaEventRecord");
     for (int i = 0; i < kTimed; ++i) run();
-    check(cudaEventRecord(end.event, stream.get()), "cudaEventRecord");
+    check(cudaEventRecord(end.event, lane.stream), "cudaEventRecord");
     check(cudaEventSynchronize(end.event), "cudaEventSynchronize");
     float time = 0;
     check(cudaEventElapsedTime(&time, begin.event, end.event), "cudaEventElapsedTime");
@@ -99,9 +98,9 @@ size_t fastest(ProductPlan& plan, const MatmulArgs& g, CudaStream& stream, void*
   return best;
 }
 
-bool capturing(CudaStream& stream) {
+bool capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(stream.get(), &status), "cudaStreamIsCapturing");
+  check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
   return status != cudaStreamCaptureStatusNone;
 }
 
@@ -124,33 +123,31 @@ bool matmulTuned() {
   return s.tuned;
 }
 
-size_t matmulSpare(const MatmulArgs& g, const Device& device) {
+size_t matmulSpare(const MatmulArgs& g, int gpu) {
   State& s = state();
   std::lock_guard<std::mutex> lock(s.mutex);
   if (!s.tuned || !g.accumulate || !worthTiming(g) || resultBytes(g) > kMostSpareBytes) return 0;
-  return s.chosen.count(formOf(g, device.ordinal(), rowsOf(g))) > 0 ? 0 : resultBytes(g);
+  return s.chosen.count(formOf(g, gpu, rowsOf(g))) > 0 ? 0 : resultBytes(g);
 }
 
-void startMatmul(const MatmulArgs& g, CudaStream& stream, void* scratch, size_t scratchBytes, void* spare) {
+void startMatmul(const MatmulArgs& g, const Lane& lane, void* spare) {
   State& s = state();
   std::lock_guard<std::mutex> lock(s.mutex);
-  const int gpu = stream.device().ordinal();
-  std::unique_ptr<ProductPlan>& plan = s.plans[formOf(g, gpu, g.shape.m)];
-  if (plan == nullptr) plan = makeProductPlan(g, stream.device(), s.tuned ? kMostAlgorithms : 1);
+  std::unique_ptr<ProductPlan>& plan = s.plans[formOf(g, lane.gpu, g.shape.m)];
+  if (plan == nullptr) plan = makeProductPlan(g, lane.gpu, s.tuned ? kMostAlgorithms : 1);
   size_t algorithm = 0;
   if (s.tuned) {
     // The first call decides, also for rows of the product that are computed apart.
-    const Form whole = formOf(g, gpu, rowsOf(g));
+    const Form whole = formOf(g, lane.gpu, rowsOf(g));
     auto found = s.chosen.find(whole);
     if (found == s.chosen.end()) {
-      const bool timed = worthTiming(g) && (!g.accumulate || spare != nullptr) && !capturing(stream);
+      const bool timed = worthTiming(g) && (!g.accumulate || spare != nullptr) && !capturing(lane.stream);
       void* result = g.accumulate ? spare : g.y;
-      found =
-          s.chosen.emplace(whole, timed ? fastest(*plan, g, stream, scratch, scratchBytes, result) : size_t{0}).first;
+      found = s.chosen.emplace(whole, timed ? fastest(*plan, g, lane, result) : size_t{0}).first;
     }
     algorithm = found->second;
   }
-  plan->start(algorithm, g, g.y, scratch, scratchBytes, stream);
+  plan->start(algorithm, g, g.y, lane);
 }
 
 }  // namespace viaduct::cuda

@@ -27,6 +27,13 @@ test.each([
   ['rowsFirst', '1 0 0 0 0', 'rows apart are not timed'],
   ['wholeAfterRows', '1 0 0 0 0', 'and the whole product has their algorithm'],
   ['guessAgain', '1 0 0 0 0', 'auto again takes the first'],
+  ['experts', '0 0 0 0 0', 'small products of experts are no products of their own'],
+  ['expertsTogether', '1', 'but one launch'],
+  ['expertsApart', '2 0 0 0 0', 'on streams each expert that has rows is a product'],
+  ['expertsApartTogether', '0', 'and none is asked for in one launch'],
+  ['expertsForced', '0 0 0 0 0', 'one launch where it is asked for'],
+  ['expertsInOrder', '12 0 0 0 0', 'streams wait for what was before, and what follows for them'],
+  ['expertsForcedTogether', '1', 'one launch where it is asked for'],
 ])('%s: %s', (name, starts) => {
   expect(found.get(name)).toBe(starts)
 })

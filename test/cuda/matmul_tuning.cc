@@ -78,5 +78,35 @@ int main() {
   multiply("wholeAfterRows", 32, 32, 48, false, 1, 7, 96);
   backend->setMatmulEngine("auto");
   multiply("guessAgain", 32, 32, 32, false, 1, 7, 64);
+
+  // Three experts of 8, 0 and 24 rows. What is in one launch is not seen as products.
+  const std::vector<int64_t> counts{8, 0, 24};
+  const auto experts = [&](const char* name, const char* engine, int64_t n) {
+    backend->setGroupedMatmulEngine(engine);
+    backend->fill(s, y, 0);
+    const std::vector<In> matrices(counts.size(), part(In(), b, n, 32));
+    backend->groupedMatmul(s, part(Out(), y, 32, n), part(In(), a, 32, 32), matrices, counts, true);
+    report(name, 32, n, 64);
+    std::printf("%sTogether: %lld\n", name, static_cast<long long>(emulation::takeGroupedStarts()));
+  };
+  experts("experts", "auto", 16);
+  experts("expertsApart", "streams", 16);
+  experts("expertsForced", "one_launch", 16);
+
+  // Products that end late: each of these needs rows that other streams had in the one before.
+  backend->setGroupedMatmulEngine("streams");
+  emulation::delayProducts(true);
+  const Out rows0 = part(Out(), a, 32, 16), rows1 = part(Out(), y, 32, 16);
+  backend->fill(s, a, 1);
+  backend->fill(s, b, 1. / 16);
+  const auto layer = [&](const Out& to, const TensorRef& from, const std::vector<int64_t>& rowCounts) {
+    const std::vector<In> matrices(rowCounts.size(), part(In(), b, 16, 16));
+    backend->groupedMatmul(s, to, part(In(), from, 32, 16), matrices, rowCounts, true);
+  };
+  layer(rows1, rows0, {8, 8, 8, 8});
+  layer(rows0, rows1, {1, 29, 1, 1});
+  layer(rows1, rows0, {3, 20, 4, 5});
+  report("expertsInOrder", 32, 16, 1);
+  emulation::delayProducts(false);
   return 0;
 }

@@ -1,12 +1,16 @@
 // The matrix product under emulation: plain loops on the CPU in place of cuBLASLt. For tests alone. Its algorithms are alike but
 // for the time that the stream's events then show, and for one that takes no call.
 #include <algorithm>
+#include <atomic>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "../../half.h"
 #include "../matmul.h"
 #include "block.h"
 #include "matmul_host.h"
+#include "pending.h"
 
 namespace viaduct::cuda {
 
@@ -42,8 +46,7 @@ std::vector<float> packed(const void* data, DType dtype, bool transposed, int64_
   return all;
 }
 
-void product(const MatmulArgs& g, void* result, CudaStream& stream) {
-  emulation::settle(stream.get());
+void product(const MatmulArgs& g, void* result) {
   const auto [m, n, k] = g.shape;
   requireUsable("y", result, g.yDtype, m, n, g.ldy);
   requireUsable("a", g.a, g.dtype, g.transA ? k : m, g.transA ? m : k, g.lda);
@@ -68,18 +71,40 @@ void product(const MatmulArgs& g, void* result, CudaStream& stream) {
   }
 }
 
+std::atomic<bool> delayed{false};
+
+void productLater(const MatmulArgs& g, void* result, cudaStream_t stream) {
+  const auto before = stream->pending.get();
+  static std::atomic<int> next{0};
+  const std::chrono::milliseconds late(5 + 20 * (next++ % 4));
+  const auto running = std::make_shared<emulation::Pending>();
+  stream->pending.add({running});
+  std::thread([=] {
+    for (const auto& each : before) each->wait();
+    std::this_thread::sleep_for(late);
+    product(g, result);
+    running->finish();
+  }).detach();
+}
+
 std::vector<int64_t> starts(emulation::kProductTimes.size());
+int64_t groupedStarts = 0;
 
 class LoopsPlan final : public ProductPlan {
  public:
   explicit LoopsPlan(size_t algorithms) : algorithms_(algorithms) {}
   size_t algorithms() const override { return algorithms_; }
-  void start(size_t algorithm, const MatmulArgs& g, void* result, void*, size_t, CudaStream& stream) override {
+  void start(size_t algorithm, const MatmulArgs& g, void* result, const Lane& lane) override {
     starts.at(algorithm) += 1;
     const int microseconds = emulation::kProductTimes[algorithm];
     VIADUCT_CHECK(microseconds > 0, "ERR_NATIVE", "matmul", "expected an algorithm that takes the call, got another");
-    product(g, result, stream);
-    emulation::spend(stream.get(), std::chrono::microseconds(microseconds));
+    if (delayed) {
+      productLater(g, result, lane.stream);
+    } else {
+      emulation::settle(lane.stream);
+      product(g, result);
+    }
+    emulation::spend(lane.stream, std::chrono::microseconds(microseconds));
   }
 
  private:
@@ -92,13 +117,34 @@ void matmulOptions(const DeviceOptions&) {}
 
 std::string matmulLibrary() { return "plain loops, emulated"; }
 
-size_t matmulScratch(const MatmulArgs&, const Device&) { return 0; }
+size_t matmulScratch() { return 0; }
 
-std::unique_ptr<ProductPlan> makeProductPlan(const MatmulArgs&, const Device&, int most) {
+std::unique_ptr<ProductPlan> makeProductPlan(const MatmulArgs&, int, int most) {
   return std::make_unique<LoopsPlan>(std::min(static_cast<size_t>(most), emulation::kProductTimes.size()));
 }
 
+bool startGrouped(const std::vector<MatmulArgs>& products, void* const* pointers, const Lane& lane) {
+  groupedStarts += 1;
+  if (products[0].yDtype != products[0].dtype) return false;
+  emulation::settle(lane.stream);
+  const size_t count = products.size();
+  VIADUCT_CHECK(emulation::shadow().usable(pointers, 3 * count * sizeof(void*)), "ERR_NATIVE", "emulation",
+                "expected the matrices' addresses in memory of the GPU, got bytes outside of any");
+  for (size_t e = 0; e < count; ++e) {
+    MatmulArgs g = products[e];
+    g.b = pointers[e];
+    g.a = pointers[count + e];
+    g.y = pointers[2 * count + e];
+    product(g, g.y);
+  }
+  return true;
+}
+
 }  // namespace viaduct::cuda
+
+void viaduct::emulation::delayProducts(bool delayed) { cuda::delayed = delayed; }
+
+int64_t viaduct::emulation::takeGroupedStarts() { return std::exchange(cuda::groupedStarts, 0); }
 
 std::vector<int64_t> viaduct::emulation::takeProductStarts() {
   std::vector<int64_t> taken(cuda::starts.size());
