@@ -23,6 +23,8 @@ const ep = (expertModelParallelSize: number) => ({ ...experts, expertModelParall
 const gathered = { moeTokenDispatcherType: 'allgather' } as const
 const tied = { shareEmbeddingsAndOutputWeights: true }
 const whole = { useDistributedOptimizer: false, overlapParamGather: false }
+const fsdp = { useMegatronFsdp: true }
+const kept = { ...fsdp, reshardAfterForward: false }
 
 const full = { recomputeGranularity: 'full', recomputeNumLayers: 2 } as const
 const selective = (...recomputeModules: ('core_attn' | 'layernorm' | 'mlp')[]) =>
@@ -37,6 +39,11 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['tp 2 with sp', sp2],
     ['dp 2, sharded', {}, { bucketSize: 20_000 }],
     ['dp 2', {}, whole],
+    ['fsdp 2', {}, fsdp],
+    ['fsdp 2, weights stay, tied', tied, kept],
+    ['fsdp 2, full recompute', full, fsdp],
+    ['fsdp over cp 2', cp(2, 'p2p'), fsdp],
+    ['fsdp 2, ep 2', ep(2), fsdp],
     ['pp 2', pp2],
     ['pp 2, vpp 2, tied', { ...vpp2, ...tied }],
     ['cp 2', cp(2, 'p2p')],
@@ -54,6 +61,9 @@ const table: Readonly<Record<number, readonly Row[]>> = {
   4: [
     ['dp 4, sharded', {}],
     ['dp 4, sharded, unequal buckets', {}, { bucketSize: 5000 }],
+    ['fsdp 4, tied', tied, fsdp],
+    ['fsdp 4, ep 2', ep(2), fsdp],
+    ['fsdp 2, tp 2 with sp', sp2, fsdp],
     ['tp 4, 2 kv heads', { tensorModelParallelSize: 4 }],
     ['tp 4 with sp, 2 kv heads', { ...sp2, tensorModelParallelSize: 4 }],
     ['tp 2 with sp, dp 2, sharded', sp2],
@@ -74,6 +84,7 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['tp 2 with sp, pp 2, dp 2, full recompute', { ...sp2, ...pp2, ...full }],
     ['tp 2, pp 2, vpp 2, tied, dp 2', { ...tp2, ...vpp2, ...tied }, { bucketSize: 20_000 }],
     ['tp 4 with sp, 2 kv heads, dp 2', { ...sp2, tensorModelParallelSize: 4 }],
+    ['tp 4 with sp, 2 kv heads, fsdp 2', { ...sp2, tensorModelParallelSize: 4 }, fsdp],
   ],
 }
 // Eight ranks take their time to start.
@@ -102,8 +113,32 @@ function contextBytes(model: Partial<ProviderInit>, dp: number): Record<string, 
   }
 }
 
+/** How often a step sums gradients, and gathers weights of a layer and of the ends, over data-parallel ranks. */
+interface Sharing {
+  readonly sums: number
+  readonly gathers: { readonly layer: number; readonly embedding: number; readonly head: number }
+}
+
+/** The sharded optimizer once a step. Fully sharded, each micro-batch: forward, and where weights do not stay backward again. */
+function sharingOf(model: Partial<ProviderInit>, ddp: PipelineTask['ddp'], microBatches: number): Sharing {
+  if (ddp?.useMegatronFsdp !== true) return { sums: 1, gathers: { layer: 1, embedding: 1, head: 1 } }
+  const stays = ddp.reshardAfterForward === false
+  // Of a group that runs again each layer is needed for that, and but for the last one once more.
+  const group = model.recomputeGranularity === 'full' ? (model.recomputeNumLayers ?? 1) : null
+  const layer = stays ? 1 : group === null ? 2 : 1 + (2 * group - 1) / group
+  // The head stays from the end of the forward pass; tied, it is needed at the beginning too.
+  const head = model.shareEmbeddingsAndOutputWeights && !stays ? 2 : 1
+  const each = (times: number) => times * microBatches
+  return { sums: microBatches, gathers: { layer: each(layer), embedding: each(1), head: each(head) } }
+}
+
 /** Of experts spread over ep, where rows are gathered also over etp: rows, how many go where, gradients and parameters of the ranks that hold the same ones. */
-function expertBytes(ranks: number, model: Partial<ProviderInit>, dp: number): Record<string, Record<string, number>> {
+function expertBytes(
+  ranks: number,
+  model: Partial<ProviderInit>,
+  dp: number,
+  { sums, gathers }: Sharing,
+): Record<string, Record<string, number>> {
   const { numMoeExperts: E, moeRouterTopk: K = 0, moeFfnHiddenSize: F, expertModelParallelSize: size = 1 } = model
   if (!E || !F) return {}
   const copies = ranks / (model.pipelineModelParallelSize ?? 1) / size / (model.expertTensorParallelSize ?? 1)
@@ -130,7 +165,7 @@ function expertBytes(ranks: number, model: Partial<ProviderInit>, dp: number): R
   return {
     // All data-parallel ranks of a stage are also those of ep, or of ep and etp: one group.
     ...(holders > 1 && { [holders === dp ? 'dp_cp' : 'ep']: { ...exchanged, gatherBytes: said.length * ranks } }),
-    ...(copies > 1 && { edp: { reduceScatter: matrices * copies, allGather: matrices } }),
+    ...(copies > 1 && { edp: { reduceScatter: sums * matrices * copies, allGather: gathers.layer * matrices } }),
   }
 }
 
@@ -161,14 +196,23 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
   const sums = ((4 + again) * layers + 2) * hidden * tp
   const gathers = ((6 + again) * layers + 3) * hidden
   const lossStatistics = sequences * 3 * T * float * tp
-  const norms = (2 * layers + 1) * H * float * tp * dp * cp
+  const sharing = sharingOf(model, ddp, sequences / dp)
+  const ofNorm = H * float * tp * dp * cp
+  const norms = (2 * layers + 1) * ofNorm
   // Where there are fewer key-value heads than ranks, each rank has a copy of one, and copies sum their gradients.
   const keyHeads = Math.max(kvHeads, tp)
   const feedForward = model.numMoeExperts ? model.numMoeExperts * H : H * 3 * ffn
   const block = H * headSize * (2 * heads + 2 * keyHeads) + feedForward
   const copies = keyHeads > kvHeads ? layers * 2 * keyHeads * headSize * H * float * dp * cp : 0
   const isTied = model.shareEmbeddingsAndOutputWeights === true
-  const gradients = (layers * block + (isTied && pp === 1 ? 1 : 2) * paddedVocab * H) * float * dp * cp + norms
+  const vocabulary = paddedVocab * H * float * dp * cp
+  const ofLayer = block * float * dp * cp + 2 * ofNorm
+  const embedding = isTied && pp === 1 ? 0 : vocabulary
+  const gradients = layers * ofLayer + embedding + vocabulary + ofNorm
+  const { layer, embedding: first, head } = sharing.gathers
+  const weights = layer * layers * ofLayer + first * embedding + head * (vocabulary + ofNorm)
+  // Fully sharded, how many micro-batches each data-parallel rank has: three characters.
+  const counts = ddp?.useMegatronFsdp === true && dp > 1 ? { gatherBytes: '[4]'.length * ranks } : {}
   const slots = pp * (model.virtualPipelineModelParallelSize ?? 1)
   const link = { pointToPoint: (slots - 1) * hidden * (sp ? 1 : tp) }
   const embeddings = 2 * Math.ceil(vocab / tp) * tp * H * float * dp * cp
@@ -182,15 +226,17 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
     ...(tp > 1 && {
       tp: {
         ...(sp
-          ? { allGather: gathers + lossStatistics, reduceScatter: sums, allReduce: norms }
+          ? { allGather: gathers + lossStatistics, reduceScatter: sums, allReduce: sharing.sums * norms }
           : { allGather: lossStatistics, allReduce: sums }),
         ...(pp === 1 && { gatherBytes: agreement }),
       },
     }),
-    ...(copies > 0 && { tp_kv: { allReduce: copies } }),
+    ...(copies > 0 && { tp_kv: { allReduce: sharing.sums * copies } }),
     ...(tp > 1 && pp > 1 && { tp_pp: { gatherBytes: agreement } }),
     ...(dp * cp > 1 && {
-      dp_cp: sharded ? { reduceScatter: gradients, allGather: gradients / dp / cp } : { allReduce: gradients },
+      dp_cp: sharded
+        ? { reduceScatter: sharing.sums * gradients, allGather: weights / dp / cp, ...counts }
+        : { allReduce: gradients },
     }),
     // Two stages are also first and last: tied embeddings are summed in the same group.
     ...(pp > 1 && {
@@ -199,7 +245,7 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
       pp_backward: link,
     }),
   }
-  return together(groups, contextBytes(model, dp), expertBytes(ranks, model, dp))
+  return together(groups, contextBytes(model, dp), expertBytes(ranks, model, dp, sharing))
 }
 
 const counted = new Map<string, Payload>()
