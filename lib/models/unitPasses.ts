@@ -1,6 +1,7 @@
 // Units of fully sharded parameters: what is gathered, and whose gradients are summed, together: each layer, and what stands before
 // and behind them. Which units a pass needs, in which order, is known before it runs, and is the same on all ranks of a stage.
-import type { GPTModel } from './gpt.js'
+import type { PipelinePart } from '../parallel/pipelineStages.js'
+import type { LayerRun } from './recomputeSettings.js'
 
 /** What a pass does next with a unit. */
 export interface UnitStep {
@@ -40,10 +41,17 @@ export const shardingUnits = (tied: boolean) => ({
   isShared: (unit: string) => tied && unit === 'output_layer',
 })
 
+/** What a chunk of a model runs, as GPTModel says it. */
+export interface PassedChunk {
+  readonly part: PipelinePart
+  readonly runs: readonly LayerRun[]
+  readonly config: { readonly shareEmbeddingsAndOutputWeights: boolean }
+}
+
 const layerUnit = (layer: number) => `decoder.layers.${layer}`
 
 /** Units of a chunk's forward pass. */
-export function forwardUnits({ part, runs, config }: GPTModel, stays: boolean): UnitStep[] {
+export function forwardUnits({ part, runs, config }: PassedChunk, stays: boolean): UnitStep[] {
   const step = (unit: string): UnitStep => ({ unit, weights: true, gradients: false, stays })
   const tied = config.shareEmbeddingsAndOutputWeights
   return [
@@ -54,7 +62,7 @@ export function forwardUnits({ part, runs, config }: GPTModel, stays: boolean): 
 }
 
 /** Units of its backward pass. Layers that run again are needed once more for that; the embedding's weights are not. */
-export function backwardUnits({ part, runs, config }: GPTModel, stays: boolean): UnitStep[] {
+export function backwardUnits({ part, runs, config }: PassedChunk, stays: boolean): UnitStep[] {
   const tied = config.shareEmbeddingsAndOutputWeights
   const step = (unit: string): UnitStep => ({ unit, weights: true, gradients: true, stays: false })
   const again = (unit: string): UnitStep => ({ unit, weights: true, gradients: false, stays })

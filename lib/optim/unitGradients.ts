@@ -7,6 +7,7 @@ import { contiguousStrides } from '../base/shape.js'
 import type { Parameter } from '../nn/parameter.js'
 import { reduceScatterInPlace } from '../parallel/collectives.js'
 import { sumSharedGradients } from '../parallel/gradientSums.js'
+import { tensorParallelAxis } from '../parallel/productPieces.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { Scope, withScope } from '../tensor/scope.js'
 import type { Event } from '../tensor/stream.js'
@@ -41,7 +42,7 @@ export class UnitGradients implements StepGradients {
   readonly #buckets = new Map<string, number[]>()
   readonly #open = new Map<string, Open>()
   /** Whose sums are under way. */
-  #leaving: { readonly tensors: readonly Tensor[]; readonly summed: Event } | null = null
+  #leaving: { readonly tensors: readonly Tensor[]; readonly summed: readonly Event[] } | null = null
 
   constructor(
     ctx: Ctx,
@@ -85,7 +86,10 @@ export class UnitGradients implements StepGradients {
   open(unit: string): void {
     if (this.#open.has(unit) || !this.#buckets.has(unit)) return
     this.beforeOpen?.(unit)
-    for (const other of [...this.#open.keys()]) if (!this.#isShared(other)) this.#close(other)
+    const complete = [...this.#open.keys()].filter((other) => !this.#isShared(other))
+    // The first of a pass: what the pass before left has had a forward pass's time.
+    if (complete.length === 0) this.#settle(this.#ctx)
+    for (const other of complete) this.#close(other)
     const ctx = this.#ctx
     const tensors = (this.#buckets.get(unit) ?? []).map((index) => {
       const bucket = this.layout.buckets[index] as Bucket
@@ -117,12 +121,15 @@ export class UnitGradients implements StepGradients {
     this.#open.delete(unit)
     this.#settle(this.#ctx)
     const compute = this.#ctx
-    const ctx = this.#options.overlap ? compute.comm(dataParallelAxis) : compute
+    const { overlap } = this.#options
+    const ctx = overlap ? compute.comm(dataParallelAxis) : compute
+    let sumsEarly = false
     for (const [i, index] of (this.#buckets.get(unit) as number[]).entries()) {
       const bucket = this.layout.buckets[index] as Bucket
       const { parameters } = bucket
       const measure = (inner: Ctx, which: readonly Parameter[]) => this.#measure(inner, which)
-      const early = this.#options.overlap ? sumEarly(compute, ctx, parameters, measure) : []
+      const early = overlap ? sumEarly(compute, ctx, parameters, measure) : []
+      sumsEarly ||= early.length > 0
       const rest = parameters.filter((parameter) => !early.includes(parameter))
       this.#measure(ctx, rest)
       sumSharedGradients(ctx, rest)
@@ -138,7 +145,10 @@ export class UnitGradients implements StepGradients {
         parameter.mainGrad = null
       }
     }
-    this.#leaving = { tensors, summed: ctx.stream.record() }
+    // Memory comes back at once from streams that were waited for themselves.
+    const streams = [ctx.stream, ...(sumsEarly ? [compute.device.communication(tensorParallelAxis)] : [])]
+    this.#leaving = { tensors, summed: streams.map((stream) => stream.record()) }
+    if (!overlap) this.#settle(compute)
   }
 
   /** The memory of the unit that was summed last is free for what `ctx` computes next. */
@@ -146,8 +156,10 @@ export class UnitGradients implements StepGradients {
     if (this.#leaving === null) return
     const { tensors, summed } = this.#leaving
     this.#leaving = null
-    ctx.stream.wait(summed)
-    summed.dispose()
+    for (const event of summed) {
+      ctx.stream.wait(event)
+      event.dispose()
+    }
     for (const tensor of tensors) tensor.dispose()
   }
 

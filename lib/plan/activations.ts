@@ -131,6 +131,8 @@ export interface ChunkActivations {
   readonly weights: number
   /** Of `saved` the bytes that wait in the host's memory are left out: these. */
   readonly onHost: number
+  /** The most while each unit of the forward and of the backward pass runs, in the order of lib/models/unitPasses.ts. */
+  readonly moments: { readonly forward: readonly number[]; readonly backward: readonly number[] }
 }
 
 /** One layer. */
@@ -261,6 +263,8 @@ export function chunkActivations(resolved: ResolvedConfig, part: PipelinePart): 
   let forward = 0
   let backward = 0
   let onHost = 0
+  const forwards = hasEmbedding ? [batch + 2 * t.hidden + t.gathered] : []
+  const backwards: number[][] = hasEmbedding ? [[batch + t.hidden + t.gathered]] : []
   const offloaded = offloadedLayers(model)
   const runs = layerRuns(model, part)
   for (const [at, { layers, again }] of runs.entries()) {
@@ -273,6 +277,12 @@ export function chunkActivations(resolved: ResolvedConfig, part: PipelinePart): 
       kept += t.hidden
       // All of them again, and what the last one gave.
       const before = kept + (count - 1) * whole.kept - t.hidden
+      const within = layers.map((_, i) => kept + i * whole.kept)
+      forwards.push(...within.map(() => kept + whole.forward + stream))
+      backwards.push([
+        ...within.map((held) => held + whole.forward + entered),
+        ...within.map((held) => held + whole.backward).reverse(),
+      ])
       backward = Math.max(backward, before + t.hidden + Math.max(whole.forward + entered, whole.backward))
       deferred += t.hidden + count * layerDeferred(t, whole)
     } else {
@@ -282,6 +292,12 @@ export function chunkActivations(resolved: ResolvedConfig, part: PipelinePart): 
       const before = kept + Math.max(resident, offloaded > 0 ? layer.kept : 0)
       forward = Math.max(forward, before + layer.forward + entered)
       backward = Math.max(backward, before + layer.backward)
+      const within = layers.map((_, i) => {
+        const here = i < offloaded ? Math.min(i, 1) * layer.kept : stream + (i - offloaded) * layer.kept
+        return kept + Math.max(here, i > 0 && offloaded > 0 ? layer.kept : 0)
+      })
+      forwards.push(...within.map((held) => held + layer.forward + entered))
+      backwards.push(within.map((held) => held + layer.backward).reverse())
       kept += resident + layer.kept
       onHost += offloaded * layer.kept - stream
       deferred += count * layerDeferred(t, whole)
@@ -297,6 +313,8 @@ export function chunkActivations(resolved: ResolvedConfig, part: PipelinePart): 
     const statistics = 3 * t.perToken * (tp > 1 ? 1 + tp : 1)
     forward = Math.max(forward, kept + (lastAgain ? 2 : 1) * t.hidden + Math.max(t.gathered, statistics))
     backward = Math.max(backward, kept + t.whole + (t.gathered > 0 ? t.hidden : 0))
+    forwards.push(kept + (lastAgain ? 2 : 1) * t.hidden + Math.max(t.gathered, statistics))
+    backwards.push([kept + t.whole + (t.gathered > 0 ? t.hidden : 0)])
   } else {
     // The stream's two tensors become one, whose gradient comes from the next stage.
     forward = Math.max(forward, kept + (lastAgain ? 3 : 2) * t.hidden)
@@ -311,5 +329,6 @@ export function chunkActivations(resolved: ResolvedConfig, part: PipelinePart): 
     deferring: runs.length > 0 ? t.qkv + t.mixed + t.lse : 0,
     weights: t.gathered,
     onHost,
+    moments: { forward: forwards, backward: backwards.reverse().flat() },
   }
 }

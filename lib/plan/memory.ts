@@ -4,11 +4,11 @@ import { dtypeBytes } from '../base/dtype.js'
 import type { ResolvedConfig } from '../config/resolve.js'
 import { rowCutter } from '../models/layoutShards.js'
 import { parameterTable } from '../models/parameterTable.js'
-import { unitOf } from '../models/unitPasses.js'
 import { pipelineStages } from '../parallel/pipelineStages.js'
 import { type PipelineAction, pipelineSchedule } from '../parallel/schedules.js'
 import { volume } from '../tensor/region.js'
 import { type ChunkActivations, chunkActivations, hiddenBytes } from './activations.js'
+import { activationsAndUnits } from './shardedUnits.js'
 
 /** Bytes on one rank, by use. */
 export interface MemoryUse {
@@ -45,15 +45,18 @@ export function stageMemory(resolved: ResolvedConfig, stage: number): MemoryUse 
   const owned = ddp.useDistributedOptimizer
     ? dense / (resolved.dataParallelSize * resolved.config.model.contextParallelSize) + experts / expertCopies(resolved)
     : parameters
-  // Fully sharded, weights and gradients are those of the ranges that the rank updates.
-  const held = ddp.useMegatronFsdp ? owned : parameters
+  // Fully sharded, weights and gradients are those of the ranges that the rank updates. Alone it has all, as without that.
+  const isFullySharded = ddp.useMegatronFsdp && owned < parameters
+  const held = isFullySharded ? owned : parameters
   const weights = held * dtypeBytes(resolved.paramsDtype)
   const gradients = held * 4
   const hosted = settings.optimizerCpuOffload ? settings.optimizerOffloadFraction : 0
   const state = owned * (resolved.paramsDtype === 'float32' ? 2 * 4 : 3 * 4)
   const optimizer = (1 - hosted) * state
   const costs = chunkCosts(resolved, stage)
-  const activations = stageActivations(resolved, stage, costs) + (ddp.useMegatronFsdp ? wholeUnits(resolved) : 0)
+  const activations = isFullySharded
+    ? activationsAndUnits(resolved, costs[0] as ChunkActivations)
+    : stageActivations(resolved, stage, costs)
   const total = weights + gradients + optimizer + activations
   // Of the optimizer also gradients that come down and weights that go up. Activations are offloaded without a pipeline alone: one pass.
   const waiting = costs.reduce((sum, { onHost }) => sum + onHost, 0)
@@ -82,22 +85,6 @@ function localParameters(
     else experts += count
   }
   return { dense, experts }
-}
-
-/** Fully sharded: the most that two units in a row take while they are whole, weights and gradients. */
-function wholeUnits(resolved: ResolvedConfig): number {
-  const { config, worldSize, paddedVocabSize } = resolved
-  const { model } = config
-  const cut = rowCutter(model, model, worldSize, 0, { paddedVocab: paddedVocabSize })
-  const sizes = new Map<string, number>()
-  for (const row of parameterTable(model)) {
-    const unit = unitOf(row.name, model.shareEmbeddingsAndOutputWeights)
-    sizes.set(unit, (sizes.get(unit) ?? 0) + volume(cut(row)?.localShape ?? [0]))
-  }
-  // Backward, from the output layer on.
-  const inOrder = [...sizes.values()].reverse()
-  const most = Math.max(...inOrder.map((size, i) => size + (inOrder[i + 1] ?? 0)))
-  return most * (dtypeBytes(resolved.paramsDtype) + 4)
 }
 
 /** What each chunk of the stage needs for a micro-batch. */

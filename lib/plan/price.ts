@@ -114,6 +114,8 @@ export function checkFits(resolved: ResolvedConfig, price: Price, ranks: number,
   const { model, train, ddp } = resolved.config
   const advice: string[] = []
   if (resolved.dataParallelSize > 1 && !ddp.useDistributedOptimizer) advice.push('ddp.useDistributedOptimizer=true')
+  else if (resolved.dataParallelSize > 1 && !ddp.useMegatronFsdp && model.pipelineModelParallelSize === 1)
+    advice.push('ddp.useMegatronFsdp=true')
   if (memory.activations > memory.total / 3) {
     if (model.recomputeGranularity === null) advice.push('model.recomputeGranularity=full')
     if (train.microBatchSize > 1) advice.push('a smaller train.microBatchSize')
@@ -133,7 +135,7 @@ export function checkFits(resolved: ResolvedConfig, price: Price, ranks: number,
 /** The price as lines for people. */
 export function describePrice(resolved: ResolvedConfig, price: Price, stepsLeft: number, now = new Date()): string[] {
   const { config, worldSize, dataParallelSize, numMicroBatches, seqLength } = resolved
-  const { train, model } = config
+  const { train, model, ddp } = config
   const { memory, memoryByStage } = price
   const millions = (price.parameters / 1e6).toFixed(price.parameters < 1e7 ? 2 : 0)
   const replaced =
@@ -152,7 +154,7 @@ export function describePrice(resolved: ResolvedConfig, price: Price, stepsLeft:
   const lines = [
     ...replaced,
     `model       ${millions} M parameters, ${resolved.paramsDtype}, ${model.numLayers} layers of ${model.hiddenSize}, vocabulary ${model.vocabSize} (${resolved.paddedVocabSize} in memory)`,
-    `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, ${context}${pipeline}dp ${dataParallelSize}${experts}${model.sequenceParallel && model.tensorModelParallelSize > 1 ? ', sequence parallelism' : ''}`,
+    `layout      ${worldSize} ${worldSize === 1 ? 'rank' : 'ranks'}: tp ${model.tensorModelParallelSize}, ${context}${pipeline}dp ${dataParallelSize}${experts}${model.sequenceParallel && model.tensorModelParallelSize > 1 ? ', sequence parallelism' : ''}${ddp.useMegatronFsdp ? ', fully sharded' : ''}`,
     `batch       ${train.globalBatchSize} × ${seqLength} tokens a step: ${numMicroBatches} micro-${numMicroBatches === 1 ? 'batch' : 'batches'} of ${train.microBatchSize} a rank`,
     `memory      ${gigabytes(memory.total)} a rank${ofStage}: weights ${gigabytes(memory.weights)}, gradients ${gigabytes(memory.gradients)}, optimizer ${gigabytes(memory.optimizer)}, activations ${gigabytes(memory.activations)}${offloaded(memory)}`,
   ]

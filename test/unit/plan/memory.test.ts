@@ -66,6 +66,24 @@ describe('optimizer state', () => {
   })
 })
 
+describe('fully sharded', () => {
+  const fsdp = { ddp: { useMegatronFsdp: true } }
+  it.each([2, 4])(
+    'weights, gradients and state are shared out over dp %i, units are whole beside activations',
+    (dp) => {
+      const [one] = stages({}, 1) as [MemoryUse]
+      const [many] = stages({}, dp, fsdp) as [MemoryUse]
+      for (const part of ['weights', 'gradients', 'optimizer'] as const) expect(many[part]).toBe(one[part] / dp)
+      // At the end of the forward pass: the output layer with its norm, the last layer that is next, and what was the embedding's gradient.
+      const table = 1024 * 128
+      const layer = 2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 320 + 2 * 128
+      expect(many.activations).toBe(one.activations + 4 * (table + 128 + layer) + 4 * table)
+    },
+  )
+
+  it('is nothing on one rank', () => expect(stages({}, 1, fsdp)).toEqual(stages({}, 1)))
+})
+
 describe('activations', () => {
   const of = (model: Partial<ProviderInit>, ranks: number, more: Omit<MemoryTask, 'model'> = {}) =>
     stages(model, ranks, more).map(({ activations }) => activations)
