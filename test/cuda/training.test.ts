@@ -100,6 +100,13 @@ const layouts: readonly (readonly [name: string, ranks: number, work: Partial<Wo
   ['pp 2, zb-h1', 2, { model: { ...pp, pipelineSchedule: 'zb-h1' } }, false],
   ['dp 2, sharded', 2, { ddp: { bucketSize: 20_000 } }, true],
   ['dp 2', 2, { ddp: { useDistributedOptimizer: false, overlapParamGather: false } }, false],
+  ['fsdp 2', 2, { ddp: { useMegatronFsdp: true } }, true],
+  [
+    'fsdp 2, tp 2 with sp, weights stay',
+    4,
+    { ...sp, ddp: { useMegatronFsdp: true, reshardAfterForward: false } },
+    false,
+  ],
   ['tp 2 with sp, pp 2', 4, { ...sp, model: pp }, false],
   ['tp 2 with sp, dp 2, optimizer on the host', 4, { ...sp, optimizer: offload }, false],
 ]

@@ -27,6 +27,8 @@ const layouts = {
   'tp 4 with sequence parallelism': ['--tp', '4'],
   'pp 4': ['--pp', '4'],
   'tp 2, pp 2': ['--tp', '2', '--pp', '2'],
+  'fsdp 4': ['--fsdp'],
+  'fsdp 2, tp 2': ['--fsdp', '--tp', '2'],
 } as const
 type Layout = keyof typeof layouts
 const layoutNames = Object.keys(layouts) as Layout[]
@@ -38,17 +40,18 @@ interface Case {
   readonly inSave: boolean
 }
 
-/** Every combination, within 32 numbers. */
+/** Every combination, within 48 numbers. */
 function caseOf(n: number): Case {
+  const several = 2 * layoutNames.length
   return {
     signal: n % 2 === 0 ? 'SIGKILL' : 'SIGSTOP',
-    layout: layoutNames[(n >> 1) % 4] as Layout,
-    maxRestarts: (n >> 3) % 2,
-    inSave: (n >> 4) % 2 === 1,
+    layout: layoutNames[Math.floor(n / 2) % layoutNames.length] as Layout,
+    maxRestarts: Math.floor(n / several) % 2,
+    inSave: Math.floor(n / several / 2) % 2 === 1,
   }
 }
-// dp 4 killed; tp 4 stopped in a save; tp 2, pp 2 stopped in a save, with a restart.
-const cases = (kills > 0 ? Array.from({ length: 2 * kills }, (_, n) => n) : [0, 19, 31]).map(caseOf)
+// dp 4 killed; tp 4 stopped in a save; tp 2, pp 2 stopped in a save, with a restart; fsdp 4 killed, and killed with a restart.
+const cases = (kills > 0 ? Array.from({ length: 2 * kills }, (_, n) => n) : [0, 27, 43, 8, 20]).map(caseOf)
 
 interface Step {
   readonly step: number

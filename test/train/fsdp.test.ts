@@ -179,7 +179,14 @@ describe('a rank', () => {
     expect(third).toBe(second)
   })
 
-  it('saves the same Hugging Face folder as a checkpoint gives', () => {
-    expect(findings.folders.sharded).toBe(findings.folders.whole)
+  it('saves the Hugging Face folder that it would save whole, and goes on from one', () => {
+    const { folders, goingOn } = findings
+    expect(folders.sharded).toBe(folders.whole)
+    expect(goingOn.sharded).toBe(goingOn.whole)
+    expect(goingOn.whole).not.toBe(folders.whole)
+  })
+
+  it('tells which rank made gradients that are not finite, before they are summed', () => {
+    expect(findings.notFinite).toMatch(/step 1: the gradient of \S+ and \d+ more on rank 1 is not finite/)
   })
 })

@@ -8,10 +8,12 @@ import { native } from '../../lib/addon/load.js'
 import { AutoBridge } from '../../lib/bridge/autoBridge.js'
 import type { DdpSection } from '../../lib/config/sections.js'
 import type { TokenBatch } from '../../lib/models/batch.js'
+import { scale } from '../../lib/ops/elementwise.js'
 import { dataParallelAxis } from '../../lib/optim/gradients.js'
 import { initDistributed } from '../../lib/parallel/world.js'
 import { volume } from '../../lib/tensor/region.js'
-import { evaluate, forwardStep, setup, trainStep } from '../../lib/train/index.js'
+import { Tensor } from '../../lib/tensor/tensor.js'
+import { evaluate, type ForwardStep, forwardStep, setup, trainStep } from '../../lib/train/index.js'
 import { fixtureBatches, fixtureConfig, fixtureData, trainingFixture } from './fixtureRun.js'
 import { memoryConfig } from './memoryRank.js'
 
@@ -33,8 +35,11 @@ export interface FsdpFindings {
   readonly weights: { readonly resting: number; readonly sharded: number; readonly elements: number }
   /** Live tensors after each step. */
   readonly slots: readonly number[]
-  /** Hashes of the weights in a Hugging Face folder, saved by a fully sharded run and by another one. */
+  /** Hashes of the weights in a Hugging Face folder, saved by a fully sharded run and by another one; and after a step from there. */
   readonly folders: { readonly sharded: string; readonly whole: string }
+  readonly goingOn: { readonly sharded: string; readonly whole: string }
+  /** What a step says whose gradients are NaN on rank 1. */
+  readonly notFinite: string
   /** Collectives of the last step, and those of them that ran while a matrix product did. */
   readonly trace: { readonly gathers: number; readonly sums: number; readonly beside: number }
 }
@@ -44,8 +49,17 @@ const fsdp = { useMegatronFsdp: true }
 type Share = (batches: TokenBatch[], rank: number) => TokenBatch[]
 const equally: Share = (batches, rank) => batches.filter((_, m) => m % 2 === rank)
 
-async function start(ddp: Partial<DdpSection>, frozen = /^$/) {
+interface Beginning {
+  /** Names of parameters that are not trained. */
+  readonly frozen?: RegExp
+  /** A Hugging Face folder. */
+  readonly from?: string | null
+}
+
+async function start(ddp: Partial<DdpSection>, { frozen = /^$/, from = null }: Beginning = {}) {
   const config = await fixtureConfig({ microBatchSize: 1 })
+  if (from !== null) config.model.weightsLoader = null
+  config.checkpoint.pretrainedCheckpoint = from
   config.model.registerPreWrapHook(async (model) => {
     for (const [name, parameter] of model.namedParameters()) parameter.requiresGrad &&= !frozen.test(name)
   })
@@ -53,8 +67,8 @@ async function start(ddp: Partial<DdpSection>, frozen = /^$/) {
   return await setup(config, quiet)
 }
 
-async function losses(ddp: Partial<DdpSection>, share: Share, frozen?: RegExp): Promise<Losses> {
-  const state = await start(ddp, frozen)
+async function losses(ddp: Partial<DdpSection>, share: Share, frozen = /^$/): Promise<Losses> {
+  const state = await start(ddp, { frozen })
   const { rank } = state.mesh.get('dp')
   const reports = []
   for (let step = 0; step < 3; step++)
@@ -87,8 +101,8 @@ async function weights(): Promise<Pick<FsdpFindings, 'weights' | 'slots'>> {
 }
 
 /** Hash of the weights that a run saves as a Hugging Face folder after a step. */
-async function folder(ddp: Partial<DdpSection>, place: string): Promise<string> {
-  const state = await start(ddp)
+async function folder(ddp: Partial<DdpSection>, place: string, from: string | null = null): Promise<string> {
+  const state = await start(ddp, { from })
   const bridge = await AutoBridge.fromHfPretrained(trainingFixture)
   await trainStep(
     state,
@@ -102,6 +116,23 @@ async function folder(ddp: Partial<DdpSection>, place: string): Promise<string> 
     hash.update(await readFile(join(place, name)))
   await state.dispose()
   return hash.digest('hex')
+}
+
+async function notFinite(): Promise<string> {
+  const state = await start(fsdp)
+  const { rank } = state.mesh.get('dp')
+  const poisoned: ForwardStep = async (ctx, model, batch) => {
+    const { lossSum, numTokens } = await forwardStep(ctx, model, batch)
+    const factor = Tensor.full(ctx, [1], 'float32', rank === 1 ? Number.NaN : 1)
+    return { lossSum: scale(ctx, { x: lossSum, factor }).y, numTokens }
+  }
+  const step = trainStep(state, equally(fixtureBatches(0, 1), rank), poisoned)
+  const told = await step.then(
+    () => '',
+    (error: Error) => error.message,
+  )
+  await state.dispose()
+  return told
 }
 
 /** A larger model than the fixture's, whose products take a while. */
@@ -138,6 +169,11 @@ if (process.argv[1]?.endsWith('fsdpRank.ts') && path !== undefined) {
     frozen: { together: await losses({}, equally, frozen), apart: await losses(fsdp, equally, frozen) },
     ...(await weights()),
     folders: { sharded: await folder(fsdp, join(place, 'sharded')), whole: await folder({}, join(place, 'whole')) },
+    goingOn: {
+      sharded: await folder(fsdp, join(place, 'from whole, sharded'), join(place, 'whole')),
+      whole: await folder({}, join(place, 'from whole'), join(place, 'whole')),
+    },
+    notFinite: await notFinite(),
     trace: await trace(),
   }
   if (world.rank === 0) writeFileSync(path, JSON.stringify(findings))
