@@ -120,6 +120,9 @@ class Backend {
   /// Some rows of y[rows,N] = a . op(b) (+ bias[N]): y and a are these rows, two or more. The bits that `matmul` gives them
   /// among all, of which there are 17 or more.
   virtual void matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) VIADUCT_OP
+  /// y[M,N] = act(a . b^T (+ bias)), b [N,K]; contiguous results of a's dtype. `pre` receives what the function is of. Where a
+  /// product ends with the function, it is of the sum in F32, else of the sum as it is rounded to `pre`.
+  virtual void matmulActivation(Stream& s, Out y, OptOut pre, In a, In b, OptIn bias, Activation kind) VIADUCT_OP
 
   /// Products of runs of rows, one matrix each: y[R,N] = a[R,K] . op(b[e]) for the counts[e] rows of expert e, expert after expert;
   /// op as of `matmul`. Every row belongs to an expert.

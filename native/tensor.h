@@ -76,11 +76,18 @@ struct OptIn : TensorRef {};
 struct OptOut : TensorRef {};
 struct OptInOut : TensorRef {};
 
+/// The same tensor in another role.
+template <typename Role>
+Role as(const TensorRef& x) {
+  Role same;
+  static_cast<TensorRef&>(same) = x;
+  return same;
+}
+
 /// `count` rows of x from row `first` on.
 template <typename Role>
 Role rowsOf(const TensorRef& x, int64_t first, int64_t count) {
-  Role part;
-  static_cast<TensorRef&>(part) = x;
+  Role part = as<Role>(x);
   part.data = x.as<char>() + first * x.stride[0] * static_cast<int64_t>(dtypeBytes(x.dtype));
   part.shape[0] = count;
   return part;

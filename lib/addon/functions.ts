@@ -271,6 +271,7 @@ export interface Addon {
     accumulate: boolean,
   ): void
   matmulRows(stream: Stream, y: Out, a: In, b: In, bias: OptIn, transB: boolean, rows: integer): void
+  matmulActivation(stream: Stream, y: Out, pre: OptOut, a: In, b: In, bias: OptIn, kind: Activation): void
   groupedMatmul(stream: Stream, y: Out, a: In, b: In[], counts: integer[], transB: boolean): void
   groupedMatmulWeights(stream: Stream, acc: InOut[], dy: In, x: In, counts: integer[]): void
   rmsNormForward(

@@ -5,7 +5,7 @@ import { CoreAttention, type LayerCache } from '../nn/coreAttention.js'
 import { Module } from '../nn/module.js'
 import { Norm } from '../nn/norm.js'
 import { type Init, Parameter } from '../nn/parameter.js'
-import { activation, gatedActivation } from '../ops/activation.js'
+import { gatedActivation } from '../ops/activation.js'
 import type { AttentionShape } from '../ops/attention.js'
 import { dropout } from '../ops/dropout.js'
 import { clip } from '../ops/elementwise.js'
@@ -146,10 +146,10 @@ export class Mlp extends Module {
 
   async #once(ctx: Ctx, { x, residual }: Hidden): Promise<Hidden> {
     const normed = this.linearFc1.normalize(ctx, x, residual)
-    const inner = await this.linearFc1.forward(ctx, normed.y)
-    if (this.#again.has('layernorm') && !this.#again.has('mlp')) recomputeOutput(ctx, normed.y)
     const { gatedLinearUnit, activation: kind } = this.#config
-    const acted = (gatedLinearUnit ? gatedActivation : activation)(ctx, { x: inner, kind }).y
+    const inner = await this.linearFc1.forward(ctx, normed.y, gatedLinearUnit ? undefined : kind)
+    if (this.#again.has('layernorm') && !this.#again.has('mlp')) recomputeOutput(ctx, normed.y)
+    const acted = gatedLinearUnit ? gatedActivation(ctx, { x: inner, kind }).y : inner
     return { x: await this.linearFc2.forward(ctx, acted), residual: normed.residual }
   }
 }

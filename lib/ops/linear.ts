@@ -1,9 +1,11 @@
 // Matrix products. T: tokens, K: input channels, N: output channels; weights are [N, K] as in PyTorch and Megatron.
 import { native } from '../addon/load.js'
+import type { DType } from '../base/dtype.js'
 import type { Shape } from '../base/shape.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { type Activation, type ActivationArgs, activation, activationCodes } from './activation.js'
 import { checkShape, defineOp } from './define.js'
 import { mainGradOf, type TrainableWeight } from './weight.js'
 
@@ -129,3 +131,51 @@ export const addBias = defineOp<AddBiasArgs, { y: Tensor }>({
     if (dy !== null) native.sumRows(ctx.stream.id, mainGradOf(ctx, bias).handle, dy.handle)
   },
 })
+
+interface ActingArgs extends LinearArgs {
+  readonly kind: Activation
+}
+
+interface ActedArgs extends ActingArgs {
+  /** [T, N]: the product ends with the function, whose values go here. */
+  readonly acted: Tensor
+}
+
+/** `linear` as far as its result and gradients go; besides it fills `acted`. */
+const linearActing = defineOp<ActedArgs, { y: Tensor }>({
+  ...linear.rule,
+  name: 'linearActing',
+  forward: (ctx, args, { y }) => actInto(ctx, args.acted, y, args),
+})
+
+/** `activation` of x, whose values are there already. */
+const activationGiven = defineOp<ActivationArgs & { readonly acted: Tensor }, { y: Tensor }>({
+  ...activation.rule,
+  name: 'activationGiven',
+  shapes: ({ acted }) => ({ y: { inPlace: acted } }),
+  forward: () => {},
+})
+
+function actInto(ctx: Ctx, y: Tensor, pre: Tensor | null, { x, weight, bias, kind }: ActingArgs) {
+  native.matmulActivation(
+    ctx.stream.id,
+    y.handle,
+    pre?.handle ?? 0,
+    x.handle,
+    weight.data.handle,
+    bias?.data.handle ?? 0,
+    activationCodes[kind],
+  )
+}
+
+/** act(x · weightᵀ + bias) [T, N], in one product where the device has it. */
+export function linearActivation(ctx: Ctx, args: ActingArgs): Tensor {
+  const { y: spec } = linear.rule.shapes(args) as { y: { shape: Shape; dtype: DType } }
+  const acted = ctx.empty(spec.shape, spec.dtype)
+  if (ctx.tape === null) {
+    actInto(ctx, acted, null, args)
+    return acted
+  }
+  const x = linearActing(ctx, { ...args, acted }).y
+  return activationGiven(ctx, { x, kind: args.kind, acted }).y
+}

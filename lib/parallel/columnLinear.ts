@@ -6,7 +6,8 @@ import type { LinearLike } from '../nn/linear.js'
 import { Module } from '../nn/module.js'
 import { type NormConfig, NormCore } from '../nn/norm.js'
 import { type Init, Parameter } from '../nn/parameter.js'
-import { linear } from '../ops/linear.js'
+import { type Activation, activation } from '../ops/activation.js'
+import { linear, linearActivation } from '../ops/linear.js'
 import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
@@ -44,8 +45,19 @@ export class ColumnParallelLinear extends Module implements LinearLike {
     this.bias = options.bias ? this.parameter('bias', new Parameter(options.bias, options.dtype, zeros)) : null
   }
 
-  /** x [T, in], whole, or with sequence parallelism this rank's rows of it, to this rank's columns [T, out / tp]. */
-  async forward(ctx: Ctx, x: Tensor): Promise<Tensor> {
+  /**
+   * x [T, in], whole, or with sequence parallelism this rank's rows of it, to this rank's columns [T, out / tp].
+   * @param kind - a function that the columns go through.
+   */
+  async forward(ctx: Ctx, x: Tensor, kind?: Activation): Promise<Tensor> {
+    const { weight, bias } = this
+    if (kind !== undefined && ctx.batch?.sharedTokens === undefined && !this.#overlap)
+      return linearActivation(ctx, { x: copyForwardReduceBackward(ctx, x, this.#tp), weight, bias, kind })
+    const y = this.#columns(ctx, x)
+    return kind === undefined ? y : activation(ctx, { x: y, kind }).y
+  }
+
+  #columns(ctx: Ctx, x: Tensor): Tensor {
     const { weight, bias } = this
     const tokens = ctx.batch?.sharedTokens
     const group = this.#tp

@@ -18,6 +18,7 @@ std::vector<Row> opRows() {
       row("addBias", &Backend::addBias),
       row("matmul", &Backend::matmul),
       row("matmulRows", &Backend::matmulRows),
+      row("matmulActivation", &Backend::matmulActivation),
       row("groupedMatmul", &Backend::groupedMatmul),
       row("groupedMatmulWeights", &Backend::groupedMatmulWeights),
       row("rmsNormForward", &Backend::rmsNormForward),

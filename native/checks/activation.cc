@@ -51,6 +51,15 @@ void checkActivationForward(const TensorRef& y, const TensorRef& x, Activation k
   checkSameShape(op, "y", y, "x", x);
 }
 
+void checkMatmulActivation(const TensorRef& y, const TensorRef& pre, const TensorRef& a, Activation kind) {
+  const char* op = "matmulActivation";
+  checkKind(op, kind);
+  checkOperand(op, "y", y, a);
+  if (!pre.present()) return;
+  checkOperand(op, "pre", pre, a);
+  checkSameShape(op, "pre", pre, "y", y);
+}
+
 void checkActivationBackward(const TensorRef& dx, const TensorRef& dy, const TensorRef& x, Activation kind) {
   const char* op = "activationBackward";
   checkKind(op, kind);

@@ -35,6 +35,9 @@ constexpr int64_t kLeastSharedRows = 17;
 /// y: some rows of a product of so many.
 void checkMatmulRows(const TensorRef& y, int64_t rows);
 
+/// Of matmulActivation, behind what matmul and activationForward check.
+void checkMatmulActivation(const TensorRef& y, const TensorRef& pre, const TensorRef& a, Activation kind);
+
 /// Of groupedMatmul and groupedMatmulWeights: as many counts as matrices, none negative, all rows counted.
 void checkRowCounts(const char* op, const TensorRef& x, size_t matrices, const std::vector<int64_t>& counts);
 

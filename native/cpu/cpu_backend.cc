@@ -116,6 +116,7 @@ bool CpuBackend::supports(const std::string& op, DType dtype, std::string* why) 
       {"gatedActivationBackward", Float},
       {"activationForward", Float},
       {"activationBackward", Float},
+      {"matmulActivation", Float},
       {"groupedMatmul", Float},
       {"groupedMatmulWeights", Float},
       {"routerForward", Float},

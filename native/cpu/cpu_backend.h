@@ -46,6 +46,7 @@ class CpuBackend final : public Backend {
   void setMatmulEngine(const std::string& engine) override;
   void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
   void matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) override;
+  void matmulActivation(Stream& s, Out y, OptOut pre, In a, In b, OptIn bias, Activation kind) override;
 
   // grouped_matmul.cc
   void groupedMatmul(Stream& s, Out y, In a, const std::vector<In>& b, const std::vector<int64_t>& counts,

@@ -277,4 +277,11 @@ void CpuBackend::matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool trans
   s.enqueue("matmulRows", [g] { runMatmul(g); });
 }
 
+void CpuBackend::matmulActivation(Stream& s, Out y, OptOut pre, In a, In b, OptIn bias, Activation kind) {
+  checkMatmulActivation(y, pre, a, kind);
+  const TensorRef& sum = pre.present() ? static_cast<const TensorRef&>(pre) : y;
+  matmul(s, as<InOut>(sum), a, b, bias, false, true, false);
+  activationForward(s, y, as<In>(sum), kind);
+}
+
 }  // namespace viaduct::cpu

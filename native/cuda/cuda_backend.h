@@ -126,6 +126,7 @@ class CudaBackend final : public Backend {
   // matmul.cc; the product itself in matmul_cublaslt.cc, under emulation in emulation/matmul_host.cc
   void matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) override;
   void matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) override;
+  void matmulActivation(Stream& s, Out y, OptOut pre, In a, In b, OptIn bias, Activation kind) override;
 
   // grouped_matmul.cc
   void groupedMatmul(Stream& s, Out y, In a, const std::vector<In>& b, const std::vector<int64_t>& counts,
@@ -144,6 +145,7 @@ class CudaBackend final : public Backend {
  private:
   bool settleAll();
   void multiplyGroup(const char* op, Stream& s, std::vector<MatmulArgs> products);
+  void start(const char* op, Stream& s, const MatmulArgs& g);
   void multiply(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate,
                 int64_t wholeRows);
 

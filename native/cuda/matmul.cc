@@ -9,15 +9,13 @@ namespace {
 
 /// A product over nothing: zeros, or the bias.
 void emptySum(CudaBackend& backend, Stream& s, InOut y, OptIn bias, bool accumulate) {
-  Out out;
-  static_cast<TensorRef&>(out) = y;
+  const Out out = as<Out>(y);
   if (!bias.present()) {
     if (!accumulate) backend.fill(s, out, 0);
     return;
   }
   VIADUCT_CHECK(!accumulate, "ERR_UNSUPPORTED", "matmul", "expected K above 0 for a bias that is added to y");
-  In rows;
-  static_cast<TensorRef&>(rows) = y;
+  In rows = as<In>(y);
   rows.data = bias.data;
   rows.stride[0] = 0;
   rows.stride[1] = bias.stride[0];
@@ -32,9 +30,7 @@ void CudaBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA
 
 void CudaBackend::matmulRows(Stream& s, Out y, In a, In b, OptIn bias, bool transB, int64_t rows) {
   checkMatmulRows(y, rows);
-  InOut result;
-  static_cast<TensorRef&>(result) = y;
-  multiply(s, result, a, b, bias, false, transB, false, rows);
+  multiply(s, as<InOut>(y), a, b, bias, false, transB, false, rows);
 }
 
 void CudaBackend::setMatmulEngine(const std::string& engine) { setMatmulTuning(engine); }
@@ -44,14 +40,33 @@ void CudaBackend::multiply(Stream& s, InOut y, In a, In b, OptIn bias, bool tran
   const MatmulArgs g = productArgs(y, a, b, bias, transA, transB, accumulate, wholeRows);
   if (g.shape.m == 0 || g.shape.n == 0) return;
   if (g.shape.k == 0) return emptySum(*this, s, y, bias, accumulate);
+  start(wholeRows > 0 ? "matmulRows" : "matmul", s, g);
+}
+
+void CudaBackend::matmulActivation(Stream& s, Out y, OptOut pre, In a, In b, OptIn bias, Activation kind) {
+  checkMatmulActivation(y, pre, a, kind);
+  MatmulArgs g = productArgs(y, a, b, bias, false, true, false, 0);
+  if (y.numel() == 0) return;
+  g.pre = pre.data;
+  // cuBLASLt keeps of a relu which elements were positive, not what it was of; and rows of `pre` by eights.
+  if (kind == Activation::GeluTanh && g.shape.n % 8 == 0) g.epilogue = Epilogue::GeluTanh;
+  if (kind == Activation::Relu && !pre.present()) g.epilogue = Epilogue::Relu;
+  if (g.epilogue != Epilogue::None && g.shape.k > 0 && matmulTakes(g, device_.ordinal())) {
+    return start("matmulActivation", s, g);
+  }
+  const TensorRef& sum = pre.present() ? static_cast<const TensorRef&>(pre) : y;
+  multiply(s, as<InOut>(sum), a, b, bias, false, true, false, 0);
+  activationForward(s, y, as<In>(sum), kind);
+}
+
+void CudaBackend::start(const char* op, Stream& s, const MatmulArgs& g) {
   CudaStream& stream = cudaStream(s);
   const int gpu = device_.ordinal();
   const size_t bytes = matmulScratch();
   const Scratch scratch(*this, s, bytes);
   const Scratch spare(*this, s, matmulSpare(g, gpu));
   const Lane lane{gpu, stream.get(), scratch.as<void>(), bytes};
-  s.enqueue(wholeRows > 0 ? "matmulRows" : "matmul",
-            [g, lane, beside = spare.as<void>()] { startMatmul(g, lane, beside); });
+  s.enqueue(op, [g, lane, beside = spare.as<void>()] { startMatmul(g, lane, beside); });
 }
 
 MatmulArgs productArgs(const TensorRef& y, const TensorRef& a, const TensorRef& b, const TensorRef& bias, bool transA,
@@ -86,7 +101,7 @@ MatmulArgs productArgs(const TensorRef& y, const TensorRef& a, const TensorRef& 
 }
 
 namespace {
-const Support support{{"matmul", Takes::Float}, {"matmulRows", Takes::Float}};
+const Support support{{"matmul", Takes::Float}, {"matmulRows", Takes::Float}, {"matmulActivation", Takes::Float}};
 }
 
 }  // namespace viaduct::cuda

@@ -7,7 +7,10 @@
 
 namespace viaduct::cuda {
 
-/// y[M,N] = (accumulate ? y : 0) + op(a) . op(b) (+ bias[N]), row-major, with leading dimensions in elements.
+/// What a product ends with. GeluTanh also keeps what the function is of.
+enum class Epilogue { None, GeluTanh, Relu };
+
+/// y[M,N] = (accumulate ? y : 0) + op(a) . op(b) (+ bias[N]), then the epilogue; row-major, with leading dimensions in elements.
 struct MatmulArgs {
   MatmulShape shape;
   void* y;
@@ -23,6 +26,8 @@ struct MatmulArgs {
   bool transA;
   bool transB;
   bool accumulate;
+  Epilogue epilogue;
+  void* pre;          // or null: receives what the epilogue's function is of, packed, of y's dtype
   int64_t wholeRows;  // more than m: these are rows of a product of so many, and its algorithm computes them
 };
 
@@ -68,6 +73,8 @@ void setMatmulTuning(const std::string& engine);
 bool matmulTuned();
 /// Bytes of a result beside y that the product may want in order to time algorithms; 0 for nearly all calls.
 size_t matmulSpare(const MatmulArgs& g, int gpu);
+/// Whether the library has the product, which is one with an epilogue; its plan is kept.
+bool matmulTakes(const MatmulArgs& g, int gpu);
 /// Starts the product; from a command. Without `spare` an accumulating product is not timed.
 void startMatmul(const MatmulArgs& g, const Lane& lane, void* spare);
 

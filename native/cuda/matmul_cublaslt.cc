@@ -87,6 +87,20 @@ uint32_t alignmentOf(const void* data) {
   return alignment;
 }
 
+cublasLtEpilogue_t epilogueOf(const MatmulArgs& g) {
+  const bool bias = g.bias != nullptr;
+  switch (g.epilogue) {
+    case Epilogue::None:
+      return bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    case Epilogue::Relu:
+      return bias ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
+    case Epilogue::GeluTanh:
+      if (g.pre == nullptr) return bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+      return bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+  }
+  return CUBLASLT_EPILOGUE_DEFAULT;
+}
+
 class LtPlan final : public ProductPlan {
  public:
   LtPlan(const Lt& lt, cublasLtHandle_t handle, const MatmulArgs& g, int most) : lt_(lt), handle_(handle) {
@@ -105,6 +119,9 @@ class LtPlan final : public ProductPlan {
     const cublasLtMatmulHeuristicResult_t& chosen = found_.at(algorithm);
     if (g.bias != nullptr) {
       checkLt(lt_.descSet(product_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g.bias, sizeof g.bias), "an attribute");
+    }
+    if (g.pre != nullptr) {
+      checkLt(lt_.descSet(product_, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &g.pre, sizeof g.pre), "an attribute");
     }
     const float one = 1;
     const float old = g.accumulate ? 1 : 0;
@@ -142,8 +159,12 @@ void LtPlan::make(const MatmulArgs& g, int most) {
   };
   set(CUBLASLT_MATMUL_DESC_TRANSA, static_cast<int32_t>(g.transB ? CUBLAS_OP_T : CUBLAS_OP_N));
   set(CUBLASLT_MATMUL_DESC_TRANSB, static_cast<int32_t>(g.transA ? CUBLAS_OP_T : CUBLAS_OP_N));
+  set(CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<int32_t>(epilogueOf(g)));
+  if (g.pre != nullptr) {
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, g.pre);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, int64_t{n});
+  }
   if (g.bias != nullptr) {
-    set(CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<int32_t>(CUBLASLT_EPILOGUE_BIAS));
     set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, static_cast<int32_t>(typeOf(g.biasDtype)));
     set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <set>
 #include <tuple>
 
 #include "matmul.h"
@@ -26,12 +27,13 @@ constexpr int64_t kLeastSide = 512;
 
 /// Everything that an algorithm depends on. Alignments are powers of two up to 256 bytes.
 using Form = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool, bool,
-                        bool, bool, std::tuple<uint32_t, uint32_t, uint32_t>>;
+                        bool, bool, Epilogue, std::tuple<uint32_t, uint32_t, uint32_t, uint32_t>>;
 
 struct State {
   std::mutex mutex;
   bool tuned = false;
   std::map<Form, std::unique_ptr<ProductPlan>> plans;
+  std::set<Form> refused;         // with an epilogue
   std::map<Form, size_t> chosen;  // by the form of the whole product
 };
 
@@ -51,9 +53,15 @@ uint32_t alignmentOf(const void* data) {
 int64_t rowsOf(const MatmulArgs& g) { return std::max(g.shape.m, g.wholeRows); }
 
 Form formOf(const MatmulArgs& g, int gpu, int64_t m) {
-  return {gpu,      m,        rowsOf(g),    g.shape.n,         g.shape.k,
-          g.ldy,    g.lda,    g.ldb,        g.dtype,           g.yDtype,
-          g.transA, g.transB, g.accumulate, g.bias != nullptr, {alignmentOf(g.y), alignmentOf(g.a), alignmentOf(g.b)}};
+  return {
+      gpu,          m,
+      rowsOf(g),    g.shape.n,
+      g.shape.k,    g.ldy,
+      g.lda,        g.ldb,
+      g.dtype,      g.yDtype,
+      g.transA,     g.transB,
+      g.accumulate, g.bias != nullptr,
+      g.epilogue,   {alignmentOf(g.y), alignmentOf(g.a), alignmentOf(g.b), g.pre == nullptr ? 0 : alignmentOf(g.pre)}};
 }
 
 bool worthTiming(const MatmulArgs& g) {
@@ -114,6 +122,7 @@ void setMatmulTuning(const std::string& engine) {
   if (s.tuned == (engine == "tuned")) return;
   s.tuned = !s.tuned;
   s.plans.clear();
+  s.refused.clear();
   s.chosen.clear();
 }
 
@@ -128,6 +137,22 @@ size_t matmulSpare(const MatmulArgs& g, int gpu) {
   std::lock_guard<std::mutex> lock(s.mutex);
   if (!s.tuned || !g.accumulate || !worthTiming(g) || resultBytes(g) > kMostSpareBytes) return 0;
   return s.chosen.count(formOf(g, gpu, rowsOf(g))) > 0 ? 0 : resultBytes(g);
+}
+
+bool matmulTakes(const MatmulArgs& g, int gpu) {
+  State& s = state();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  const Form form = formOf(g, gpu, g.shape.m);
+  if (s.plans.count(form) > 0) return true;
+  if (s.refused.count(form) > 0) return false;
+  try {
+    s.plans[form] = makeProductPlan(g, gpu, s.tuned ? kMostAlgorithms : 1);
+    return true;
+  } catch (const Error&) {
+    s.plans.erase(form);
+    s.refused.insert(form);
+    return false;
+  }
 }
 
 void startMatmul(const MatmulArgs& g, const Lane& lane, void* spare) {

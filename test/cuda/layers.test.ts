@@ -230,6 +230,34 @@ describe.each(floats)('activations in %s', (dtype) => {
     }
   })
 
+  test('at the end of a product', async () => {
+    // GELU by eights and relu without `pre` are the library's, others kernels behind the product.
+    for (const [, kind] of kinds) {
+      for (const [T, K, F, kept, biased] of [
+        [5, 12, 16, true, true],
+        [5, 12, 16, false, false],
+        [3, 7, 9, true, false],
+        [4, 8, 11, false, true],
+      ] as const) {
+        const results = await onBoth(async (bench) => {
+          const [x, w, b] = [[T, K], [F, K], [F]].map((shape, i) => operand(bench, `${i}`, shape, dtype)) as [
+            number,
+            number,
+            number,
+          ]
+          const type = typeOn(bench, dtype)
+          const y = bench.tensor([T, F], type)
+          const pre = kept ? bench.tensor([T, F], type) : 0
+          native.matmulActivation(bench.stream, y, pre, x, w, biased ? b : 0, kind)
+          return [await wideResult(bench, y, [T, F]), await wideResult(bench, pre || y, [T, F])]
+        })
+        // One more rounding where the function is of the rounded sum, which the CPU's in float16 is not.
+        const one = dtype === 'float32' ? 4e-6 : 3 * rounding[dtype]
+        expectClose(results, [one, one])
+      }
+    }
+  })
+
   test('the largest and smallest numbers, infinities and NaN', async () => {
     const edges = [0, -0, 1e-30, -1e-30, 20, -20, 88, -88, 104, -104, 3e4, -3e4, Infinity, NaN]
     for (const [, kind] of kinds) {

@@ -6,7 +6,7 @@ import { attention } from '../../lib/ops/attention.js'
 import { crossEntropy } from '../../lib/ops/crossEntropy.js'
 import { add, cast, clip, mul, reshape, scale, sum } from '../../lib/ops/elementwise.js'
 import { embedding } from '../../lib/ops/embedding.js'
-import { addBias, linear, linearFloat32 } from '../../lib/ops/linear.js'
+import { addBias, linear, linearActivation, linearFloat32 } from '../../lib/ops/linear.js'
 import { layerNorm, rmsNorm } from '../../lib/ops/norm.js'
 import type { TrainableWeight } from '../../lib/ops/weight.js'
 import type { Ctx } from '../../lib/tensor/ctx.js'
@@ -152,6 +152,16 @@ function attentionCase(name: string, changes: Partial<oracle.AttentionCase>): Op
   }
 }
 
+function linearActivationCase(T: number, K: number, N: number, bias: boolean, kind: Activation): OpCase {
+  const { name, inputs, oracle: product } = linearCase(T, K, N, bias)
+  return {
+    name: `${name}, then ${kind}`,
+    inputs,
+    run: (ctx, { x }, { w, b }) => [linearActivation(ctx, { x: x!, weight: w!, bias: b ?? null, kind })],
+    oracle: (x) => [product(x)[0]!.map(oracle.act[kind]!)],
+  }
+}
+
 function crossEntropyCase(T: number, V: number, vocabSize: number): OpCase {
   const labels = Array.from({ length: T }, (_, t) => (t % 4 === 1 ? -100 : (t * 7) % vocabSize))
   return {
@@ -200,6 +210,9 @@ export const cases: readonly OpCase[] = [
   linearCase(7, 13, 11, true),
   linearCase(1, 5, 3, false),
   linearCase(33, 17, 40, true),
+  linearActivationCase(9, 13, 16, true, 'gelu_tanh'),
+  linearActivationCase(6, 10, 11, false, 'gelu_tanh'),
+  linearActivationCase(5, 12, 24, false, 'relu2'),
   {
     name: 'addBias',
     inputs: { x: { shape: [5, 9] }, b: { shape: [9], weight: true } },

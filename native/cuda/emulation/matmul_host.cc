@@ -2,6 +2,7 @@
 // for the time that the stream's events then show, and for one that takes no call.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -46,11 +47,18 @@ std::vector<float> packed(const void* data, DType dtype, bool transposed, int64_
   return all;
 }
 
+float ended(Epilogue epilogue, float x) {
+  if (epilogue == Epilogue::Relu) return std::max(x, 0.0f);
+  if (epilogue == Epilogue::GeluTanh) return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+  return x;
+}
+
 void product(const MatmulArgs& g, void* result) {
   const auto [m, n, k] = g.shape;
   requireUsable("y", result, g.yDtype, m, n, g.ldy);
   requireUsable("a", g.a, g.dtype, g.transA ? k : m, g.transA ? m : k, g.lda);
   requireUsable("b", g.b, g.dtype, g.transB ? n : k, g.transB ? k : n, g.ldb);
+  if (g.pre != nullptr) requireUsable("pre", g.pre, g.yDtype, m, n, n);
   if (g.bias != nullptr) requireUsable("bias", g.bias, g.biasDtype, 1, n, n);
   const std::vector<float> a = packed(g.a, g.dtype, g.transA, m, k, g.lda);
   const std::vector<float> b = packed(g.b, g.dtype, g.transB, k, n, g.ldb);
@@ -66,7 +74,8 @@ void product(const MatmulArgs& g, void* result) {
       float sum = row[static_cast<size_t>(j)];
       if (g.bias != nullptr) sum += load(g.bias, g.biasDtype, j);
       if (g.accumulate) sum += load(g.y, g.yDtype, i * g.ldy + j);
-      store(result, g.yDtype, i * g.ldy + j, sum);
+      if (g.pre != nullptr) store(g.pre, g.yDtype, i * n + j, sum);
+      store(result, g.yDtype, i * g.ldy + j, ended(g.epilogue, sum));
     }
   }
 }
