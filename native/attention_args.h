@@ -24,6 +24,10 @@ struct HeadsView {
   VIADUCT_HOST_DEVICE int64_t offset(int64_t b, int64_t s, int64_t g, int64_t r = 0) const {
     return b * batch + s * position + g * group + r * head;
   }
+  /// Whether all rows begin a multiple of so many elements apart.
+  bool evenly(int64_t elements) const {
+    return batch % elements == 0 && position % elements == 0 && group % elements == 0 && head % elements == 0;
+  }
   char* at(int64_t b, int64_t s, int64_t g, int64_t r = 0) const {
     return static_cast<char*>(data) + offset(b, s, g, r) * static_cast<int64_t>(dtypeBytes(dtype));
   }
@@ -79,11 +83,21 @@ struct AttentionMerge {
   struct Row {
     int64_t out, part, lse;  // offsets
   };
-  VIADUCT_HOST_DEVICE int64_t rows() const { return B * S * G * R; }
+  VIADUCT_HOST_DEVICE int64_t count() const { return B * S * G * R; }
   VIADUCT_HOST_DEVICE Row row(int64_t n) const {
     const int64_t r = n % R, g = n / R % G, i = n / R / G % S, b = n / R / G / S;
     return {out.offset(b, i, g, r), part.offset(b, i, g, r), ((b * G + g) * R + r) * S + i};
   }
+};
+
+/// Attention whose softmax has one more term a head, a sink: exp(sink) joins the sum of exponentials and takes no value. Rows as of
+/// AttentionMerge, whose `part` is the gradient of `out` in the backward pass.
+struct AttentionSink : AttentionMerge {
+  const void* sink = nullptr;  // [G * R]
+  DType sinkDtype = DType::F32;
+  float* rows = nullptr;  // [B * S, G * R]
+
+  VIADUCT_HOST_DEVICE int64_t head(int64_t n) const { return n % (G * R); }
 };
 
 }  // namespace viaduct

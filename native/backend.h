@@ -168,6 +168,11 @@ class Backend {
   /// Attention to some keys and to others becomes attention to both. out F32 [B,S,G,R,Dv] and part (a float) of any strides
   /// with the last contiguous; lse, partLse F32 [B,G*R,S]. A row that saw nothing (zeros, lse -inf) weighs nothing.
   virtual void mergeAttention(Stream& s, InOut out, InOut lse, In part, In partLse) VIADUCT_OP
+  /// Attention whose softmax counts one more score a head, `sink` [G*R] (a float), which takes no value: changes out (a float)
+  /// [B,S,G,R,Dv] and lse F32 [B,G*R,S], strides as of mergeAttention. attentionBackward of these is that of queries, keys, values.
+  virtual void attentionSink(Stream& s, InOut out, InOut lse, In sink) VIADUCT_OP
+  /// rows F32 [B*S,G*R]: what each query adds to the gradient of `sink`; out and lse as attentionSink leaves them.
+  virtual void attentionSinkBackward(Stream& s, Out rows, In dOut, In out, In lse, In sink) VIADUCT_OP
 
   // ---- activations (activation.cc), contiguous
   /// x [T,2F]: gate first, then up. y[T,F] = act(gate) * up.

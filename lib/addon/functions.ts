@@ -345,6 +345,8 @@ export interface Addon {
     softcap: number,
   ): void
   mergeAttention(stream: Stream, out: InOut, lse: InOut, part: In, partLse: In): void
+  attentionSink(stream: Stream, out: InOut, lse: InOut, sink: In): void
+  attentionSinkBackward(stream: Stream, rows: Out, dOut: In, out: In, lse: In, sink: In): void
   gatedActivationForward(stream: Stream, y: Out, x: In, kind: Activation): void
   gatedActivationBackward(stream: Stream, dx: Out, dy: In, x: In, kind: Activation): void
   activationForward(stream: Stream, y: Out, x: In, kind: Activation): void

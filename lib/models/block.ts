@@ -74,7 +74,9 @@ export class SelfAttention extends Module {
     this.linearQkv = this.child('linear_qkv', first)
     this.#qkNorm = config.qkLayernorm === null ? null : this.#makeQkNorm(spec, config.qkLayernorm, shape)
     this.linearProj = this.child('linear_proj', second)
-    this.core = new CoreAttention({ ...shape, window: config.windowSize ?? 0 })
+    const sink = spec.shard(`decoder.layers.${spec.layer}.self_attention.core_attention.softmax_offset`)
+    const offset = sink && new Parameter(sink, config.paramsDtype, inits(config).input)
+    this.core = this.child('core_attention', new CoreAttention({ ...shape, window: config.windowSize ?? 0 }, offset))
     this.#clip = config.clipQkv
   }
 

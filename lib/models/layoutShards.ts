@@ -45,8 +45,9 @@ const choices = (sizes: readonly number[]) => `use ${sizes.slice(0, 12).join(', 
 /** What about a tensor-parallel size does not fit this config; empty when it fits. */
 export function tensorParallelProblems(config: TransformerConfig, tp: number): string[] {
   const { numAttentionHeads: heads, numQueryGroups: groups } = config
-  // The attention's output projection is as wide as its heads, which are looked at.
-  const dense = parameterTable(config).filter((row) => row.expert === null && !row.name.endsWith('.linear_proj.weight'))
+  // What is as wide as the heads, which are looked at.
+  const byHeads = /\.(?:linear_proj\.weight|softmax_offset)$/
+  const dense = parameterTable(config).filter((row) => row.expert === null && !byHeads.test(row.name))
   const dividends = widthsOf(dense, config)
   const problemsOf = (size: number): string[] => [
     ...(heads % size === 0 ? [] : [`must divide numAttentionHeads=${heads}`]),

@@ -51,6 +51,8 @@ export function parameterTable(config: TransformerConfig): ParameterRow[] {
       add(`${prefix}.q_layernorm.weight`, [perHead ? D : heads], perHead ? 'perHead' : 'heads')
       add(`${prefix}.k_layernorm.weight`, [perHead ? D : config.numQueryGroups * D], perHead ? 'perHead' : 'kvHeads')
     }
+    if (config.softmaxType === 'learnable')
+      add(`${prefix}.core_attention.softmax_offset`, [config.numAttentionHeads], 'column')
     add(`${prefix}.linear_proj.weight`, [H, heads], 'row')
     if (config.addProjBias) add(`${prefix}.linear_proj.bias`, [H], 'replicated')
   }

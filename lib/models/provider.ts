@@ -101,6 +101,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   paramsDtype: DType = 'float32'
   qkLayernorm: QkLayernorm | null = plainDecoder.qkLayernorm
   clipQkv: number | null = plainDecoder.clipQkv
+  softmaxType: TransformerConfig['softmaxType'] = plainDecoder.softmaxType
   windowSize: number | null = plainDecoder.windowSize
   numMoeExperts: number | null = plainDecoder.numMoeExperts
   moeRouterTopk: number = plainDecoder.moeRouterTopk

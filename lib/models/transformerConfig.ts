@@ -50,6 +50,8 @@ export interface TransformerConfig {
   qkLayernorm: QkLayernorm | null
   /** Queries, keys and values are clamped to plus and minus this, after their norms. */
   clipQkv: number | null
+  /** `learnable`: each head's softmax counts one more score, a parameter, which takes no value (a sink). */
+  softmaxType: 'vanilla' | 'learnable'
   /** A token sees this many last positions, itself included; null: all. */
   windowSize: number | null
 
@@ -95,6 +97,7 @@ export interface TransformerConfig {
 export const plainDecoder = {
   qkLayernorm: null,
   clipQkv: null,
+  softmaxType: 'vanilla',
   windowSize: null,
   numMoeExperts: null,
   moeRouterTopk: 2,
@@ -151,6 +154,7 @@ const keys: { readonly [K in keyof TransformerConfig]: true } = {
   paramsDtype: true,
   qkLayernorm: true,
   clipQkv: true,
+  softmaxType: true,
   windowSize: true,
   numMoeExperts: true,
   moeRouterTopk: true,

@@ -1,9 +1,10 @@
-// Scaled dot-product attention over packed queries, keys and values, with rotation; no parameters. See ops/attention.ts for
-// the packed layout.
+// Scaled dot-product attention over packed queries, keys and values, with rotation. See ops/attention.ts for the packed layout.
 
 import { type AttentionArgs, attention, cachedAttention, type Rotary } from '../ops/attention.js'
 import type { Ctx } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { Module } from './module.js'
+import type { Parameter } from './parameter.js'
 
 export interface CoreAttentionConfig {
   /** Key-value heads on this rank. */
@@ -35,12 +36,21 @@ export interface LayerCache {
   readonly length: number
 }
 
-export class CoreAttention {
-  constructor(readonly config: CoreAttentionConfig) {}
+/** `core_attention`: its only parameter is `softmax_offset`, where the softmax counts a sink. */
+export class CoreAttention extends Module {
+  readonly softmaxOffset: Parameter | null
+
+  constructor(
+    readonly config: CoreAttentionConfig,
+    softmaxOffset: Parameter | null = null,
+  ) {
+    super()
+    this.softmaxOffset = softmaxOffset && this.parameter('softmax_offset', softmaxOffset)
+  }
 
   /** What the ops take. */
   args(qkv: Tensor, at: AttentionContext): AttentionArgs {
-    return { scale: this.config.channels ** -0.5, ...this.config, ...at, qkv }
+    return { scale: this.config.channels ** -0.5, ...this.config, ...at, qkv, sink: this.softmaxOffset }
   }
 
   /** qkv [T, G·(R+2)·D] to [T, G·R·D]. With a cache: this call's keys are appended and all are seen. */

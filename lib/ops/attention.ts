@@ -6,6 +6,7 @@ import { ViaductError } from '../base/errors.js'
 import type { Ctx } from '../tensor/ctx.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { checkShape, defineOp } from './define.js'
+import { mainGradOf, type TrainableWeight } from './weight.js'
 
 /** Rotary embedding of queries and keys. */
 export interface Rotary {
@@ -45,6 +46,8 @@ export interface AttentionArgs extends AttentionShape {
   readonly firstKey?: Tensor | null
   /** int32 [B]: visible keys end here. */
   readonly keyEnd?: Tensor | null
+  /** [G·R]: one more score of each head, which the softmax counts and which takes no value. */
+  readonly sink?: TrainableWeight | null
 }
 
 /** Views of packed memory: q [B,S,G,R,D], k and v [B,S,G,D]. */
@@ -101,6 +104,32 @@ export function attentionMask(
   return [firstKey?.handle ?? 0, keyEnd?.handle ?? 0, scale, causal ?? true, start, window ?? 0, softcap ?? 0]
 }
 
+/** Some of the heads of a sink. */
+export interface Sink {
+  readonly weight: TrainableWeight
+  readonly first: number
+  readonly count: number
+}
+
+export function wholeSink(weight: TrainableWeight): Sink {
+  return { weight, first: 0, count: weight.data.shape[0] as number }
+}
+
+/** Lets the softmax behind `out` [B,S,G,R,D] and `lse` [B, G·R, S] count the sink. */
+export function addSink(ctx: Ctx, { weight, first, count }: Sink, out: Tensor, lse: Tensor): void {
+  native.attentionSink(ctx.stream.id, out.handle, lse.handle, weight.data.slice(ctx, 0, first, count).handle)
+}
+
+/** Adds to the sink's main gradient; `out` and `lse` as addSink left them. */
+export function sinkGradient(ctx: Ctx, sink: Sink, dOut: Tensor, out: Tensor, lse: Tensor): void {
+  const { weight, first, count } = sink
+  const [B = 0, S = 0] = out.shape
+  const rows = ctx.empty([B * S, count], 'float32')
+  const part = weight.data.slice(ctx, 0, first, count)
+  native.attentionSinkBackward(ctx.stream.id, rows.handle, dOut.handle, out.handle, lse.handle, part.handle)
+  native.sumRows(ctx.stream.id, mainGradOf(ctx, weight).slice(ctx, 0, first, count).handle, rows.handle)
+}
+
 /** Attention over the queries and keys of `qkv` as they are. */
 function attend(ctx: Ctx, args: AttentionArgs, y: Tensor, lse: Tensor): void {
   const { q, k, v } = unpack(ctx, args.qkv, args)
@@ -113,6 +142,7 @@ function attend(ctx: Ctx, args: AttentionArgs, y: Tensor, lse: Tensor): void {
     v.handle,
     ...attentionMask(args),
   )
+  if (args.sink) addSink(ctx, wholeSink(args.sink), heads(ctx, y, args), lse)
 }
 
 /** The gradient of `qkv` as it is, to `dqkv`. */
@@ -158,8 +188,10 @@ export const attention = defineOp<AttentionArgs, { y: Tensor; lse: Tensor }>({
     attend(ctx, args, y, lse)
   },
   inputs: ({ qkv }) => [qkv],
-  saves: ({ qkv, rotary, firstKey, keyEnd }, { y, lse }) => [
+  weights: ({ sink }) => [sink],
+  saves: ({ qkv, rotary, firstKey, keyEnd, sink }, { y, lse }) => [
     qkv,
+    sink?.data,
     y,
     lse,
     firstKey,
@@ -177,6 +209,10 @@ export const attention = defineOp<AttentionArgs, { y: Tensor; lse: Tensor }>({
     attentionGradient(ctx, args, dqkv, dy, y, lse)
     if (args.rotary) rotate(ctx, dqkv, args, args.rotary, true)
     return [dqkv]
+  },
+  backwardWeight(ctx, args, { y, lse }, { y: dy }) {
+    if (dy === null || !args.sink?.requiresGrad) return
+    sinkGradient(ctx, wholeSink(args.sink), heads(ctx, dy, args), heads(ctx, y, args), lse)
   },
 })
 
@@ -223,5 +259,6 @@ export function cachedAttention(ctx: Ctx, args: CachedAttentionArgs): Tensor {
     valueCache.slice(ctx, 1, 0, length).handle,
     ...attentionMask(args, start),
   )
+  if (args.sink) addSink(ctx, wholeSink(args.sink), heads(ctx, y, args), lse)
   return y
 }

@@ -2,8 +2,19 @@
 // for heads where ranks of `heads` are several (headExchange.ts), then keys and values travel round `ring` (ringAttention.ts); where
 // neither has ranks they are gathered over cp (gatheredAttention.ts). Legend as in ops/attention.ts; s: this rank's tokens of a row.
 import type { AttentionContext } from '../nn/coreAttention.js'
-import { type AttentionArgs, attention, attentionGradient, checkPacked, rotate } from '../ops/attention.js'
+import {
+  type AttentionArgs,
+  addSink,
+  attention,
+  attentionGradient,
+  checkPacked,
+  heads as headsOf,
+  rotate,
+  type Sink,
+  sinkGradient,
+} from '../ops/attention.js'
 import { defineOp } from '../ops/define.js'
+import type { TrainableWeight } from '../ops/weight.js'
 import type { Ctx } from '../tensor/ctx.js'
 import { Scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
@@ -34,8 +45,8 @@ interface Outputs extends Record<string, Tensor | null> {
 /** What attention takes where tokens have been exchanged for heads. */
 function attended(args: ContextAttentionArgs, exchanged: Tensor | null): AttentionArgs {
   return exchanged === null
-    ? { ...args, rotary: null }
-    : { ...args, qkv: exchanged, groups: args.groups / args.context.heads.size, rotary: null }
+    ? { ...args, rotary: null, sink: null }
+    : { ...args, qkv: exchanged, groups: args.groups / args.context.heads.size, rotary: null, sink: null }
 }
 
 /** The rank has all tokens and some of the heads: attention as ever. */
@@ -58,7 +69,37 @@ function attend(ctx: Ctx, args: ContextAttentionArgs, { y, lse, exchanged }: Out
   if (ring.size > 1) ringForward(inner, { ...own, ring }, out, lse)
   else if (exchanged === null) gatheredForward(inner, { ...wholeArgs(inner, own), group: cp }, out, lse)
   else attention.rule.forward(inner, wholeArgs(inner, own), { y: out, lse: pick(inner, lse, 0) })
+  if (args.sink)
+    forSinks(inner, own, args.context, args.sink, lse, out, (sink, sums, part) => addSink(inner, sink, part, sums))
   if (exchanged !== null) headsToTokens(inner, y, out, args.batchSize, heads)
+}
+
+/** Calls f for each run of queries, with the sink of this rank's heads and the run of `out` as [B, tokens, G, R, D]. */
+function forSinks(
+  ctx: Ctx,
+  own: AttentionArgs,
+  { heads: group }: ContextGroups,
+  weight: TrainableWeight,
+  lse: Tensor,
+  out: Tensor,
+  f: (sink: Sink, lse: Tensor, out: Tensor, first: number, length: number) => void,
+): void {
+  const count = own.groups * own.queriesPerGroup
+  const sink = { weight, first: group.rank * count, count }
+  const [runs = 0, , , length = 0] = lse.shape
+  const whole = headsOf(ctx, out, own)
+  for (let run = 0; run < runs; run++)
+    f(sink, pick(ctx, lse, run), whole.slice(ctx, 1, run * length, length), run * length, length)
+}
+
+/** What this rank attends with of a tensor like `y`: all tokens and its share of the heads where there is an exchange. */
+function toHeads(ctx: Ctx, args: ContextAttentionArgs, t: Tensor): Tensor {
+  const { heads } = args.context
+  if (heads.size === 1) return t
+  const [tokens = 0, width = 0] = t.shape
+  const whole = ctx.empty([heads.size * tokens, width / heads.size], t.dtype)
+  tokensToHeads(ctx, whole, t, args.batchSize, heads)
+  return whole
 }
 
 /** As `attention`, causal, of this rank's tokens to the keys of all ranks. */
@@ -82,8 +123,10 @@ const contextAttentionOp = defineOp<ContextAttentionArgs, Outputs>({
     attend(ctx, args, out)
   },
   inputs: ({ qkv }) => [qkv],
-  saves: ({ qkv, rotary, firstKey, keyEnd }, { y, lse, exchanged }) => [
+  weights: ({ sink }) => [sink],
+  saves: ({ qkv, rotary, firstKey, keyEnd, sink }, { y, lse, exchanged }) => [
     exchanged ?? qkv,
+    sink?.data,
     y,
     lse,
     firstKey,
@@ -102,14 +145,7 @@ const contextAttentionOp = defineOp<ContextAttentionArgs, Outputs>({
     using scope = new Scope()
     const inner = ctx.with({ scope })
     const own = attended(args, exchanged)
-    const toHeads = (t: Tensor) => {
-      if (exchanged === null) return t
-      const [tokens = 0, width = 0] = t.shape
-      const whole = inner.empty([heads.size * tokens, width / heads.size], t.dtype)
-      tokensToHeads(inner, whole, t, args.batchSize, heads)
-      return whole
-    }
-    const [out, dOut] = [toHeads(y), toHeads(dy)]
+    const [out, dOut] = [toHeads(inner, args, y), toHeads(inner, args, dy)]
     const d = exchanged === null ? dqkv : inner.empty(exchanged.shape, exchanged.dtype)
     if (ring.size > 1) ringBackward(inner, { ...own, ring }, d, dOut, out, lse)
     else if (exchanged === null) gatheredBackward(inner, { ...wholeArgs(inner, own), group: cp }, d, dOut, out, lse)
@@ -117,6 +153,17 @@ const contextAttentionOp = defineOp<ContextAttentionArgs, Outputs>({
     if (exchanged !== null) headsToTokens(inner, dqkv, d, args.batchSize, heads)
     if (args.rotary) rotate(ctx, dqkv, args, args.rotary, true)
     return [dqkv]
+  },
+  backwardWeight(ctx, args, { y, lse, exchanged }, { y: dy }) {
+    if (!dy || !args.sink?.requiresGrad) return
+    using scope = new Scope()
+    const inner = ctx.with({ scope })
+    const own = attended(args, exchanged)
+    const dOut = headsOf(inner, toHeads(inner, args, dy), own)
+    const out = toHeads(inner, args, y)
+    forSinks(inner, own, args.context, args.sink, lse, out, (sink, sums, part, first, length) =>
+      sinkGradient(inner, sink, dOut.slice(inner, 1, first, length), part, sums),
+    )
   },
 })
 

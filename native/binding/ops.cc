@@ -31,6 +31,8 @@ std::vector<Row> opRows() {
       row("attentionForward", &Backend::attentionForward),
       row("attentionBackward", &Backend::attentionBackward),
       row("mergeAttention", &Backend::mergeAttention),
+      row("attentionSink", &Backend::attentionSink),
+      row("attentionSinkBackward", &Backend::attentionSinkBackward),
       row("gatedActivationForward", &Backend::gatedActivationForward),
       row("gatedActivationBackward", &Backend::gatedActivationBackward),
       row("activationForward", &Backend::activationForward),

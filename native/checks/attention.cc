@@ -85,27 +85,63 @@ void checkAttentionGradients(const char* op, AttentionArgs& a, const TensorRef& 
   a.dv = headsOf(op, "dv", dv, {a.B, a.K, a.G, a.Dv});
 }
 
-AttentionMerge checkMergeAttention(const TensorRef& out, const TensorRef& lse, const TensorRef& part,
-                                   const TensorRef& partLse) {
-  const char* op = "mergeAttention";
+namespace {
+
+void checkLse(const char* op, const char* name, const TensorRef& lse, const AttentionMerge& m) {
+  checkShape(op, name, lse, {m.B, m.G * m.R, m.S});
+  checkDtype(op, name, lse, {DType::F32});
+  checkContiguous(op, name, lse);
+}
+
+/// Results and their log-sum-exps.
+void fillResults(const char* op, AttentionMerge& m, const TensorRef& out, const TensorRef& lse) {
   checkNdim(op, "out", out, 5);
-  AttentionMerge m;
   m.B = out.shape[0];
   m.S = out.shape[1];
   m.G = out.shape[2];
   m.R = out.shape[3];
   m.Dv = out.shape[4];
   m.out = headsOf(op, "out", out, {m.B, m.S, m.G, m.R, m.Dv});
-  m.part = headsOf(op, "part", part, {m.B, m.S, m.G, m.R, m.Dv});
-  checkDtype(op, "out", out, {DType::F32});
-  for (const auto& [name, x] : {std::pair{"lse", lse}, {"partLse", partLse}}) {
-    checkShape(op, name, x, {m.B, m.G * m.R, m.S});
-    checkDtype(op, name, x, {DType::F32});
-    checkContiguous(op, name, x);
-  }
+  checkLse(op, "lse", lse, m);
   m.lse = lse.as<float>();
+}
+
+}  // namespace
+
+AttentionMerge checkMergeAttention(const TensorRef& out, const TensorRef& lse, const TensorRef& part,
+                                   const TensorRef& partLse) {
+  const char* op = "mergeAttention";
+  AttentionMerge m;
+  fillResults(op, m, out, lse);
+  checkDtype(op, "out", out, {DType::F32});
+  m.part = headsOf(op, "part", part, {m.B, m.S, m.G, m.R, m.Dv});
+  checkLse(op, "partLse", partLse, m);
   m.partLse = partLse.as<float>();
   return m;
+}
+
+AttentionSink checkAttentionSink(const char* op, const TensorRef& out, const TensorRef& lse, const TensorRef& sink) {
+  AttentionSink a;
+  fillResults(op, a, out, lse);
+  checkShape(op, "sink", sink, {a.G * a.R});
+  checkFloat(op, "sink", sink);
+  checkContiguous(op, "sink", sink);
+  a.sink = sink.data;
+  a.sinkDtype = sink.dtype;
+  return a;
+}
+
+AttentionSink checkAttentionSinkBackward(const TensorRef& rows, const TensorRef& dOut, const TensorRef& out,
+                                         const TensorRef& lse, const TensorRef& sink) {
+  const char* op = "attentionSinkBackward";
+  AttentionSink a = checkAttentionSink(op, out, lse, sink);
+  checkSameDtype(op, "dOut", dOut, "out", out);
+  a.part = headsOf(op, "dOut", dOut, {a.B, a.S, a.G, a.R, a.Dv});
+  checkShape(op, "rows", rows, {a.B * a.S, a.G * a.R});
+  checkDtype(op, "rows", rows, {DType::F32});
+  checkContiguous(op, "rows", rows);
+  a.rows = rows.as<float>();
+  return a;
 }
 
 }  // namespace viaduct

@@ -89,6 +89,9 @@ AttentionArgs checkAttention(const char* op, const TensorRef& out, const TensorR
 void checkAttentionGradients(const char* op, AttentionArgs& a, const TensorRef& dq, const TensorRef& dk,
                              const TensorRef& dv, const TensorRef& dOut);
 
+AttentionSink checkAttentionSink(const char* op, const TensorRef& out, const TensorRef& lse, const TensorRef& sink);
+AttentionSink checkAttentionSinkBackward(const TensorRef& rows, const TensorRef& dOut, const TensorRef& out,
+                                         const TensorRef& lse, const TensorRef& sink);
 AttentionMerge checkMergeAttention(const TensorRef& out, const TensorRef& lse, const TensorRef& part,
                                    const TensorRef& partLse);
 

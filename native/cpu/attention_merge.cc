@@ -16,7 +16,7 @@ template <typename T>
 void MergeRows(const AttentionMerge& m) {
   constexpr float kNothing = -std::numeric_limits<float>::infinity();
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, m.Dv));
-  parallelChunks(m.rows(), grain, [&](int64_t begin, int64_t end) HWY_ATTR {
+  parallelChunks(m.count(), grain, [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t n = begin; n < end; ++n) {
       const AttentionMerge::Row at = m.row(n);
       const float lse = m.lse[at.lse], partLse = m.partLse[at.lse];

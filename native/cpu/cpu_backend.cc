@@ -117,6 +117,8 @@ bool CpuBackend::supports(const std::string& op, DType dtype, std::string* why) 
       {"activationForward", Float},
       {"activationBackward", Float},
       {"matmulActivation", Float},
+      {"attentionSink", Float},
+      {"attentionSinkBackward", Float},
       {"groupedMatmul", Float},
       {"groupedMatmulWeights", Float},
       {"routerForward", Float},

@@ -74,6 +74,8 @@ class CpuBackend final : public Backend {
                          OptIn keyEnd, double scale, bool causal, int64_t queryOffset, int64_t window,
                          double softcap) override;
   void mergeAttention(Stream& s, InOut out, InOut lse, In part, In partLse) override;
+  void attentionSink(Stream& s, InOut out, InOut lse, In sink) override;
+  void attentionSinkBackward(Stream& s, Out rows, In dOut, In out, In lse, In sink) override;
 
   // activation.cc
   void gatedActivationForward(Stream& s, Out y, In x, Activation kind) override;

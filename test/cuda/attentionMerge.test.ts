@@ -1,11 +1,11 @@
-// Attention to runs of keys, merged, against attention to all of them: on the CPU and on the GPU of gpu.ts. Some queries see nothing of
+// Attention to runs of keys, merged, against attention to all of them, and sinks: on the CPU and on the GPU of gpu.ts. Some queries see nothing of
 // some runs, some nothing at all; rows begin anywhere.
 import { beforeAll, expect, test } from 'vitest'
 import { native } from '../../lib/addon/load.js'
 import { numel } from '../../lib/base/shape.js'
 import { Device } from '../../lib/tensor/device.js'
 import { gpuSetupTimeout, useGpu } from './gpu.js'
-import { Bench, numbers, randomBytes } from './pair.js'
+import { Bench, close, numbers, randomBytes } from './pair.js'
 
 beforeAll(() => useGpu(), gpuSetupTimeout)
 
@@ -88,3 +88,40 @@ test('what does not fit is refused at the call', () => {
   expect(() => native.mergeAttention(bench.stream, sum, lse, out, other)).toThrow(/partLse/)
   bench.close()
 })
+
+test.each(['float32', 'bfloat16'] as const)(
+  'a sink and its gradient on rows that begin anywhere, in %s',
+  async (dtype) => {
+    const one = dtype === 'float32' ? 2e-6 : 2 ** -7 // of bfloat16 a last bit of two
+    for (const [D, offset] of [
+      [16, 0],
+      [16, 4],
+      [24, 1],
+      [5, 0],
+    ] as const) {
+      for (const sinkDtype of ['float32', 'bfloat16'] as const) {
+        await close(one, async (bench) => {
+          const shape = [B, S, G, R, D]
+          const data = (name: string, of: readonly number[], type: typeof dtype) => randomBytes(name, numel(of), type)
+          const at = { offset, gap: offset }
+          const [out, dOut] = ['out', 'dOut'].map((name) =>
+            bench.tensor(shape, dtype, data(name, shape, dtype), at),
+          ) as [number, number]
+          const values = new Float32Array(B * G * R * S).map((_, i) =>
+            i % 5 === 0 ? Number.NEGATIVE_INFINITY : (i % 7) - 3,
+          )
+          const lse = bench.tensor([B, G * R, S], 'float32', values)
+          const sink = bench.tensor([G * R], sinkDtype, data('sink', [G * R], sinkDtype))
+          const rows = bench.tensor([B * S, G * R], 'float32')
+          native.attentionSink(bench.stream, out, lse, sink)
+          native.attentionSinkBackward(bench.stream, rows, dOut, out, lse, sink)
+          return [
+            { bytes: await bench.read(out, shape, dtype), dtype },
+            { bytes: await bench.read(lse, [B, G * R, S], 'float32'), dtype: 'float32' },
+            { bytes: await bench.read(rows, [B * S, G * R], 'float32'), dtype: 'float32' },
+          ]
+        })
+      }
+    }
+  },
+)

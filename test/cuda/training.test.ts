@@ -143,15 +143,59 @@ describe('steps of experts have the losses and norms of the CPU', () => {
     model: { ...experts, ...changes.model },
   })
 
-  it.for(['ep 2', 'ep 2, tp 2 with sp'])('%s', { timeout: 240_000 }, async (name, { skip }) => {
-    const ranks = name === 'ep 2' ? 2 : 4
-    skip(ranks > ranksHere, `${ranks} ranks where ${ranksHere} can run`)
-    skip(ranks > 2 && !full, 'VIADUCT_TEST_FULL=1')
-    const tp = ranks > 2 ? { tensorModelParallelSize: 2, sequenceParallel: true } : {}
-    await pipelineWork(task(`cpu, ${name}`, {}))
-    const layout = task(name, { model: { expertModelParallelSize: 2, ...tp }, device: 'cuda' })
-    const started = startScript('pipelineRank.ts', [JSON.stringify(layout)], ranks)
-    if ((await started.end) !== 0) throw new Error(started.lines.join('\n'))
-    expectSame(steps(runs.place(`${name}.jsonl`)), steps(runs.place(`cpu, ${name}.jsonl`)))
-  })
+  const tp = { tensorModelParallelSize: 2, sequenceParallel: true }
+  const sigmoid = {
+    moeRouterScoreFunction: 'sigmoid',
+    moeRouterEnableExpertBias: true,
+    moeRouterBiasUpdateRate: 0.01,
+    moeRouterNumGroups: 2,
+    moeRouterGroupTopk: 1,
+    moeRouterDtype: 'fp32',
+    moeZLossCoeff: 0.02,
+    moeInputJitterEps: 0.05,
+    moeRouterLoadBalancingType: 'seq_aux_loss',
+    moeAuxLossCoeff: 0.05,
+  } as const
+  /** Ranks, the model, its layout, and whether it is part of every run of the tests. */
+  const mixtures: readonly (readonly [
+    name: string,
+    ranks: number,
+    model: NonNullable<PipelineTask['model']>,
+    layout: NonNullable<PipelineTask['model']>,
+    always: boolean,
+  ])[] = [
+    ['alone, sigmoid router with all that it has', 1, sigmoid, {}, true],
+    ['alone, capacity with drop', 1, { moeExpertCapacityFactor: 1 }, {}, false],
+    ['ep 2', 2, {}, { expertModelParallelSize: 2 }, true],
+    ['ep 2, rows gathered', 2, { moeTokenDispatcherType: 'allgather' }, { expertModelParallelSize: 2 }, false],
+    ['tp 2 with sp, etp 2', 2, sigmoid, { ...tp, expertTensorParallelSize: 2 }, false],
+    ['cp 2 in a ring, sinks', 2, { softmaxType: 'learnable' }, { contextParallelSize: 2 }, true],
+    [
+      'cp 2, heads exchanged, sinks',
+      2,
+      { softmaxType: 'learnable' },
+      { contextParallelSize: 2, cpCommType: 'a2a' },
+      false,
+    ],
+    ['cp 2, keys gathered', 2, {}, { contextParallelSize: 2, cpCommType: 'all_gather' }, false],
+    ['ep 2, tp 2 with sp', 4, sigmoid, { ...tp, expertModelParallelSize: 2 }, false],
+    ['pp 2, ep 2', 4, {}, { pipelineModelParallelSize: 2, expertModelParallelSize: 2 }, false],
+    ['cp 2, ep 2, tp 2 with sp', 4, {}, { ...tp, contextParallelSize: 2, expertModelParallelSize: 2 }, false],
+  ]
+
+  it.for(mixtures.filter(([, , , , always]) => always || full))(
+    '%s',
+    { timeout: 240_000 },
+    async ([name, ranks, model, layout], { skip }) => {
+      skip(ranks > ranksHere, `${ranks} ranks where ${ranksHere} can run`)
+      await pipelineWork(task(`cpu, ${name}`, { model }))
+      const started = startScript(
+        'pipelineRank.ts',
+        [JSON.stringify(task(name, { model: { ...model, ...layout }, device: 'cuda' }))],
+        ranks,
+      )
+      if ((await started.end) !== 0) throw new Error(started.lines.join('\n'))
+      expectSame(steps(runs.place(`${name}.jsonl`)), steps(runs.place(`cpu, ${name}.jsonl`)))
+    },
+  )
 })

@@ -88,7 +88,7 @@ function layerNormCase(T: number, H: number, bias: boolean): OpCase {
   }
 }
 
-function attentionCase(name: string, changes: Partial<oracle.AttentionCase>): OpCase {
+function attentionCase(name: string, changes: Partial<oracle.AttentionCase>, sink = false): OpCase {
   const base = {
     B: 2,
     S: 7,
@@ -116,8 +116,11 @@ function attentionCase(name: string, changes: Partial<oracle.AttentionCase>): Op
     Array.from({ length: P * half }, (_, i) => f(Math.floor(i / half) * c.frequencies[i % half]!))
   return {
     name: `attention ${name}`,
-    inputs: { qkv: { shape: [B * S, G * (R + 2) * D] } },
-    run(ctx, { qkv }) {
+    inputs: {
+      qkv: { shape: [B * S, G * (R + 2) * D] },
+      ...(sink ? { sink: { shape: [G * R], weight: true } } : {}),
+    },
+    run(ctx, { qkv }, { sink: weight }) {
       const int32 = (values: readonly number[], shape: number[]) =>
         Tensor.fromHost(ctx, Int32Array.from(values), shape, 'int32')
       const rotary =
@@ -146,9 +149,9 @@ function attentionCase(name: string, changes: Partial<oracle.AttentionCase>): Op
       // The op rotates its input in place; the case's input must stay what it is.
       const own = ctx.empty(qkv!.shape, qkv!.dtype)
       const copy = cast(ctx, { x: qkv!, dtype: own.dtype }).y
-      return [attention(ctx, { ...args, qkv: copy, firstKey, keyEnd }).y]
+      return [attention(ctx, { ...args, qkv: copy, firstKey, keyEnd, sink: weight ?? null }).y]
     },
-    oracle: ({ qkv }) => [oracle.attention(qkv!, c)],
+    oracle: ({ qkv, sink: scores }) => [oracle.attention(qkv!, c, scores)],
   }
 }
 
@@ -234,6 +237,16 @@ export const cases: readonly OpCase[] = [
   attentionCase('softcap 2', { softcap: 2 }),
   attentionCase('not causal, ragged keys', { causal: false, keyEnd: [7, 4] }),
   attentionCase('left padding', { firstKey: [0, 0, 0, 0, 0, 0, 0, 3, 3, 3, 3, 3, 3, 3] }),
+  attentionCase('with sinks', {}, true),
+  attentionCase(
+    'with sinks, softcap, a window and left padding',
+    {
+      window: 3,
+      softcap: 2,
+      firstKey: [0, 0, 0, 0, 0, 0, 0, 3, 3, 3, 3, 3, 3, 3],
+    },
+    true,
+  ),
   attentionCase('packed', { firstKey: [0, 0, 2, 2, 2, 5, 5, 0, 0, 0, 0, 4, 4, 4] }),
   attentionCase('longer than a block', { B: 1, S: 70, G: 1, R: 2, D: 4 }),
   ...activations.map(

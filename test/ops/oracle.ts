@@ -103,7 +103,7 @@ function rotated(x: number[], position: number, { frequencies, interleaved }: At
 }
 
 /** Packed qkv [B·S, G·(R+2)·D] to [B·S, G·R·D]. */
-export function attention(qkv: F64, c: AttentionCase): F64 {
+export function attention(qkv: F64, c: AttentionCase, sink?: F64): F64 {
   const { B, S, G, R, D } = c
   const row = G * (R + 2) * D
   const y = new Float64Array(B * S * G * R * D)
@@ -131,6 +131,7 @@ export function attention(qkv: F64, c: AttentionCase): F64 {
             seen.push(j)
             scores.push(c.softcap > 0 ? c.softcap * Math.tanh(s / c.softcap) : s)
           }
+          if (sink) scores.push(sink[g * R + r]!)
           const top = Math.max(...scores)
           const weights = scores.map((s) => Math.exp(s - top))
           const total = weights.reduce((a, w) => a + w, 0)

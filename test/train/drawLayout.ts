@@ -77,6 +77,7 @@ export function drawVariant(random: Random): Variant {
     qkLayernorm: pick(random, [null, null, 'perHead', 'allHeads']),
     clipQkv: pick(random, [null, null, 0.5]),
     windowSize: pick(random, [null, null, 3]),
+    softmaxType: pick(random, ['vanilla', 'learnable']),
     ...(coin(random) ? drawExperts(random) : {}),
   }
 }

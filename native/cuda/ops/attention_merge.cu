@@ -17,7 +17,7 @@ template <int W, typename T>
 __global__ void __launch_bounds__(kThreads) mergeKernel(AttentionMerge m) {
   const int lane = threadIdx.x % kWarp;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kRows;
-  for (int64_t n = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp; n < m.rows(); n += step) {
+  for (int64_t n = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp; n < m.count(); n += step) {
     const AttentionMerge::Row at = m.row(n);
     const float lse = m.lse[at.lse], partLse = m.partLse[at.lse];
     if (partLse == -INFINITY) continue;
@@ -39,16 +39,12 @@ __global__ void __launch_bounds__(kThreads) mergeKernel(AttentionMerge m) {
   }
 }
 
-bool evenly(const HeadsView& x, int64_t elements) {
-  return x.batch % elements == 0 && x.position % elements == 0 && x.group % elements == 0 && x.head % elements == 0;
-}
-
 template <typename T>
 void startMerge(const Launch& on, const AttentionMerge& m) {
   constexpr int kPack = kPackOf<float>;
-  const bool packs = m.Dv % kPack == 0 && evenly(m.out, kPack) && evenly(m.part, kPack) &&
+  const bool packs = m.Dv % kPack == 0 && m.out.evenly(kPack) && m.part.evenly(kPack) &&
                      packable(static_cast<float*>(m.out.data), static_cast<T*>(m.part.data));
-  on(packs ? mergeKernel<kPack, T> : mergeKernel<1, T>, on.blocksFor(m.rows(), kRows), kThreads, m);
+  on(packs ? mergeKernel<kPack, T> : mergeKernel<1, T>, on.blocksFor(m.count(), kRows), kThreads, m);
 }
 
 }  // namespace
