@@ -1,7 +1,7 @@
-// Recipes of mixtures of experts: Qwen3-MoE and OLMoE. The models' fields are those of the published configs, layouts and numbers
+// Recipes of mixtures of experts: Qwen3-MoE, OLMoE, Mixtral. The models' fields are those of the published configs, layouts and numbers
 // of the big ones Megatron-Bridge's; see llama.ts for how to change a recipe.
 import type { RunConfig } from '../lib/config/runConfig.js'
-import { GPTModelProvider } from '../lib/models/provider.js'
+import { GPTModelProvider, type ProviderInit } from '../lib/models/provider.js'
 import { onLaptop, pretrainCommon } from './pretraining.js'
 
 /** Pretraining of Qwen3 30B-A3B: 48 layers of 2048, 8 of 128 experts, sequences of 4096; TP 4 with sequence parallelism, PP 2, EP 4. */
@@ -66,6 +66,61 @@ export function olmoe_7b_pretrain_config(): RunConfig {
     }),
   )
   cfg.train.globalBatchSize = 2048
+  cfg.train.microBatchSize = 1
+  return cfg
+}
+
+/** Mixtral's layers: 2 of 8 experts as wide as a dense model's feed-forward, no window. */
+function mixtral(
+  size: Required<Pick<ProviderInit, 'numLayers' | 'hiddenSize' | 'ffnHiddenSize' | 'numAttentionHeads'>>,
+) {
+  return {
+    ...size,
+    numQueryGroups: 8,
+    kvChannels: 128,
+    moeFfnHiddenSize: size.ffnHiddenSize,
+    rotaryBase: 1_000_000,
+    layernormEpsilon: 1e-5,
+    numMoeExperts: 8,
+    moeRouterTopk: 2,
+    moeRouterLoadBalancingType: 'aux_loss' as const,
+    moeAuxLossCoeff: 2e-2,
+    paramsDtype: 'bfloat16' as const,
+    seqLength: 4096,
+    expertModelParallelSize: 8,
+  }
+}
+
+/** Pretraining of Mixtral 8x7B: 32 layers of 4096, sequences of 4096; PP 4, EP 8. */
+export function mixtral_8x7b_pretrain_config(): RunConfig {
+  const size = { numLayers: 32, hiddenSize: 4096, ffnHiddenSize: 14_336, numAttentionHeads: 32 }
+  const cfg = pretrainCommon(
+    new GPTModelProvider({
+      ...mixtral(size),
+      vocabSize: 32_000,
+      maxPositionEmbeddings: 32_768,
+      pipelineModelParallelSize: 4,
+    }),
+  )
+  cfg.train.globalBatchSize = 256
+  cfg.train.microBatchSize = 1
+  return cfg
+}
+
+/** Pretraining of Mixtral 8x22B: 56 layers of 6144, sequences of 4096; TP 2 with sequence parallelism, PP 8, EP 8. */
+export function mixtral_8x22b_pretrain_config(): RunConfig {
+  const size = { numLayers: 56, hiddenSize: 6144, ffnHiddenSize: 16_384, numAttentionHeads: 48 }
+  const cfg = pretrainCommon(
+    new GPTModelProvider({
+      ...mixtral(size),
+      vocabSize: 32_000,
+      maxPositionEmbeddings: 65_536,
+      tensorModelParallelSize: 2,
+      sequenceParallel: true,
+      pipelineModelParallelSize: 8,
+    }),
+  )
+  cfg.train.globalBatchSize = 256
   cfg.train.microBatchSize = 1
   return cfg
 }

@@ -1,6 +1,8 @@
 // All recipes, for `viaduct recipes` and `viaduct train`. A new family is a file and its rows here.
 import type { RunConfig } from '../lib/config/runConfig.js'
 import {
+  mixtral_8x7b_pretrain_config,
+  mixtral_8x22b_pretrain_config,
   olmoe_7b_pretrain_config,
   qwen3_30b_a3b_pretrain_config,
   qwen3_moe_tiny_cpu_pretrain_config,
@@ -38,6 +40,18 @@ export const recipes: readonly Recipe[] = [
     family: 'olmoe',
     description: 'OLMoE 1B-7B from scratch, bfloat16, sequences of 4096, 2048 a step; EP 8',
     config: olmoe_7b_pretrain_config,
+  },
+  {
+    name: 'mixtral_8x7b_pretrain_config',
+    family: 'mixtral',
+    description: 'Mixtral 8x7B from scratch, bfloat16, sequences of 4096, 256 a step; PP 4, EP 8',
+    config: mixtral_8x7b_pretrain_config,
+  },
+  {
+    name: 'mixtral_8x22b_pretrain_config',
+    family: 'mixtral',
+    description: 'Mixtral 8x22B from scratch, bfloat16, sequences of 4096, 256 a step; TP 2, PP 8, EP 8',
+    config: mixtral_8x22b_pretrain_config,
   },
   {
     name: 'qwen3_moe_tiny_cpu_pretrain_config',

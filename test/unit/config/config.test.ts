@@ -6,6 +6,8 @@ import { type RunConfig, runConfig } from '../../../lib/config/runConfig.js'
 import { GPTModelProvider } from '../../../lib/models/provider.js'
 import { parameterCount } from '../../../lib/plan/cost.js'
 import {
+  mixtral_8x7b_pretrain_config,
+  mixtral_8x22b_pretrain_config,
   olmoe_7b_pretrain_config,
   qwen3_30b_a3b_pretrain_config,
   qwen3_moe_tiny_cpu_pretrain_config,
@@ -221,6 +223,10 @@ describe('recipes', () => {
     expect([qwen, olmoe].map(({ model }) => parameterCount(model))).toEqual([30_532_122_624, 6_919_161_856])
     expect(resolve(qwen, 8)).toMatchObject({ numMicroBatches: 32, dataParallelSize: 1 })
     expect(resolve(olmoe, 8)).toMatchObject({ numMicroBatches: 256, dataParallelSize: 8 })
+    const mixtrals = [mixtral_8x7b_pretrain_config(), mixtral_8x22b_pretrain_config()] as const
+    expect(mixtrals.map(({ model }) => parameterCount(model))).toEqual([46_702_792_704, 140_620_634_112])
+    expect(resolve(mixtrals[0], 32)).toMatchObject({ numMicroBatches: 32, dataParallelSize: 8 })
+    expect(resolve(mixtrals[1], 128)).toMatchObject({ numMicroBatches: 32, dataParallelSize: 8 })
     expect(resolve(qwen3_moe_tiny_cpu_pretrain_config(), 1)).toMatchObject({ paramsDtype: 'float32' })
   })
 })
