@@ -233,3 +233,23 @@ export function expertFields(names: readonly string[]): FieldPair[] {
     ['moeAuxLossCoeff', 'router_aux_loss_coef'],
   ]
 }
+
+/** A layer has experts unless `mlp_only_layers` names it or it is none of every `decoder_sparse_step`. */
+export function readDenseLayers(read: ConfigReader, numLayers: number): TransformerConfig['moeLayerFreq'] {
+  const step = read.count('decoder_sparse_step', { max: 2 ** 31 - 1, fallback: 1 })
+  const dense = read.get('mlp_only_layers') ?? []
+  if (!Array.isArray(dense) || !dense.every((i) => Number.isInteger(i))) {
+    read.problem(`mlp_only_layers must be a list of whole numbers, got ${JSON.stringify(dense)}`)
+    return 1
+  }
+  const without = new Set(dense)
+  const layers = Array.from({ length: numLayers }, (_, i) => (!without.has(i) && (i + 1) % step === 0 ? 1 : 0))
+  return layers.includes(0) ? layers : 1
+}
+
+/** Writes what readDenseLayers reads. */
+export function writeDenseLayers(hf: Record<string, HfValue>, moeLayerFreq: TransformerConfig['moeLayerFreq']): void {
+  const layers = moeLayerFreq === 1 ? [] : moeLayerFreq
+  const dense = layers.flatMap((has, i) => (has === 0 ? [i] : []))
+  Object.assign(hf, { decoder_sparse_step: 1, mlp_only_layers: dense })
+}

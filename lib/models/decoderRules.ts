@@ -50,6 +50,19 @@ export function denseRules(): Rule[] {
   ]
 }
 
+/** The part of layers with experts that every token passes, under the names of Qwen2-MoE. */
+export function sharedExpertRules(): Rule[] {
+  const [shared, theirShared] = [`${ours}.mlp.shared_experts`, `${theirs}.mlp.shared_expert`]
+  return [
+    gated(`${shared}.linear_fc1.weight`, {
+      gate: `${theirShared}.gate_proj.weight`,
+      up: `${theirShared}.up_proj.weight`,
+    }),
+    rename(`${shared}.linear_fc2.weight`, `${theirShared}.down_proj.weight`),
+    rename(`${shared}.gate_weight`, `${theirs}.mlp.shared_expert_gate.weight`),
+  ]
+}
+
 /**
  * Layers with experts: norm, router, experts. Two spellings: expert by expert, as on the hub, and all experts of a layer stacked,
  * as Transformers 5 holds them in memory and saves them with `save_original_format=False`.

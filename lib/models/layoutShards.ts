@@ -16,7 +16,7 @@ import { type ParameterRow, parameterTable } from './parameterTable.js'
 import type { TransformerConfig } from './transformerConfig.js'
 
 /** Fields of the config that are widths of matrices, for messages. */
-const widths = ['ffnHiddenSize', 'moeFfnHiddenSize'] as const
+const widths = ['ffnHiddenSize', 'moeSharedExpertIntermediateSize', 'moeFfnHiddenSize'] as const
 
 /** What a cut divides evenly over the ranks, by matrices; heads are checked apart. */
 function cutWidth({ cut, shape }: ParameterRow): number | null {

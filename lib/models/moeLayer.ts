@@ -1,6 +1,7 @@
 // `mlp` of a layer with experts: router, rows to their experts, experts, rows back. An expert takes all that come, or as many as its
 // capacity. The number of rows of each is read on the host in the middle of the pass.
 import { Module } from '../nn/module.js'
+import { add } from '../ops/elementwise.js'
 import { capExperts, combine, expertCounts, expertOrder, spread } from '../ops/routing.js'
 import { gatherRows } from '../parallel/collectives.js'
 import { ExpertExchange, exchangePlan } from '../parallel/expertExchange.js'
@@ -12,12 +13,20 @@ import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type BlockSpec, inits } from './blockSpec.js'
 import { routerConfig } from './routerSettings.js'
+import { SharedExperts } from './sharedExperts.js'
 
 const total = (counts: ArrayLike<number>): number => Array.from(counts).reduce((sum, n) => sum + n, 0)
+
+/** Of each token the weights, float32 [rows, K], and the experts, int32 [rows, K], that it goes to. */
+interface Routed {
+  readonly weights: Tensor
+  readonly experts: Tensor
+}
 
 export class MoELayer extends Module {
   readonly router: TopKRouter
   readonly experts: GroupedExperts
+  readonly sharedExperts: SharedExperts | null
   readonly #ep: Group
   readonly #etp: Group
   /** The ranks that hold one copy of the experts. */
@@ -70,6 +79,8 @@ export class MoELayer extends Module {
         gated: config.gatedLinearUnit,
       }),
     )
+    this.sharedExperts =
+      config.moeSharedExpertIntermediateSize === null ? null : this.child('shared_experts', new SharedExperts(spec))
   }
 
   /**
@@ -78,8 +89,18 @@ export class MoELayer extends Module {
    */
   async forward(ctx: Ctx, x: Tensor, balanced: number | null): Promise<Tensor> {
     const { weights, experts: chosen } = this.router.forward(ctx, x, balanced)
-    const experts = this.#capped(ctx, chosen, weights)
-    if (this.#gathers) return await this.#onGathered(ctx, x, { weights, experts })
+    const routed = { weights, experts: this.#capped(ctx, chosen, weights) }
+    const y = await (this.#gathers ? this.#onGathered(ctx, x, routed) : this.#onOwn(ctx, x, routed))
+    if (this.sharedExperts === null) return y
+    const shared = await this.sharedExperts.forward(ctx, x)
+    const both = add(ctx, { a: y, b: shared }).y
+    y.dispose()
+    shared.dispose()
+    return both
+  }
+
+  /** This rank's tokens through their experts, wherever they are. */
+  async #onOwn(ctx: Ctx, x: Tensor, { weights, experts }: Routed): Promise<Tensor> {
     const { numExperts } = this.router.config
     const { source: all, place } = expertOrder(ctx, experts, numExperts + this.#dropped)
     const counts = expertCounts(ctx, experts, numExperts)
@@ -107,7 +128,7 @@ export class MoELayer extends Module {
   }
 
   /** All ranks' tokens through this rank's experts; each token's parts of the sum come back from the ranks that have its experts. */
-  async #onGathered(ctx: Ctx, x: Tensor, routed: { weights: Tensor; experts: Tensor }): Promise<Tensor> {
+  async #onGathered(ctx: Ctx, x: Tensor, routed: Routed): Promise<Tensor> {
     const group = this.#holders
     const { numExperts } = this.router.config
     const experts = gatherRows(ctx, routed.experts, group)

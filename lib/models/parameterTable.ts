@@ -71,6 +71,11 @@ export function parameterTable(config: TransformerConfig): ParameterRow[] {
     if (config.moeRouterEnableExpertBias) add(`${prefix}.router.expert_bias`, [E], 'replicated')
     for (let e = 0; e < E; e++) add(`${prefix}.experts.linear_fc1.weight${e}`, [gates * F, H], fc1Cut, e)
     for (let e = 0; e < E; e++) add(`${prefix}.experts.linear_fc2.weight${e}`, [H, F], 'row', e)
+    const S = config.moeSharedExpertIntermediateSize
+    if (S === null) return
+    add(`${prefix}.shared_experts.linear_fc1.weight`, [gates * S, H], fc1Cut)
+    add(`${prefix}.shared_experts.linear_fc2.weight`, [H, S], 'row')
+    if (config.moeSharedExpertGate) add(`${prefix}.shared_experts.gate_weight`, [1, H], 'replicated')
   }
   add('embedding.word_embeddings.weight', [V, H], 'vocab')
   for (let i = 0; i < config.numLayers; i++) {

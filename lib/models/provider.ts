@@ -18,6 +18,7 @@ import { rowCutter, runnableProblems } from './layoutShards.js'
 import { defaultOffload, type OffloadSettings, offloadedLayers, offloadProblems } from './offloadSettings.js'
 import { defaultRecompute, type RecomputeSettings, recomputeProblems } from './recomputeSettings.js'
 import { routerProblems } from './routerSettings.js'
+import { sharedExpertProblems } from './sharedExperts.js'
 import {
   type ActivationName,
   plainDecoder,
@@ -106,6 +107,8 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   numMoeExperts: number | null = plainDecoder.numMoeExperts
   moeRouterTopk: number = plainDecoder.moeRouterTopk
   moeFfnHiddenSize: number | null = plainDecoder.moeFfnHiddenSize
+  moeSharedExpertIntermediateSize: number | null = plainDecoder.moeSharedExpertIntermediateSize
+  moeSharedExpertGate: boolean = plainDecoder.moeSharedExpertGate
   moeLayerFreq: TransformerConfig['moeLayerFreq'] = plainDecoder.moeLayerFreq
   moeRouterPreSoftmax: boolean = plainDecoder.moeRouterPreSoftmax
   moeRouterLoadBalancingType: TransformerConfig['moeRouterLoadBalancingType'] = plainDecoder.moeRouterLoadBalancingType
@@ -329,7 +332,7 @@ function modelProblems(model: GPTModelProvider): string[] {
   }
   if (!['float32', 'bfloat16', 'float16'].includes(paramsDtype))
     problems.push(`paramsDtype must be float32, bfloat16 or float16, got ${paramsDtype}`)
-  problems.push(...routerProblems(model))
+  problems.push(...routerProblems(model), ...sharedExpertProblems(model))
   if (![true, false, null].includes(model.tpCommOverlap))
     problems.push(`tpCommOverlap must be true, false or null, got ${JSON.stringify(model.tpCommOverlap)}`)
   return problems

@@ -3,6 +3,7 @@ import { nearest, ViaductError } from '../base/errors.js'
 import { llama } from './families/llama.js'
 import { mixtral } from './families/mixtral.js'
 import { olmoe } from './families/olmoe.js'
+import { qwen2Moe } from './families/qwen2Moe.js'
 import { qwen3Moe } from './families/qwen3Moe.js'
 import type { FamilySpec, HfConfig } from './family.js'
 import type { TransformerConfig } from './transformerConfig.js'
@@ -20,7 +21,7 @@ export function registerFamily(spec: FamilySpec): void {
   for (const name of spec.architectures) families.set(name, spec)
 }
 
-for (const family of [llama, mixtral, olmoe, qwen3Moe]) registerFamily(family)
+for (const family of [llama, mixtral, olmoe, qwen2Moe, qwen3Moe]) registerFamily(family)
 
 /** True when models of this architecture train and generate, besides converting. */
 export function runs(architecture: string): boolean {

@@ -60,6 +60,10 @@ export interface TransformerConfig {
   /** Experts that a token goes to. */
   moeRouterTopk: number
   moeFfnHiddenSize: number | null
+  /** Width of a feed-forward part that every token passes beside its experts, in layers with experts; null: none. */
+  moeSharedExpertIntermediateSize: number | null
+  /** The shared part is weighed by a sigmoid of a product of its own. */
+  moeSharedExpertGate: boolean
   /** 1: every layer has experts. A list: 1 for a layer with experts, 0 for a dense one. */
   moeLayerFreq: 1 | readonly (0 | 1)[]
   /** Softmax over all experts, then the highest without another normalisation; else softmax over the chosen ones. */
@@ -102,6 +106,8 @@ export const plainDecoder = {
   numMoeExperts: null,
   moeRouterTopk: 2,
   moeFfnHiddenSize: null,
+  moeSharedExpertIntermediateSize: null,
+  moeSharedExpertGate: false,
   moeLayerFreq: 1,
   moeRouterPreSoftmax: false,
   moeRouterScoreFunction: 'softmax',
@@ -159,6 +165,8 @@ const keys: { readonly [K in keyof TransformerConfig]: true } = {
   numMoeExperts: true,
   moeRouterTopk: true,
   moeFfnHiddenSize: true,
+  moeSharedExpertIntermediateSize: true,
+  moeSharedExpertGate: true,
   moeLayerFreq: true,
   moeRouterPreSoftmax: true,
   moeRouterScoreFunction: true,

@@ -26,8 +26,9 @@ export function trainingFlopsPerToken(c: TransformerConfig, seqLength: number, p
   const keys = meanKeys(seqLength, c.windowSize)
   const attention = H * (query + 2 * key) + query * H + 2 * query * keys
   const dense = feedForward(c.ffnHiddenSize)
-  // A token's chosen experts, and the router.
-  const chosen = c.moeRouterTopk * feedForward(c.moeFfnHiddenSize ?? c.ffnHiddenSize) + H * (c.numMoeExperts ?? 0)
+  // A token's chosen experts, the router, and what all tokens pass.
+  const routed = c.moeRouterTopk * feedForward(c.moeFfnHiddenSize ?? c.ffnHiddenSize) + H * (c.numMoeExperts ?? 0)
+  const chosen = routed + feedForward(c.moeSharedExpertIntermediateSize ?? 0) + (c.moeSharedExpertGate ? H : 0)
   let products = H * paddedVocabSize
   for (let layer = 0; layer < c.numLayers; layer++) products += attention + (hasExperts(c, layer) ? chosen : dense)
   return 3 * 2 * products

@@ -58,6 +58,7 @@ describe('information', () => {
       { architecture: 'LlamaForCausalLM', modelType: 'llama', converts: true, runs: true },
       { architecture: 'MixtralForCausalLM', modelType: 'mixtral', converts: true, runs: true },
       { architecture: 'OlmoeForCausalLM', modelType: 'olmoe', converts: true, runs: true },
+      { architecture: 'Qwen2MoeForCausalLM', modelType: 'qwen2_moe', converts: true, runs: true },
       { architecture: 'Qwen3MoeForCausalLM', modelType: 'qwen3_moe', converts: true, runs: true },
     ])
     expect((await viaduct(folder, 'models')).stdout).toMatch(

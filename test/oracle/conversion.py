@@ -17,6 +17,7 @@ EXPERTS = dict(num_experts_per_tok=2)
 FAMILIES = {
     "llama": (transformers.LlamaConfig, dict(head_dim=12, attention_bias=True, mlp_bias=True)),
     "qwen3_moe": (transformers.Qwen3MoeConfig, dict(EXPERTS, head_dim=12, moe_intermediate_size=16, num_experts=8, mlp_only_layers=[1])),
+    "qwen2_moe": (transformers.Qwen2MoeConfig, dict(EXPERTS, moe_intermediate_size=16, shared_expert_intermediate_size=24, num_experts=8, mlp_only_layers=[1])),
     "olmoe": (transformers.OlmoeConfig, dict(EXPERTS, num_experts=8)),
     "mixtral": (transformers.MixtralConfig, dict(EXPERTS, num_local_experts=8)),
 }
@@ -25,7 +26,7 @@ FAMILIES = {
 def draw(seed, folder):
     random.seed(seed)
     torch.manual_seed(seed)
-    kv_heads = random.sample([2, 2, 4, 8], len(FAMILIES))  # of 8: some are fewer than the ranks that share them
+    kv_heads = random.sample([2, 2, 4, 4, 8], len(FAMILIES))  # of 8: some are fewer than the ranks that share them
     for (family, (kind, fields)), kv in zip(FAMILIES.items(), kv_heads):
         dtype = random.choice([torch.bfloat16, torch.float32, torch.float16])
         sizes = dict(

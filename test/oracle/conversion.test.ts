@@ -14,7 +14,7 @@ import { python, runPython } from './python.js'
 const seed = Number(process.env['VIADUCT_ORACLE_SEED'] ?? Math.floor(Math.random() * 1e9))
 const home = temporaryFolder()
 const [made, exported, cut] = ['made', 'exported', 'cut'].map((name) => join(home, name)) as [string, string, string]
-const families = ['llama', 'qwen3_moe', 'olmoe', 'mixtral']
+const families = ['llama', 'qwen3_moe', 'qwen2_moe', 'olmoe', 'mixtral']
 const mostRanks = 8
 
 interface Layout extends Partial<ParallelConfig> {

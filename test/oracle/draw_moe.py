@@ -1,5 +1,5 @@
 """Draws tiny random mixtures of experts with Transformers and writes what it computes from them. Arguments: SEED FOLDER [COUNT]; the committed
-fixtures are those of `PYTHON test/oracle/draw_moe.py 7 test/fixtures/moe_parity 2`.
+fixtures are those of `PYTHON test/oracle/draw_moe.py 7 test/fixtures/moe_parity 2`, those of qwen2_moe of seed 11.
 
 FOLDER/<family><i>: a Hugging Face folder, in.safetensors, and expected.safetensors with logits, loss, gradients
 and the greedy continuation of the first 8 tokens, in float32.
@@ -35,6 +35,17 @@ def qwen3_moe(i):
         mlp_only_layers=[1] if i % 3 == 0 else [], attention_bias=i % 2 == 1)
 
 
+def qwen2_moe(i):
+    kv = random.choice([2, 4])
+    heads = kv * random.choice([1, 2])
+    # One normalised choice weighs 1 whatever the router says: its gradient would be rounding alone.
+    chosen = [2, 3] if i % 2 == 1 else [1, 2, 3]
+    return transformers.Qwen2MoeConfig(
+        **common(kv, heads), intermediate_size=48, moe_intermediate_size=random.choice([16, 24]), qkv_bias=i % 2 == 0,
+        shared_expert_intermediate_size=random.choice([32, 40]), num_experts=random.choice([4, 6]),
+        num_experts_per_tok=random.choice(chosen), norm_topk_prob=i % 2 == 1, mlp_only_layers=[1] if i % 3 == 1 else [])
+
+
 def olmoe(i):
     heads = random.choice([2, 4])
     return transformers.OlmoeConfig(
@@ -49,7 +60,7 @@ def mixtral(i):
         num_experts_per_tok=2, sliding_window=[None, 5][i % 2])
 
 
-FAMILIES = dict(qwen3_moe=qwen3_moe, olmoe=olmoe, mixtral=mixtral)
+FAMILIES = dict(qwen3_moe=qwen3_moe, olmoe=olmoe, mixtral=mixtral, qwen2_moe=qwen2_moe)
 
 
 def model_of(config):

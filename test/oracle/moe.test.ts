@@ -40,7 +40,7 @@ describe.skipIf(python === null)('Transformers', () => {
     drawn = lines.map((line) => JSON.parse(line) as Drawn)
   }, 120_000)
 
-  test.each(Array.from({ length: 3 * count }, (_, i) => i))(
+  test.each(Array.from({ length: 4 * count }, (_, i) => i))(
     'gives our logits, loss and gradients, model %i',
     async (i) => {
       const { family, folder: model, num_key_value_heads: kv } = drawn[i] as Drawn

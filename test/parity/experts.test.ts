@@ -1,4 +1,4 @@
-// Mixtures of experts (Qwen3-MoE, OLMoE, Mixtral) against Transformers in float32: on one rank here, over tp, ep, etp, dp and pp by
+// Mixtures of experts (Qwen3-MoE, Qwen2-MoE, OLMoE, Mixtral) against Transformers in float32: on one rank here, over tp, ep, etp, dp and pp by
 // real ranks of `viaduct logits`.
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
@@ -32,6 +32,11 @@ describe('in layouts', () => {
   test.each([
     ['qwen3_moe1', '--tp 2'],
     ['qwen3_moe1', '--tp 2 --ep 2'],
+    ['qwen2_moe0', '--tp 2 --ep 2'],
+    ['qwen2_moe1', '--tp 2 --dp 2 --etp 2'],
+    ['qwen2_moe0', '--cp 2 --ep 2'],
+    ['qwen2_moe1', '--pp 2 --tp 2 --pipeline-layout Et*2|tL'],
+    ['qwen2_moe1', '--tp 2 --cp 2 --ep 2 --etp 2'],
     ['olmoe1', '--tp 2 --etp 2'],
     ['olmoe1', '--ep 3 --dp 3'],
     ['mixtral1', '--ep 2 --etp 2 --dp 4'],

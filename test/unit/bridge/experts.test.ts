@@ -12,7 +12,7 @@ import { digestsOf, errorOf, temporaryFolder } from '../../hostile/temporary.js'
 
 const fixtures = join(import.meta.dirname, '../../fixtures/moe')
 const folder = (name: string) => join(fixtures, name)
-const cases = ['qwen3_moe', 'olmoe', 'mixtral']
+const cases = ['qwen3_moe', 'olmoe', 'mixtral', 'qwen2_moe']
 const spelled = cases.flatMap((name) => [name, `${name}_fused`])
 const home = temporaryFolder()
 let count = 0

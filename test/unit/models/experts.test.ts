@@ -53,7 +53,7 @@ const published: Record<string, { text: string; parameters: number }> = {
   },
 }
 const fixtures = join(import.meta.dirname, '../../fixtures/moe')
-const cases = ['qwen3_moe', 'olmoe', 'mixtral']
+const cases = ['qwen3_moe', 'olmoe', 'mixtral', 'qwen2_moe']
 
 function read(document: JsonDocument) {
   const hf = document.value as HfConfig
