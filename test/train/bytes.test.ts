@@ -73,6 +73,9 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['ep 2, dp 4', ep(2)],
     ['ep 4', ep(4)],
     ['ep 2, etp 2, gathered', { ...ep(2), ...gathered, expertTensorParallelSize: 2 }],
+    // Every expert has all tokens: as many rows on each rank, whatever the router says.
+    ['ep 2, etp 2, all experts', { ...ep(2), moeRouterTopk: 8, expertTensorParallelSize: 2 }],
+    ['etp 4, all experts', { ...ep(1), moeRouterTopk: 8, expertTensorParallelSize: 4 }],
     ['ep 2, pp 2', { ...ep(2), ...pp2 }],
     ['cp 4', cp(4, 'p2p')],
     ['cp 4 by heads and ring', { ...cp(4, 'a2a+p2p'), hierarchicalContextParallelSizes: [2, 2] }],
@@ -137,7 +140,7 @@ function expertBytes(
   ranks: number,
   model: Partial<ProviderInit>,
   dp: number,
-  { sums, gathers }: Sharing,
+  { sums, gathers: gathersOf }: Sharing,
 ): Record<string, Record<string, number>> {
   const { numMoeExperts: E, moeRouterTopk: K = 0, moeFfnHiddenSize: F, expertModelParallelSize: size = 1 } = model
   if (!E || !F) return {}
@@ -148,25 +151,25 @@ function expertBytes(
   // And how many micro-batches each rank has, or of which sizes.
   const count = sequences / dp
   const said = JSON.stringify([model.moeTokenDispatcherType === 'allgather' ? Array(count).fill([1, T]) : count])
-  const holders = size * (model.expertTensorParallelSize ?? 1)
+  const etp = model.expertTensorParallelSize ?? 1
+  const holders = size * etp
   const [tokens, choices] = [layers * sequences * T * H * float, layers * sequences * T * K * float]
-  const exchanged =
-    model.moeTokenDispatcherType === 'allgather'
-      ? {
-          // Tokens, choices and their weights; backwards the gradient of the sum.
-          allGather: 2 * tokens + 2 * choices,
-          reduceScatter: holders * (2 * tokens + choices),
-        }
-      : {
-          // There and back, and both gradients.
-          allToAll: (4 + 2 * again) * rows,
-          allGather: (1 + again) * layers * sequences * E * float,
-        }
-  return {
-    // All data-parallel ranks of a stage are also those of ep, or of ep and etp: one group.
-    ...(holders > 1 && { [holders === dp ? 'dp_cp' : 'ep']: { ...exchanged, gatherBytes: said.length * ranks } }),
-    ...(copies > 1 && { edp: { reduceScatter: sums * matrices * copies, allGather: gathers.layer * matrices } }),
-  }
+  const gathers = model.moeTokenDispatcherType === 'allgather'
+  // Tokens, choices and their weights; backwards the gradient of the sum. Or how many rows go where.
+  const shared = gathers
+    ? { allGather: 2 * tokens + 2 * choices, reduceScatter: holders * (2 * tokens + choices) }
+    : { allGather: (1 + again) * layers * sequences * E * float }
+  // There and back, and both gradients; over etp gathered there, summed on the way back.
+  const exchanged = { allToAll: (4 + 2 * again) * rows }
+  const slices = { allGather: (2 + again) * rows, reduceScatter: (2 + again) * etp * rows }
+  // All data-parallel ranks of a stage are also those of ep, or of ep and etp: one group.
+  const name = (axis: string, ranksOf: number) => (ranksOf === dp ? 'dp_cp' : axis)
+  return together(
+    holders > 1 ? { [name('ep', holders)]: { ...shared, gatherBytes: said.length * ranks } } : {},
+    size > 1 && !gathers ? { [name('ep', size)]: exchanged } : {},
+    etp > 1 && !gathers ? { [name('etp', etp)]: slices } : {},
+    copies > 1 ? { edp: { reduceScatter: sums * matrices * copies, allGather: gathersOf.layer * matrices } } : {},
+  )
 }
 
 /** The same groups' bytes together. */

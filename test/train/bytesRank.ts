@@ -40,6 +40,7 @@ async function count(task: PipelineTask): Promise<Payload> {
     'cp',
     'cp_heads',
     'cp_ring',
+    'etp',
     'ep',
     'edp',
     dataParallelAxis,
