@@ -12,6 +12,7 @@ import { initDistributed } from '../parallel/world.js'
 import { Device, type DeviceKind } from '../tensor/device.js'
 import { withScope } from '../tensor/scope.js'
 import { DistributedModel } from './distributedModel.js'
+import { fieldProblems } from './fieldValues.js'
 import { GPTModel } from './gpt.js'
 import { allocateParameter, initializeParameter } from './initialize.js'
 import { rowCutter, runnableProblems } from './layoutShards.js'
@@ -332,7 +333,7 @@ function modelProblems(model: GPTModelProvider): string[] {
   }
   if (!['float32', 'bfloat16', 'float16'].includes(paramsDtype))
     problems.push(`paramsDtype must be float32, bfloat16 or float16, got ${paramsDtype}`)
-  problems.push(...routerProblems(model), ...sharedExpertProblems(model))
+  problems.push(...fieldProblems(model), ...routerProblems(model), ...sharedExpertProblems(model))
   if (![true, false, null].includes(model.tpCommOverlap))
     problems.push(`tpCommOverlap must be true, false or null, got ${JSON.stringify(model.tpCommOverlap)}`)
   return problems

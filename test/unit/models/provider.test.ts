@@ -76,6 +76,23 @@ describe('GPTModelProvider', () => {
     }).toThrowError(/final/)
   })
 
+  test.each([
+    ['normalization', 'rmsnorm', 'normalization must be one of RMSNorm, LayerNorm, got "rmsnorm"'],
+    ['activation', 'sigmoid', 'activation must be one of silu, '],
+    ['qkLayernorm', true, 'qkLayernorm must be one of perHead, allHeads, null, got true'],
+    ['softmaxType', 'off-by-one', 'softmaxType must be one of vanilla, learnable'],
+    ['gatedLinearUnit', 'yes', 'gatedLinearUnit must be true or false, got "yes"'],
+    ['windowSize', 0, 'windowSize must be null or a whole number of at least 1, got 0'],
+    ['moeFfnHiddenSize', 2.5, 'moeFfnHiddenSize must be null or a whole number'],
+    ['clipQkv', -1, 'clipQkv must be null or above 0, got -1'],
+    ['moeLayerFreq', [1], 'moeLayerFreq must be 1 or a list of 0 and 1 for each of 2 layers, got [1]'],
+    ['moeLayerFreq', 2, 'moeLayerFreq must be 1 or a list'],
+  ])('%s cannot be %j', (key, value, message) => {
+    const provider = new GPTModelProvider({ ...init, numLayers: 2 })
+    Reflect.set(provider, key, value)
+    expect(() => provider.finalize()).toThrow(message)
+  })
+
   test('a tensor-parallel size that does not fit names the sizes that do', () => {
     const provider = new GPTModelProvider({ ...init, tensorModelParallelSize: 3 })
     expect(() => provider.finalize()).toThrowError(
