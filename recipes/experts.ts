@@ -39,6 +39,41 @@ export function qwen3_30b_a3b_pretrain_config(): RunConfig {
   return cfg
 }
 
+/** Pretraining of Qwen1.5 MoE A2.7B: 24 layers of 2048, 4 of 60 experts beside a shared one, sequences of 4096; EP 4. */
+export function qwen15_moe_a2_7b_pretrain_config(): RunConfig {
+  const cfg = pretrainCommon(
+    new GPTModelProvider({
+      numLayers: 24,
+      hiddenSize: 2048,
+      ffnHiddenSize: 5632,
+      numAttentionHeads: 16,
+      numQueryGroups: 16,
+      kvChannels: 128,
+      vocabSize: 151936,
+      maxPositionEmbeddings: 8192,
+      rotaryBase: 1_000_000,
+      layernormEpsilon: 1e-6,
+      addQkvBias: true,
+      numMoeExperts: 60,
+      moeRouterTopk: 4,
+      moeFfnHiddenSize: 1408,
+      moeSharedExpertIntermediateSize: 5632,
+      moeSharedExpertGate: true,
+      moeRouterPreSoftmax: true,
+      moeRouterLoadBalancingType: 'aux_loss',
+      moeAuxLossCoeff: 1e-3,
+      paramsDtype: 'bfloat16',
+      seqLength: 4096,
+      expertModelParallelSize: 4,
+      recomputeGranularity: 'full',
+      recomputeMethod: 'uniform',
+      recomputeNumLayers: 1,
+    }),
+  )
+  cfg.train.microBatchSize = 1
+  return cfg
+}
+
 /** Pretraining of OLMoE 1B-7B: 16 layers of 2048, 8 of 64 experts, sequences of 4096; EP 8. */
 export function olmoe_7b_pretrain_config(): RunConfig {
   const cfg = pretrainCommon(

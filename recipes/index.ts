@@ -6,6 +6,7 @@ import {
   olmoe_7b_pretrain_config,
   qwen3_30b_a3b_pretrain_config,
   qwen3_moe_tiny_cpu_pretrain_config,
+  qwen15_moe_a2_7b_pretrain_config,
 } from './experts.js'
 import { llama_tiny_cpu_pretrain_config, llama32_1b_pretrain_config } from './llama.js'
 
@@ -34,6 +35,12 @@ export const recipes: readonly Recipe[] = [
     family: 'qwen3_moe',
     description: 'Qwen3 30B-A3B from scratch, bfloat16, sequences of 4096; TP 4, PP 2, EP 4',
     config: qwen3_30b_a3b_pretrain_config,
+  },
+  {
+    name: 'qwen15_moe_a2_7b_pretrain_config',
+    family: 'qwen2_moe',
+    description: 'Qwen1.5 MoE A2.7B from scratch, bfloat16, sequences of 4096; EP 4',
+    config: qwen15_moe_a2_7b_pretrain_config,
   },
   {
     name: 'olmoe_7b_pretrain_config',

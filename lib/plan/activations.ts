@@ -57,12 +57,38 @@ interface ExpertTensors {
   readonly routed: number
   /** Whether rows go to other ranks. */
   readonly travels: boolean
+  readonly shared: SharedTensors | null
 }
 
-function expertTensorsOf({ config: { model }, paramsDtype }: ResolvedConfig, rows: number): ExpertTensors | null {
+/** Of the experts that all tokens pass: outputs of fc1 and of the activation, [T, ...], and where a gate weighs it what fc2 gives. */
+interface SharedTensors {
+  readonly inner: number
+  readonly acted: number
+  readonly made: number
+}
+
+function sharedTensorsOf(
+  { config: { model }, paramsDtype }: ResolvedConfig,
+  { tokens, rows }: { tokens: number; rows: number },
+): SharedTensors | null {
+  const { moeSharedExpertIntermediateSize: width, moeSharedExpertGate: gate, hiddenSize: H } = model
+  if (width === null) return null
+  const bytes = dtypeBytes(paramsDtype)
+  const S = width / model.tensorModelParallelSize
+  return {
+    inner: tokens * (model.gatedLinearUnit ? 2 * S : S) * bytes,
+    acted: tokens * S * bytes,
+    // And the gate's product, its sigmoid and two orders.
+    made: gate ? rows * (H * bytes + 4 * 4) : 0,
+  }
+}
+
+/** @param tokens - of all ranks that share the rows out. */
+function expertTensorsOf(resolved: ResolvedConfig, rows: number, tokens: number): ExpertTensors | null {
+  const { model } = resolved.config
   const { numMoeExperts: E, moeRouterTopk: K, expertTensorParallelSize: etp, hiddenSize: H } = model
   if (E === null) return null
-  const bytes = dtypeBytes(paramsDtype)
+  const bytes = dtypeBytes(resolved.paramsDtype)
   const F = (model.moeFfnHiddenSize ?? model.ffnHiddenSize) / etp
   // Each row is on all ranks of etp.
   const N = rows * K * etp
@@ -79,6 +105,7 @@ function expertTensorsOf({ config: { model }, paramsDtype }: ResolvedConfig, row
       (model.moeZLossCoeff ? rows * E * bytes : 0) +
       (model.moeInputJitterEps ? rows * H * bytes : 0),
     travels,
+    shared: sharedTensorsOf(resolved, { tokens, rows }),
   }
 }
 
@@ -107,7 +134,7 @@ function tensorsOf(resolved: ResolvedConfig): Tensors {
     acted: T * ffn * bytes,
     logits: T * (paddedVocabSize / tp) * bytes,
     perToken: T * 4,
-    moe: expertTensorsOf(resolved, rows),
+    moe: expertTensorsOf(resolved, rows, T),
     dropped: model.hiddenDropout > 0 ? rows * H * bytes : 0,
   }
 }
@@ -203,23 +230,29 @@ function denseActivations(t: Tensors, again: ReadonlySet<RecomputeModule>): Feed
   }
 }
 
-/** Rows of experts come and go in parts; what has left is freed. */
+/** Rows of experts come and go in parts; what has left is freed. Shared experts run last, and first backwards. */
 function expertActivations(t: Tensors, e: ExpertTensors, again: ReadonlySet<RecomputeModule>): FeedForward {
   const [normsAgain, moeAgain] = [again.has('layernorm'), again.has('moe')]
-  const whole = t.hidden + t.statistics + t.hidden + e.routed + e.sent + e.inner + e.acted + e.chosen
+  const shared = e.shared === null ? 0 : e.shared.inner + e.shared.acted + e.shared.made
+  const whole = t.hidden + t.statistics + t.hidden + e.routed + e.sent + e.inner + e.acted + e.chosen + shared
   const kept = moeAgain ? t.hidden : whole - (normsAgain ? t.hidden : 0)
   // While the feed-forward part has its backward pass; when it ran again, what it gave is there too.
   const then = moeAgain ? t.hidden + whole + t.hidden : kept
   // Slices on their way back: of all ranks of etp, and this one's of their sum.
   const sliced = e.sent > e.chosen ? e.sent + e.chosen : 0
   const returning = e.travels ? e.sent + sliced : 0
-  const before = then - e.chosen + t.dropped
+  // Beside what the shared experts had first: the gradient of the input that is theirs.
+  const rest = then - shared + (e.shared === null ? 0 : t.hidden)
+  const before = rest - e.chosen + t.dropped
+  // What the routed experts gave, beside the shared ones' and the sum of both.
+  const adding = e.shared === null ? 0 : t.hidden + Math.max(t.gathered + t.hidden, 2 * t.hidden)
   return {
     kept,
-    forward: Math.max(t.hidden, returning) + (moeAgain ? whole - t.hidden : 0),
+    forward: Math.max(t.hidden, returning - shared, adding) + (moeAgain ? whole - t.hidden : 0),
     moments: [
+      ...(e.shared === null ? [] : sharedMoments(t, e.shared, then + t.dropped)),
       // Of the rows that came back, beside the sum's.
-      then + t.dropped + e.chosen,
+      rest + t.dropped + e.chosen,
       // Of what fc2 gave, where it was on its way.
       before + returning + (e.travels ? e.chosen : 0),
       // Of the activation, beside the one that fc2 had.
@@ -230,6 +263,18 @@ function expertActivations(t: Tensors, e: ExpertTensors, again: ReadonlySet<Reco
       before - e.acted - e.inner + returning + (e.travels ? e.chosen : 0),
     ],
   }
+}
+
+/** Worst moments backward of the experts that all tokens pass. @param then - what is there besides, theirs included. */
+function sharedMoments(t: Tensors, { acted, made }: SharedTensors, then: number): number[] {
+  const gated = made > 0 ? t.hidden : 0
+  const inputGradient = t.whole + (t.gathered > 0 ? t.hidden : 0)
+  return [
+    // Of the activation, beside the one that fc2 had; with a gate beside the input's by the gate's product.
+    then - made + 2 * gated + t.gathered + acted,
+    // Of fc1's input: the activation's is gone, fc1's is in place of what the activation read.
+    then - made - acted + gated + inputGradient,
+  ]
 }
 
 /** What one layer keeps between the gradients of its inputs and those of its weights, when these are deferred. */

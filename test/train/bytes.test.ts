@@ -20,6 +20,7 @@ const vpp2 = { ...pp2, virtualPipelineModelParallelSize: 2 }
 const cp = (contextParallelSize: number, cpCommType: CpCommType) => ({ contextParallelSize, cpCommType })
 const experts = { numMoeExperts: 8, moeRouterTopk: 2, moeFfnHiddenSize: 48 }
 const ep = (expertModelParallelSize: number) => ({ ...experts, expertModelParallelSize })
+const shared = { moeSharedExpertIntermediateSize: 40, moeSharedExpertGate: true }
 const gathered = { moeTokenDispatcherType: 'allgather' } as const
 const tied = { shareEmbeddingsAndOutputWeights: true }
 const whole = { useDistributedOptimizer: false, overlapParamGather: false }
@@ -51,6 +52,8 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['cp 2, gathered', cp(2, 'all_gather')],
     ['cp 2 by heads', cp(2, 'a2a')],
     ['ep 2', ep(2)],
+    ['ep 2, shared experts', { ...ep(2), ...shared }],
+    ['tp 2 with sp, shared experts', { ...experts, ...shared, ...sp2, expertTensorParallelSize: 1 }],
     ['ep 2, gathered', { ...ep(2), ...gathered }],
     ['ep 2, experts again', { ...ep(2), recomputeGranularity: 'selective', recomputeModules: ['moe'] }],
     ['tp 2, full recompute', { ...tp2, ...full }],
@@ -168,7 +171,15 @@ function expertBytes(
     holders > 1 ? { [name('ep', holders)]: { ...shared, gatherBytes: said.length * ranks } } : {},
     size > 1 && !gathers ? { [name('ep', size)]: exchanged } : {},
     etp > 1 && !gathers ? { [name('etp', etp)]: slices } : {},
-    copies > 1 ? { edp: { reduceScatter: sums * matrices * copies, allGather: gathersOf.layer * matrices } } : {},
+    // Without dp and cp the ranks of tp are those with the same experts.
+    copies > 1
+      ? {
+          [copies === model.tensorModelParallelSize ? 'tp' : 'edp']: {
+            reduceScatter: sums * matrices * copies,
+            allGather: gathersOf.layer * matrices,
+          },
+        }
+      : {},
   )
 }
 
@@ -201,15 +212,18 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
   const lossStatistics = sequences * 3 * T * float * tp
   const sharing = sharingOf(model, ddp, sequences / dp)
   const ofNorm = H * float * tp * dp * cp
-  const norms = (2 * layers + 1) * ofNorm
+  const { numMoeExperts: E = 0, moeSharedExpertIntermediateSize: S = 0, moeSharedExpertGate: gate } = model
+  // Of routers and of shared experts' gates, which all ranks of tp have.
+  const ofRouter = ((E ?? 0) + (gate ? 1 : 0)) * ofNorm
+  const norms = (2 * layers + 1) * ofNorm + layers * ofRouter
   // Where there are fewer key-value heads than ranks, each rank has a copy of one, and copies sum their gradients.
   const keyHeads = Math.max(kvHeads, tp)
-  const feedForward = model.numMoeExperts ? model.numMoeExperts * H : H * 3 * ffn
+  const feedForward = H * 3 * (E ? (S ?? 0) : ffn)
   const block = H * headSize * (2 * heads + 2 * keyHeads) + feedForward
   const copies = keyHeads > kvHeads ? layers * 2 * keyHeads * headSize * H * float * dp * cp : 0
   const isTied = model.shareEmbeddingsAndOutputWeights === true
   const vocabulary = paddedVocab * H * float * dp * cp
-  const ofLayer = block * float * dp * cp + 2 * ofNorm
+  const ofLayer = block * float * dp * cp + 2 * ofNorm + ofRouter
   const embedding = isTied && pp === 1 ? 0 : vocabulary
   const gradients = layers * ofLayer + embedding + vocabulary + ofNorm
   const { layer, embedding: first, head } = sharing.gathers

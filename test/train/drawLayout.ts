@@ -102,6 +102,11 @@ function drawExperts(random: Random): Partial<ProviderInit> {
     moeZLossCoeff: pick(random, [null, 0.02]),
     moeInputJitterEps: pick(random, [null, null, 0.05]),
     moeFfnHiddenSize: pick(random, [24, 48]),
+    ...pick(random, [
+      {},
+      { moeSharedExpertIntermediateSize: 48 },
+      { moeSharedExpertIntermediateSize: 24, moeSharedExpertGate: true },
+    ]),
     moeLayerFreq: pick(random, [1, 1, 0] as const) === 1 ? 1 : [1, 0, 1, 0, 1],
     moeRouterPreSoftmax: coin(random),
     moeRouterLoadBalancingType: pick(random, ['none', 'seq_aux_loss']),

@@ -54,6 +54,8 @@ const inTurn = { ddp: { useMegatronFsdp: true, overlapGradReduce: false, overlap
 const whole = { ddp: { useDistributedOptimizer: false, overlapParamGather: false } }
 
 const experts: Model = { numMoeExperts: 8, moeRouterTopk: 2, moeFfnHiddenSize: 96 }
+const shared: Model = { ...experts, moeSharedExpertIntermediateSize: 224 }
+const weighed: Model = { ...shared, moeSharedExpertGate: true }
 
 type Row = readonly [name: string, ranks: number, model: Model, more?: Omit<MemoryTask, 'model'>]
 
@@ -70,6 +72,8 @@ const few: readonly Row[] = [
   ['cp 2', 2, { contextParallelSize: 2 }],
   ['cp 2, gathered', 2, cp(2, 'all_gather')],
   ['cp 2 by heads', 2, cp(2, 'a2a')],
+  ['one rank, shared experts with a gate', 1, weighed],
+  ['tp 2 with sp, shared experts', 2, { ...sp(2), ...shared }],
   ['dp 2, ep 2', 2, { ...experts, expertModelParallelSize: 2 }],
   ['tp 2 with sp, etp 2', 2, { ...sp(2), ...experts, expertTensorParallelSize: 2 }],
   ['tp 2 with sp, activations of 2 layers on the host', 2, { ...sp(2), ...away(2) }],
@@ -83,6 +87,13 @@ const all: readonly Row[] = [
   ['one rank, experts, bf16, dropout', 1, { ...experts, ...dropout }, bf16],
   ['one rank, experts, full recompute', 1, { ...experts, ...full() }],
   ['one rank, experts again', 1, { ...experts, ...selective('moe') }],
+  ['one rank, shared experts, bf16, dropout', 1, { ...shared, ...dropout }, bf16],
+  ['one rank, shared experts, full recompute', 1, { ...weighed, ...full() }],
+  ['one rank, shared experts again', 1, { ...weighed, ...selective('moe') }],
+  ['dp 2, ep 2, shared experts', 2, { ...shared, expertModelParallelSize: 2 }],
+  ['tp 2 with sp, etp 2, shared experts, bf16', 2, { ...sp(2), ...weighed, expertTensorParallelSize: 2 }, bf16],
+  ['pp 2, shared experts', 2, { ...pp(2), ...weighed }],
+  ['fsdp 2, shared experts', 2, weighed, fsdp],
   ['one rank, experts, layernorm again', 1, { ...experts, ...selective('layernorm') }],
   ['cp 2, bf16, core_attn again', 2, { contextParallelSize: 2, ...selective('core_attn') }, bf16],
   [

@@ -11,6 +11,7 @@ import {
   olmoe_7b_pretrain_config,
   qwen3_30b_a3b_pretrain_config,
   qwen3_moe_tiny_cpu_pretrain_config,
+  qwen15_moe_a2_7b_pretrain_config,
 } from '../../../recipes/experts.js'
 import { llama_tiny_cpu_pretrain_config, llama32_1b_pretrain_config } from '../../../recipes/llama.js'
 
@@ -223,6 +224,8 @@ describe('recipes', () => {
     expect([qwen, olmoe].map(({ model }) => parameterCount(model))).toEqual([30_532_122_624, 6_919_161_856])
     expect(resolve(qwen, 8)).toMatchObject({ numMicroBatches: 32, dataParallelSize: 1 })
     expect(resolve(olmoe, 8)).toMatchObject({ numMicroBatches: 256, dataParallelSize: 8 })
+    expect(parameterCount(qwen15_moe_a2_7b_pretrain_config().model)).toBe(14_315_784_192)
+    expect(resolve(qwen15_moe_a2_7b_pretrain_config(), 4)).toMatchObject({ numMicroBatches: 8, dataParallelSize: 4 })
     const mixtrals = [mixtral_8x7b_pretrain_config(), mixtral_8x22b_pretrain_config()] as const
     expect(mixtrals.map(({ model }) => parameterCount(model))).toEqual([46_702_792_704, 140_620_634_112])
     expect(resolve(mixtrals[0], 32)).toMatchObject({ numMicroBatches: 32, dataParallelSize: 8 })
