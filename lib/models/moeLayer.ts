@@ -12,6 +12,7 @@ import type { Ctx, Group } from '../tensor/ctx.js'
 import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type BlockSpec, inits } from './blockSpec.js'
+import { LatentProjection } from './latentExperts.js'
 import { routerConfig } from './routerSettings.js'
 import { SharedExperts } from './sharedExperts.js'
 
@@ -27,6 +28,9 @@ export class MoELayer extends Module {
   readonly router: TopKRouter
   readonly experts: GroupedExperts
   readonly sharedExperts: SharedExperts | null
+  /** To the experts' width and back, where it is not the model's. */
+  readonly fc1LatentProj: LatentProjection | null
+  readonly fc2LatentProj: LatentProjection | null
   readonly #ep: Group
   readonly #etp: Group
   /** The ranks that hold one copy of the experts. */
@@ -79,6 +83,11 @@ export class MoELayer extends Module {
         gated: config.gatedLinearUnit,
       }),
     )
+    const latent = config.moeLatentSize !== null
+    const fc1 = 'fc1_latent_proj'
+    const fc2 = 'fc2_latent_proj'
+    this.fc1LatentProj = latent ? this.child(fc1, new LatentProjection(spec, fc1)) : null
+    this.fc2LatentProj = latent ? this.child(fc2, new LatentProjection(spec, fc2)) : null
     this.sharedExperts =
       config.moeSharedExpertIntermediateSize === null ? null : this.child('shared_experts', new SharedExperts(spec))
   }
@@ -90,13 +99,22 @@ export class MoELayer extends Module {
   async forward(ctx: Ctx, x: Tensor, balanced: number | null): Promise<Tensor> {
     const { weights, experts: chosen } = this.router.forward(ctx, x, balanced)
     const routed = { weights, experts: this.#capped(ctx, chosen, weights) }
-    const y = await (this.#gathers ? this.#onGathered(ctx, x, routed) : this.#onOwn(ctx, x, routed))
+    const y = await this.#routed(ctx, x, routed)
     if (this.sharedExperts === null) return y
     const shared = await this.sharedExperts.forward(ctx, x)
     const both = add(ctx, { a: y, b: shared }).y
     y.dispose()
     shared.dispose()
     return both
+  }
+
+  /** What the routed experts give, [rows, H]. */
+  async #routed(ctx: Ctx, x: Tensor, routed: Routed): Promise<Tensor> {
+    const summed = await (this.#gathers ? this.#onGathered(ctx, x, routed) : this.#onOwn(ctx, x, routed))
+    if (this.fc2LatentProj === null) return summed
+    const y = this.fc2LatentProj.forward(ctx, summed)
+    summed.dispose()
+    return y
   }
 
   /** This rank's tokens through their experts, wherever they are. */
@@ -108,7 +126,10 @@ export class MoELayer extends Module {
     // Dropped choices come last: a token has no row for them.
     const first = this.#holders.rank * numExperts
     const source = this.#dropped === 0 ? all : all.slice(ctx, 0, 0, total(rows.subarray(first, first + numExperts)))
-    const made = await this.#feed(ctx, spread(ctx, { x, source, place }).y, rows)
+    const narrow = this.fc1LatentProj?.forward(ctx, x) ?? x
+    const sent = spread(ctx, { x: narrow, source, place }).y
+    if (narrow !== x) narrow.dispose()
+    const made = await this.#feed(ctx, sent, rows)
     const { y } = combine(ctx, { x: made, weights, source, place })
     made.dispose()
     return y
@@ -140,7 +161,9 @@ export class MoELayer extends Module {
     const { source: all, place } = expertOrder(ctx, experts, numExperts + this.#dropped)
     const first = total(counts.slice(0, begin))
     const source = all.slice(ctx, 0, first, total(own))
-    const tokens = gatherForwardReduceScatterBackward(ctx, x, group)
+    const narrow = this.fc1LatentProj?.forward(ctx, x) ?? x
+    const tokens = gatherForwardReduceScatterBackward(ctx, narrow, group)
+    if (narrow !== x) narrow.dispose()
     const sent = spread(ctx, { x: tokens, source, place, first }).y
     tokens.dispose()
     const made = this.experts.forward(ctx, sent, own)

@@ -1,7 +1,7 @@
 // The logical parameters of a decoder-only transformer, by Megatron's names: shape, place in the model, kind of cut. The cutting
 // itself is in layoutShards.ts. Derived from the config alone: converting needs no model in memory. A test compares it with the
 // assembled model's own.
-import { hasExperts, type TransformerConfig } from './transformerConfig.js'
+import { expertWidth, hasExperts, type TransformerConfig } from './transformerConfig.js'
 
 /**
  * How a parameter is cut over tp (of an expert: over etp).
@@ -69,8 +69,13 @@ export function parameterTable(config: TransformerConfig): ParameterRow[] {
     const F = config.moeFfnHiddenSize ?? config.ffnHiddenSize
     add(`${prefix}.router.weight`, [E, H], 'replicated')
     if (config.moeRouterEnableExpertBias) add(`${prefix}.router.expert_bias`, [E], 'replicated')
-    for (let e = 0; e < E; e++) add(`${prefix}.experts.linear_fc1.weight${e}`, [gates * F, H], fc1Cut, e)
-    for (let e = 0; e < E; e++) add(`${prefix}.experts.linear_fc2.weight${e}`, [H, F], 'row', e)
+    const width = expertWidth(config)
+    if (config.moeLatentSize !== null) {
+      add(`${prefix}.fc1_latent_proj.weight`, [width, H], 'replicated')
+      add(`${prefix}.fc2_latent_proj.weight`, [H, width], 'replicated')
+    }
+    for (let e = 0; e < E; e++) add(`${prefix}.experts.linear_fc1.weight${e}`, [gates * F, width], fc1Cut, e)
+    for (let e = 0; e < E; e++) add(`${prefix}.experts.linear_fc2.weight${e}`, [width, F], 'row', e)
     const S = config.moeSharedExpertIntermediateSize
     if (S === null) return
     add(`${prefix}.shared_experts.linear_fc1.weight`, [gates * S, H], fc1Cut)

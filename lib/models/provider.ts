@@ -15,6 +15,7 @@ import { DistributedModel } from './distributedModel.js'
 import { fieldProblems } from './fieldValues.js'
 import { GPTModel } from './gpt.js'
 import { allocateParameter, initializeParameter } from './initialize.js'
+import { latentExpertProblems } from './latentExperts.js'
 import { rowCutter, runnableProblems } from './layoutShards.js'
 import { defaultOffload, type OffloadSettings, offloadedLayers, offloadProblems } from './offloadSettings.js'
 import { defaultRecompute, type RecomputeSettings, recomputeProblems } from './recomputeSettings.js'
@@ -108,6 +109,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   numMoeExperts: number | null = plainDecoder.numMoeExperts
   moeRouterTopk: number = plainDecoder.moeRouterTopk
   moeFfnHiddenSize: number | null = plainDecoder.moeFfnHiddenSize
+  moeLatentSize: number | null = plainDecoder.moeLatentSize
   moeSharedExpertIntermediateSize: number | null = plainDecoder.moeSharedExpertIntermediateSize
   moeSharedExpertGate: boolean = plainDecoder.moeSharedExpertGate
   moeLayerFreq: TransformerConfig['moeLayerFreq'] = plainDecoder.moeLayerFreq
@@ -333,7 +335,8 @@ function modelProblems(model: GPTModelProvider): string[] {
   }
   if (!['float32', 'bfloat16', 'float16'].includes(paramsDtype))
     problems.push(`paramsDtype must be float32, bfloat16 or float16, got ${paramsDtype}`)
-  problems.push(...fieldProblems(model), ...routerProblems(model), ...sharedExpertProblems(model))
+  problems.push(...fieldProblems(model), ...routerProblems(model))
+  problems.push(...sharedExpertProblems(model), ...latentExpertProblems(model))
   if (![true, false, null].includes(model.tpCommOverlap))
     problems.push(`tpCommOverlap must be true, false or null, got ${JSON.stringify(model.tpCommOverlap)}`)
   return problems

@@ -60,6 +60,8 @@ export interface TransformerConfig {
   /** Experts that a token goes to. */
   moeRouterTopk: number
   moeFfnHiddenSize: number | null
+  /** Width at which experts take and give rows, behind projections of a layer's own; null: hiddenSize. */
+  moeLatentSize: number | null
   /** Width of a feed-forward part that every token passes beside its experts, in layers with experts; null: none. */
   moeSharedExpertIntermediateSize: number | null
   /** The shared part is weighed by a sigmoid of a product of its own. */
@@ -106,6 +108,7 @@ export const plainDecoder = {
   numMoeExperts: null,
   moeRouterTopk: 2,
   moeFfnHiddenSize: null,
+  moeLatentSize: null,
   moeSharedExpertIntermediateSize: null,
   moeSharedExpertGate: false,
   moeLayerFreq: 1,
@@ -126,6 +129,9 @@ export const plainDecoder = {
   moeTokenDispatcherType: 'alltoall',
   moeRouterForceLoadBalancing: false,
 } as const satisfies Partial<TransformerConfig>
+
+/** The width at which experts take and give rows. */
+export const expertWidth = ({ moeLatentSize, hiddenSize }: TransformerConfig): number => moeLatentSize ?? hiddenSize
 
 /** True when a layer's feed-forward part is a mixture of experts. */
 export function hasExperts(config: TransformerConfig, layer: number): boolean {
@@ -165,6 +171,7 @@ const keys: { readonly [K in keyof TransformerConfig]: true } = {
   numMoeExperts: true,
   moeRouterTopk: true,
   moeFfnHiddenSize: true,
+  moeLatentSize: true,
   moeSharedExpertIntermediateSize: true,
   moeSharedExpertGate: true,
   moeLayerFreq: true,

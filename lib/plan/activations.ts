@@ -5,7 +5,7 @@ import { dtypeBytes } from '../base/dtype.js'
 import type { ResolvedConfig } from '../config/resolve.js'
 import { offloadedLayers } from '../models/offloadSettings.js'
 import { layerRuns, type RecomputeModule, selectedModules } from '../models/recomputeSettings.js'
-import { hasExperts } from '../models/transformerConfig.js'
+import { expertWidth, hasExperts } from '../models/transformerConfig.js'
 import { runLength } from '../parallel/contextShards.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
 import { sharedRows } from '../parallel/sharedRows.js'
@@ -57,6 +57,8 @@ interface ExpertTensors {
   readonly routed: number
   /** Whether rows go to other ranks. */
   readonly travels: boolean
+  /** [rows, width]: the sum of what the experts gave, where they have a width of their own; else 0. */
+  readonly latent: number
   readonly shared: SharedTensors | null
 }
 
@@ -90,12 +92,13 @@ function expertTensorsOf(resolved: ResolvedConfig, rows: number, tokens: number)
   if (E === null) return null
   const bytes = dtypeBytes(resolved.paramsDtype)
   const F = (model.moeFfnHiddenSize ?? model.ffnHiddenSize) / etp
+  const width = expertWidth(model)
   // Each row is on all ranks of etp.
   const N = rows * K * etp
   const travels = model.expertModelParallelSize * etp > 1
   return {
-    chosen: rows * K * H * bytes,
-    sent: N * H * bytes,
+    chosen: rows * K * width * bytes,
+    sent: N * width * bytes,
     inner: N * (model.gatedLinearUnit ? 2 * F : F) * bytes,
     acted: N * F * bytes,
     logits: rows * E * bytes,
@@ -105,6 +108,7 @@ function expertTensorsOf(resolved: ResolvedConfig, rows: number, tokens: number)
       (model.moeZLossCoeff ? rows * E * bytes : 0) +
       (model.moeInputJitterEps ? rows * H * bytes : 0),
     travels,
+    latent: model.moeLatentSize === null ? 0 : rows * width * bytes,
     shared: sharedTensorsOf(resolved, { tokens, rows }),
   }
 }
@@ -234,7 +238,8 @@ function denseActivations(t: Tensors, again: ReadonlySet<RecomputeModule>): Feed
 function expertActivations(t: Tensors, e: ExpertTensors, again: ReadonlySet<RecomputeModule>): FeedForward {
   const [normsAgain, moeAgain] = [again.has('layernorm'), again.has('moe')]
   const shared = e.shared === null ? 0 : e.shared.inner + e.shared.acted + e.shared.made
-  const whole = t.hidden + t.statistics + t.hidden + e.routed + e.sent + e.inner + e.acted + e.chosen + shared
+  const whole =
+    t.hidden + t.statistics + t.hidden + e.routed + e.sent + e.inner + e.acted + e.chosen + e.latent + shared
   const kept = moeAgain ? t.hidden : whole - (normsAgain ? t.hidden : 0)
   // While the feed-forward part has its backward pass; when it ran again, what it gave is there too.
   const then = moeAgain ? t.hidden + whole + t.hidden : kept

@@ -1,6 +1,6 @@
 // What a run computes with: parameters and floating-point operations a token. Closed formulas of the configuration; no device.
 import { parameterTable } from '../models/parameterTable.js'
-import { hasExperts, type TransformerConfig } from '../models/transformerConfig.js'
+import { expertWidth, hasExperts, type TransformerConfig } from '../models/transformerConfig.js'
 import { volume } from '../tensor/region.js'
 
 /** Channels of queries and of keys (= of values). */
@@ -21,13 +21,15 @@ export function parameterCount(c: TransformerConfig): number {
 export function trainingFlopsPerToken(c: TransformerConfig, seqLength: number, paddedVocabSize: number): number {
   const { query, key } = widths(c)
   const { hiddenSize: H } = c
-  const feedForward = (F: number) => H * (c.gatedLinearUnit ? 2 * F : F) + F * H
+  const feedForward = (F: number, width = H) => width * (c.gatedLinearUnit ? 2 * F : F) + F * width
   // Scores and weighted values: each query meets the keys of its window, without one (S + 1) / 2 on average.
   const keys = meanKeys(seqLength, c.windowSize)
   const attention = H * (query + 2 * key) + query * H + 2 * query * keys
   const dense = feedForward(c.ffnHiddenSize)
   // A token's chosen experts, the router, and what all tokens pass.
-  const routed = c.moeRouterTopk * feedForward(c.moeFfnHiddenSize ?? c.ffnHiddenSize) + H * (c.numMoeExperts ?? 0)
+  const expert = feedForward(c.moeFfnHiddenSize ?? c.ffnHiddenSize, expertWidth(c))
+  const projections = c.moeLatentSize === null ? 0 : 2 * H * c.moeLatentSize
+  const routed = c.moeRouterTopk * expert + projections + H * (c.numMoeExperts ?? 0)
   const chosen = routed + feedForward(c.moeSharedExpertIntermediateSize ?? 0) + (c.moeSharedExpertGate ? H : 0)
   let products = H * paddedVocabSize
   for (let layer = 0; layer < c.numLayers; layer++) products += attention + (hasExperts(c, layer) ? chosen : dense)

@@ -21,6 +21,7 @@ const cp = (contextParallelSize: number, cpCommType: CpCommType) => ({ contextPa
 const experts = { numMoeExperts: 8, moeRouterTopk: 2, moeFfnHiddenSize: 48 }
 const ep = (expertModelParallelSize: number) => ({ ...experts, expertModelParallelSize })
 const shared = { moeSharedExpertIntermediateSize: 40, moeSharedExpertGate: true }
+const latent = { moeLatentSize: 24 }
 const gathered = { moeTokenDispatcherType: 'allgather' } as const
 const tied = { shareEmbeddingsAndOutputWeights: true }
 const whole = { useDistributedOptimizer: false, overlapParamGather: false }
@@ -54,6 +55,8 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['ep 2', ep(2)],
     ['ep 2, shared experts', { ...ep(2), ...shared }],
     ['tp 2 with sp, shared experts', { ...experts, ...shared, ...sp2, expertTensorParallelSize: 1 }],
+    ['ep 2, latent experts', { ...ep(2), ...latent }],
+    ['ep 2, latent and shared experts, gathered', { ...ep(2), ...latent, ...shared, ...gathered }],
     ['ep 2, gathered', { ...ep(2), ...gathered }],
     ['ep 2, experts again', { ...ep(2), recomputeGranularity: 'selective', recomputeModules: ['moe'] }],
     ['tp 2, full recompute', { ...tp2, ...full }],
@@ -148,15 +151,16 @@ function expertBytes(
   const { numMoeExperts: E, moeRouterTopk: K = 0, moeFfnHiddenSize: F, expertModelParallelSize: size = 1 } = model
   if (!E || !F) return {}
   const copies = ranks / (model.pipelineModelParallelSize ?? 1) / size / (model.expertTensorParallelSize ?? 1)
-  const rows = layers * sequences * T * K * H * float
+  const width = model.moeLatentSize ?? H
+  const rows = layers * sequences * T * K * width * float
   const again = model.recomputeModules?.includes('moe') ? 1 : 0
-  const matrices = layers * E * 3 * F * H * float
+  const matrices = layers * E * 3 * F * width * float
   // And how many micro-batches each rank has, or of which sizes.
   const count = sequences / dp
   const said = JSON.stringify([model.moeTokenDispatcherType === 'allgather' ? Array(count).fill([1, T]) : count])
   const etp = model.expertTensorParallelSize ?? 1
   const holders = size * etp
-  const [tokens, choices] = [layers * sequences * T * H * float, layers * sequences * T * K * float]
+  const [tokens, choices] = [layers * sequences * T * width * float, layers * sequences * T * K * float]
   const gathers = model.moeTokenDispatcherType === 'allgather'
   // Tokens, choices and their weights; backwards the gradient of the sum. Or how many rows go where.
   const shared = gathers
@@ -213,8 +217,8 @@ function textbook(ranks: number, model: Partial<ProviderInit>, ddp: PipelineTask
   const sharing = sharingOf(model, ddp, sequences / dp)
   const ofNorm = H * float * tp * dp * cp
   const { numMoeExperts: E = 0, moeSharedExpertIntermediateSize: S = 0, moeSharedExpertGate: gate } = model
-  // Of routers and of shared experts' gates, which all ranks of tp have.
-  const ofRouter = ((E ?? 0) + (gate ? 1 : 0)) * ofNorm
+  // Of routers, shared experts' gates and projections to a width of the experts, which all ranks of tp have.
+  const ofRouter = ((E ?? 0) + (gate ? 1 : 0) + 2 * (model.moeLatentSize ?? 0)) * ofNorm
   const norms = (2 * layers + 1) * ofNorm + layers * ofRouter
   // Where there are fewer key-value heads than ranks, each rank has a copy of one, and copies sum their gradients.
   const keyHeads = Math.max(kvHeads, tp)

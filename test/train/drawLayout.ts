@@ -102,6 +102,7 @@ function drawExperts(random: Random): Partial<ProviderInit> {
     moeZLossCoeff: pick(random, [null, 0.02]),
     moeInputJitterEps: pick(random, [null, null, 0.05]),
     moeFfnHiddenSize: pick(random, [24, 48]),
+    moeLatentSize: pick(random, [null, null, 32]),
     ...pick(random, [
       {},
       { moeSharedExpertIntermediateSize: 48 },

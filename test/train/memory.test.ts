@@ -56,6 +56,7 @@ const whole = { ddp: { useDistributedOptimizer: false, overlapParamGather: false
 const experts: Model = { numMoeExperts: 8, moeRouterTopk: 2, moeFfnHiddenSize: 96 }
 const shared: Model = { ...experts, moeSharedExpertIntermediateSize: 224 }
 const weighed: Model = { ...shared, moeSharedExpertGate: true }
+const latent: Model = { ...experts, moeLatentSize: 48 }
 
 type Row = readonly [name: string, ranks: number, model: Model, more?: Omit<MemoryTask, 'model'>]
 
@@ -73,6 +74,7 @@ const few: readonly Row[] = [
   ['cp 2, gathered', 2, cp(2, 'all_gather')],
   ['cp 2 by heads', 2, cp(2, 'a2a')],
   ['one rank, shared experts with a gate', 1, weighed],
+  ['one rank, latent experts', 1, latent],
   ['tp 2 with sp, shared experts', 2, { ...sp(2), ...shared }],
   ['dp 2, ep 2', 2, { ...experts, expertModelParallelSize: 2 }],
   ['tp 2 with sp, etp 2', 2, { ...sp(2), ...experts, expertTensorParallelSize: 2 }],
@@ -92,6 +94,14 @@ const all: readonly Row[] = [
   ['one rank, shared experts again', 1, { ...weighed, ...selective('moe') }],
   ['dp 2, ep 2, shared experts', 2, { ...shared, expertModelParallelSize: 2 }],
   ['tp 2 with sp, etp 2, shared experts, bf16', 2, { ...sp(2), ...weighed, expertTensorParallelSize: 2 }, bf16],
+  ['one rank, latent and shared experts, bf16', 1, { ...weighed, ...latent }, bf16],
+  ['tp 2 with sp, etp 2, latent experts', 2, { ...sp(2), ...latent, expertTensorParallelSize: 2 }],
+  [
+    'dp 2, ep 2, latent experts, gathered',
+    2,
+    { ...latent, expertModelParallelSize: 2, moeTokenDispatcherType: 'allgather' },
+  ],
+  ['fsdp 2, latent experts', 2, latent, fsdp],
   ['pp 2, shared experts', 2, { ...pp(2), ...weighed }],
   ['fsdp 2, shared experts', 2, weighed, fsdp],
   ['one rank, experts, layernorm again', 1, { ...experts, ...selective('layernorm') }],
