@@ -15,6 +15,7 @@ import { gpuCommands } from './gpu/ours.js'
 import { loadLayout, trainLayout } from './layoutRun.js'
 import { loadTensors, rawRead } from './loading.js'
 import { bindHuge, exportFirst } from './online.js'
+import { opCommands } from './opRun.js'
 import { batchOf } from './tokens.js'
 
 interface LoadArgs {
@@ -125,6 +126,7 @@ function resetPeak(): number | null {
 }
 
 const commands: Record<string, (args: never) => Promise<object>> = {
+  ...opCommands,
   ...gpuCommands,
   load,
   train,

@@ -7,6 +7,7 @@ import { findPython } from './peers.js'
 import { keep, type Row, table, writeTable } from './results.js'
 import { convertSuite } from './suites/convert.js'
 import { decodeSuite } from './suites/decode.js'
+import { floorsSuite } from './suites/floors.js'
 import { loadSuite } from './suites/load.js'
 import { onlineSuite } from './suites/online.js'
 import { opsSuite } from './suites/ops.js'
@@ -21,18 +22,20 @@ const suites = {
   load: loadSuite,
   online: onlineSuite,
   ops: opsSuite,
+  floors: floorsSuite,
   ranks: ranksSuite,
 }
 type SuiteName = keyof typeof suites
 
 const usage = `npm run bench -- [options]
-  --suite train|decode|convert|load|online|ops|ranks  default: all
+  --suite train|decode|convert|load|online|ops|floors|ranks
+                                     default: all
   --size a|b|moe                     moe: train only; default: all (decode, ranks: b)
   --dtype float32|bfloat16           default: both
   --pairs N                          default 9
   --quick                            3 pairs, a small folder
   --gigabytes N                      size of the folder that is loaded and converted; default 2
-  --only TEXT                        only work (of convert, ranks) whose name has it in it
+  --only TEXT                        only work (of convert, ranks, floors) whose name has it in it
   --limit SECONDS                    no further pair of a row begins after this, once 3 are there; default 600
   --threads N                        default: all cores
   --python PATH                      default: VIADUCT_BENCH_PYTHON, else .viaduct/bench/bin/python
@@ -92,7 +95,7 @@ async function main(): Promise<void> {
     pairs: count('pairs', values.pairs, values.quick ? 3 : 9),
     limitSeconds: count('limit', values.limit, 600),
     threads: count('threads', values.threads, availableParallelism()),
-    python: names.every((name) => name === 'ranks') ? '' : findPython(values.python),
+    python: names.every((name) => name === 'ranks' || name === 'floors') ? '' : findPython(values.python),
     work: values.work ?? join(tmpdir(), 'viaduct-bench'),
     gigabytes: values.quick ? 0.5 : count('gigabytes', values.gigabytes, 2),
     only: values.only ?? '',

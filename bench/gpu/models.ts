@@ -1,6 +1,6 @@
 // The models that are trained, loaded and decoded, as Hugging Face configs for both sides, and the sizes of the ops; tiny ones of the
 // same kinds for the rehearsal.
-import type { MatmulShape, OpSizes } from './opCases.js'
+import type { MatmulShape, OpSizes } from '../opCases.js'
 
 /** A config.json. */
 export type HfConfig = Readonly<Record<string, unknown>>

@@ -1,9 +1,9 @@
 // The sections of ops: what products and copies reach, which are the ceilings, then every kernel against them.
 import { alternate, type Runner } from '../alternate.js'
+import { type FloatName, type MatmulShape, matmulCase, type OpCase, opCases } from '../opCases.js'
 import { quantile } from '../pairs.js'
 import type { Side } from '../side.js'
 import type { GpuBench } from './bench.js'
-import { type FloatName, type MatmulShape, matmulCase, type OpCase, opCases } from './opCases.js'
 import { type GpuRow, gpuRow, reached } from './rows.js'
 
 const runner = (side: Side, command: string, args: Record<string, unknown>): Runner => ({
@@ -83,7 +83,9 @@ export async function ceilingSection(bench: GpuBench): Promise<void> {
       measured: product(dtype, flops),
     }
     const other = forward ? runner(peer, 'gpu_matmul', args) : null
-    await bench.row(section, work, () => race(bench, about, runner(ours, 'gpu_matmul', { ...args, form }), other))
+    await bench.row(section, work, () =>
+      race(bench, about, runner(ours, 'matmul', { ...args, form, device: 'cuda' }), other),
+    )
   }
   for (const shape of matmuls) await one(shape, 'bfloat16')
   for (const shape of matmuls.slice(0, 2)) await one(shape, 'float16')
@@ -113,7 +115,7 @@ export async function ceilingSection(bench: GpuBench): Promise<void> {
     race(
       bench,
       { section, work: copies, counts, peer: 'PyTorch', measured: faster },
-      runner(ours, 'gpu_copy', args),
+      runner(ours, 'copy', { ...args, device: 'cuda' }),
       runner(peer, 'gpu_copy', args),
     ),
   )
@@ -132,7 +134,7 @@ export async function opSection(bench: GpuBench): Promise<void> {
     const other = beside ? runner(peer, 'gpu_attention', { sizes, backward, leastSeconds }) : null
     const about: Work = { section, work: name, counts, peer: beside ? 'PyTorch SDPA' : null }
     await bench.row(section, name, () =>
-      race(bench, about, runner(ours, 'gpu_op', { name, sizes, leastSeconds }), other),
+      race(bench, about, runner(ours, 'op', { device: 'cuda', name, sizes, leastSeconds }), other),
     )
   }
 }

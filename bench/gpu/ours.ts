@@ -1,5 +1,5 @@
-// Our side of `npm run bench:cuda`: commands that ours.ts runs on the GPU. Times are by the clock, from a stream that is empty to one
-// that is empty again. What is measured stands in opCases.ts and models.ts.
+// Our side of `npm run bench:cuda`: commands of whole models that ours.ts runs on the GPU. Times are by the clock, from a stream that is
+// empty to one that is empty again. What is measured stands in models.ts; single ops in ../opRun.ts.
 import { native } from '../../lib/addon/load.js'
 import { AutoBridge } from '../../lib/bridge/autoBridge.js'
 import { resolve } from '../../lib/config/resolve.js'
@@ -8,7 +8,6 @@ import { generate } from '../../lib/inference/generate.js'
 import type { DistributedModel } from '../../lib/models/distributedModel.js'
 import { parameterCount, trainingFlopsPerToken } from '../../lib/plan/cost.js'
 import { memoryByStage, most } from '../../lib/plan/memory.js'
-import { Ctx } from '../../lib/tensor/ctx.js'
 import { cudaLibraryFolders, cudaState } from '../../lib/tensor/cuda.js'
 import { Device } from '../../lib/tensor/device.js'
 import { forwardStep } from '../../lib/train/forwardStep.js'
@@ -16,7 +15,6 @@ import { setup, type TrainState } from '../../lib/train/state.js'
 import { trainStep } from '../../lib/train/step.js'
 import { batchOf } from '../tokens.js'
 import type { HfConfig } from './models.js'
-import { type FloatName, Maker, type MatmulShape, matmulCase, type OpSizes, opCases } from './opCases.js'
 
 let state: TrainState | null = null
 let model: DistributedModel | null = null
@@ -31,57 +29,6 @@ async function about() {
     device: gpu().info.description,
     libraries: Object.fromEntries(libraries.map(({ name, version, why }) => [name, version || `none: ${why}`])),
   }
-}
-
-/** Calls before the clock starts: plans and code are made at the first ones. */
-const warmCalls = 2
-const mostCalls = 1000
-
-/** Seconds a call, over as many calls as take so long together, 1 at least. */
-async function secondsOf(call: () => void, leastSeconds: number): Promise<number> {
-  const { stream } = gpu()
-  const timed = async (calls: number) => {
-    const from = performance.now()
-    for (let i = 0; i < calls; i++) call()
-    await stream.sync()
-    return (performance.now() - from) / 1000
-  }
-  await timed(warmCalls)
-  const one = await timed(1)
-  const calls = Math.min(mostCalls, Math.max(1, Math.ceil(leastSeconds / one)))
-  return (await timed(calls)) / calls
-}
-
-interface OpArgs {
-  readonly leastSeconds: number
-}
-
-async function measured(build: (make: Maker) => () => void, leastSeconds: number): Promise<{ seconds: number }> {
-  const make = new Maker(Ctx.create({ device: gpu() }))
-  try {
-    return { seconds: await secondsOf(build(make), leastSeconds) }
-  } finally {
-    make.close()
-    gpu().stream.reset() // an op that failed is one row's failure
-    native.setAttentionEngine(gpu().index, 'auto')
-  }
-}
-
-function op({ name, sizes, leastSeconds }: OpArgs & { name: string; sizes: OpSizes }) {
-  const found = opCases(sizes)[name]
-  if (found === undefined) throw new Error(`expected one of ${Object.keys(opCases(sizes)).join(', ')}, got ${name}`)
-  return measured((make) => found.build(make), leastSeconds)
-}
-
-function matmul(args: OpArgs & { shape: MatmulShape; dtype: FloatName; form?: 'forward' | 'weights' }) {
-  return measured(matmulCase(args.shape, args.dtype, args.form).build, args.leastSeconds)
-}
-
-function copy({ bytes, leastSeconds }: OpArgs & { bytes: number }) {
-  return measured((make) => {
-    const [x, y] = [make.normal([bytes / 4], 'float32'), make.empty([bytes / 4], 'float32')]
-    return () => native.copy(make.stream, y, x)
-  }, leastSeconds)
 }
 
 interface LoadArgs {
@@ -219,9 +166,6 @@ async function generateTokens({ tokens, newTokens }: { tokens: number[][]; newTo
 /** Commands by name. */
 export const gpuCommands: Record<string, (args: never) => Promise<object>> = {
   gpu_about: about,
-  gpu_op: op,
-  gpu_matmul: matmul,
-  gpu_copy: copy,
   gpu_predict: predict,
   gpu_make: make,
   gpu_load: load,

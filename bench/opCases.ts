@@ -1,10 +1,10 @@
 // The ops whose rate is measured, one row each: how it is called, and the floating-point operations and bytes that it cannot do
-// without (each input read once, each output written once). Sizes come from the caller; gpuRun.ts times the calls.
-import { native } from '../../lib/addon/load.js'
-import type { DType } from '../../lib/base/dtype.js'
-import { contiguousStrides } from '../../lib/base/shape.js'
-import type { Ctx } from '../../lib/tensor/ctx.js'
-import { Tensor } from '../../lib/tensor/tensor.js'
+// without (each input read once, each output written once). Sizes come from the caller; opRun.ts times the calls.
+import { native } from '../lib/addon/load.js'
+import type { DType } from '../lib/base/dtype.js'
+import { contiguousStrides } from '../lib/base/shape.js'
+import type { Ctx } from '../lib/tensor/ctx.js'
+import { Tensor } from '../lib/tensor/tensor.js'
 
 /** Widths of the layer that the ops belong to. */
 export interface OpSizes {
@@ -107,6 +107,58 @@ export function matmulCase([m, n, k]: MatmulShape, dtype: FloatName, form: 'forw
 
 const silu = 0
 
+function attentionCase(o: OpSizes, engine: 'auto' | 'own', backward: boolean, dtype: FloatName): OpCase {
+  // Each query meets the keys before it and its own.
+  const scores = o.batch * o.groups * o.headsPerGroup * ((o.seqLength * (o.seqLength + 1)) / 2) * o.channels
+  const [B, S, G, R, D] = [o.batch, o.seqLength, o.groups, o.headsPerGroup, o.channels]
+  const queries = B * S * G * R * D * width[dtype]
+  const keys = B * S * G * D * width[dtype]
+  return {
+    // Two products forward, five backward.
+    flops: 2 * scores * (backward ? 5 : 2),
+    bytes: backward ? 4 * queries + 4 * keys : 2 * queries + 2 * keys,
+    ...(dtype === 'float32' ? { ceiling: 'float32' as const } : {}),
+    build(make) {
+      const [q, out] = [make.normal([B, S, G, R, D], dtype), make.empty([B, S, G, R, D], dtype)]
+      const [k, v] = [make.normal([B, S, G, D], dtype), make.normal([B, S, G, D], dtype)]
+      const lse = make.empty([B, G * R, S], 'float32')
+      const [dOut, dq] = [make.normal([B, S, G, R, D], dtype), make.empty([B, S, G, R, D], dtype)]
+      const [dk, dv] = [make.empty([B, S, G, D], dtype), make.empty([B, S, G, D], dtype)]
+      const { index } = make.ctx.device
+      const scale = 1 / Math.sqrt(D)
+      const forward = () => {
+        native.setAttentionEngine(index, engine)
+        native.attentionForward(make.stream, out, lse, q, k, v, 0, 0, scale, true, 0, 0, 0)
+      }
+      if (!backward) return forward
+      forward()
+      return () => {
+        native.setAttentionEngine(index, engine)
+        native.attentionBackward(make.stream, dq, dk, dv, dOut, q, k, v, out, lse, 0, 0, scale, true, 0, 0, 0)
+      }
+    },
+  }
+}
+
+function crossEntropyCase({ logitRows: L, vocabulary: V }: OpSizes, backward: boolean, dtype: FloatName): OpCase {
+  return {
+    bytes: (backward ? 2 : 1) * width[dtype] * L * V,
+    build(make) {
+      const [logits, labels] = [make.normal([L, V], dtype), make.ints(L, V)]
+      if (backward) {
+        const [lse, dLoss, dLogits] = [make.full([L], 12), make.full([1], 1), make.empty([L, V], dtype)]
+        return () => native.crossEntropyBackward(make.stream, dLogits, logits, lse, labels, dLoss, 0, V)
+      }
+      const [stats, lse, loss] = [make.empty([3, L], 'float32'), make.empty([L], 'float32'), make.empty([L], 'float32')]
+      const ofOne = make.view(stats, [1, 3, L])
+      return () => {
+        native.crossEntropyStats(make.stream, stats, logits, labels, 0, V)
+        native.crossEntropyCombine(make.stream, lse, loss, ofOne, labels)
+      }
+    },
+  }
+}
+
 /** All ops but products and copies, by name. */
 export function opCases(o: OpSizes): Readonly<Record<string, OpCase>> {
   const T = o.batch * o.seqLength
@@ -142,38 +194,7 @@ export function opCases(o: OpSizes): Readonly<Record<string, OpCase>> {
       const [x, y] = [make.normal([N], from), make.empty([N], to)]
       return () => native.copy(make.stream, y, x)
     })
-  // Each query meets the keys before it and its own.
-  const scores = o.batch * o.groups * o.headsPerGroup * ((o.seqLength * (o.seqLength + 1)) / 2) * o.channels
-  const attention = (engine: 'auto' | 'own', backward: boolean, dtype: FloatName = 'bfloat16'): OpCase => {
-    const [B, S, G, R, D] = [o.batch, o.seqLength, o.groups, o.headsPerGroup, o.channels]
-    const queries = B * S * G * R * D * width[dtype]
-    const keys = B * S * G * D * width[dtype]
-    return {
-      // Two products forward, five backward.
-      flops: 2 * scores * (backward ? 5 : 2),
-      bytes: backward ? 4 * queries + 4 * keys : 2 * queries + 2 * keys,
-      ...(dtype === 'float32' ? { ceiling: 'float32' as const } : {}),
-      build(make) {
-        const [q, out] = [make.normal([B, S, G, R, D], dtype), make.empty([B, S, G, R, D], dtype)]
-        const [k, v] = [make.normal([B, S, G, D], dtype), make.normal([B, S, G, D], dtype)]
-        const lse = make.empty([B, G * R, S], 'float32')
-        const [dOut, dq] = [make.normal([B, S, G, R, D], dtype), make.empty([B, S, G, R, D], dtype)]
-        const [dk, dv] = [make.empty([B, S, G, D], dtype), make.empty([B, S, G, D], dtype)]
-        const { index } = make.ctx.device
-        const scale = 1 / Math.sqrt(D)
-        const forward = () => {
-          native.setAttentionEngine(index, engine)
-          native.attentionForward(make.stream, out, lse, q, k, v, 0, 0, scale, true, 0, 0, 0)
-        }
-        if (!backward) return forward
-        forward()
-        return () => {
-          native.setAttentionEngine(index, engine)
-          native.attentionBackward(make.stream, dq, dk, dv, dOut, q, k, v, out, lse, 0, 0, scale, true, 0, 0, 0)
-        }
-      },
-    }
-  }
+  const attention = (engine: 'auto' | 'own', backward: boolean) => attentionCase(o, engine, backward, 'bfloat16')
   const counts = Array.from({ length: E }, (_, e) => Math.floor(((e + 1) * T * K) / E) - Math.floor((e * T * K) / E))
   const grouped = (backward: boolean, engine: string): OpCase => ({
     flops: 2 * T * K * H * 2 * X,
@@ -239,30 +260,8 @@ export function opCases(o: OpSizes): Readonly<Record<string, OpCase>> {
         return () => native.embeddingBackward(make.stream, dw, dy, ids, 0)
       },
     },
-    'cross entropy': {
-      bytes: 2 * L * V,
-      build(make) {
-        const [logits, labels] = [make.normal([L, V]), make.ints(L, V)]
-        const [stats, lse, loss] = [
-          make.empty([3, L], 'float32'),
-          make.empty([L], 'float32'),
-          make.empty([L], 'float32'),
-        ]
-        const ofOne = make.view(stats, [1, 3, L])
-        return () => {
-          native.crossEntropyStats(make.stream, stats, logits, labels, 0, V)
-          native.crossEntropyCombine(make.stream, lse, loss, ofOne, labels)
-        }
-      },
-    },
-    'cross entropy, gradient': {
-      bytes: 4 * L * V,
-      build(make) {
-        const [logits, labels] = [make.normal([L, V]), make.ints(L, V)]
-        const [lse, dLoss, dLogits] = [make.full([L], 12), make.full([1], 1), make.empty([L, V], 'bfloat16')]
-        return () => native.crossEntropyBackward(make.stream, dLogits, logits, lse, labels, dLoss, 0, V)
-      },
-    },
+    'cross entropy': crossEntropyCase(o, false, 'bfloat16'),
+    'cross entropy, gradient': crossEntropyCase(o, true, 'bfloat16'),
     'AdamW, bfloat16 with masters': elementwise(30, (make) => {
       const [p, g] = [make.normal([N], 'float32'), make.normal([N], 'float32')]
       const [m, v, model] = [make.full([N], 0), make.full([N], 0), make.empty([N], 'bfloat16')]
@@ -333,6 +332,37 @@ export function opCases(o: OpSizes): Readonly<Record<string, OpCase>> {
     'attention, causal, gradient': attention('auto', true),
     'attention, causal, own kernel': attention('own', false),
     'attention, causal, own kernel, gradient': attention('own', true),
-    'attention, causal, float32': attention('own', false, 'float32'),
+    'attention, causal, float32': attentionCase(o, 'own', false, 'float32'),
+  }
+}
+
+/** The ops of a training step on a CPU that no matrix product is, by name. */
+export function cpuOpCases(o: OpSizes): Readonly<Record<string, OpCase>> {
+  const all = opCases(o)
+  const picked = [
+    'RMS norm',
+    'RMS norm with residual',
+    'RMS norm, gradient of the input',
+    'RMS norm, gradient of the weight',
+    'layer norm',
+    'layer norm, gradient of the input',
+    'rotary embedding',
+    'SwiGLU',
+    'SwiGLU, gradient',
+    'cross entropy',
+    'cross entropy, gradient',
+    'AdamW, bfloat16 with masters',
+    'sum of squares',
+    'cast float32 to bfloat16',
+    'cast bfloat16 to float32',
+    'attention, causal',
+    'attention, causal, gradient',
+  ]
+  return {
+    ...Object.fromEntries(picked.map((name) => [name, all[name] as OpCase])),
+    'cross entropy, float32': crossEntropyCase(o, false, 'float32'),
+    'cross entropy, float32, gradient': crossEntropyCase(o, true, 'float32'),
+    'attention, causal, float32': attentionCase(o, 'auto', false, 'float32'),
+    'attention, causal, float32, gradient': attentionCase(o, 'auto', true, 'float32'),
   }
 }
