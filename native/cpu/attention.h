@@ -76,34 +76,6 @@ inline Visible groupSpan(const Visible* see, int64_t begin, int64_t end) {
   return span.hi > 0 ? span : Visible{};
 }
 
-/// scores[rows, :] = a b for what is seen; a packed by rows, b by keys, both over `depth` channels.
-inline void multiplySeen(float* scores, int64_t ld, const float* a, const float* b, int64_t rows, int64_t depth,
-                         const Visible* see) {
-  const int64_t nr = registerTile().nr;
-  for (int64_t begin = 0; begin < rows; begin += kGroup) {
-    const int64_t end = std::min(begin + kGroup, rows);
-    const Visible span = groupSpan(see, begin, end);
-    if (span.hi == 0) continue;
-    const int64_t from = span.lo / nr * nr;
-    multiplyPacked(scores + begin * ld + from, ld, a + begin * depth, b + from * depth, end - begin, span.hi - from,
-                   depth, false);
-  }
-}
-
-/// y[rows, width] += p v: p[rows, keys] with ld between rows, 0 where unseen; v packed by columns over `keys` rows.
-inline void addSeen(float* y, int64_t width, const float* p, int64_t ld, const float* v, int64_t keys, int64_t rows,
-                    const Visible* see, float* packed) {
-  const int64_t nr = registerTile().nr;
-  for (int64_t begin = 0; begin < rows; begin += kGroup) {
-    const int64_t end = std::min(begin + kGroup, rows);
-    const Visible span = groupSpan(see, begin, end);
-    if (span.hi == 0) continue;
-    packRows(packed, {p + begin * ld + span.lo, DType::F32, ld, 1}, end - begin, span.hi - span.lo);
-    multiplyPacked(y + begin * width, width, packed, v + span.lo * nr, end - begin, width, span.hi - span.lo, true,
-                   nullptr, keys);
-  }
-}
-
 void runAttentionForward(const AttentionArgs& a);
 void runAttentionBackward(const AttentionArgs& a);
 

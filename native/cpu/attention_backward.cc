@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "attention.h"
+#include "attention_factors.h"
 #include "parallel.h"
 
 namespace viaduct::cpu {
@@ -15,26 +15,33 @@ constexpr int64_t kRows = 128;
 constexpr int64_t kEnoughTasks = 16;
 constexpr int64_t kMostPlanes = int64_t{64} << 20;  // floats in all planes of dq
 
+template <typename Element>
 struct Scratch {
-  float *q, *dOut, *packedQ, *packedDOut, *colsQ, *colsDOut;  // of a block of queries
-  float *packedK, *packedV, *colsK, *dk, *dv;                 // of a block of keys
-  float *p, *ds, *slope, *packed, *lse, *delta;               // of a pair
+  Element *q, *dOut, *narrowP, *narrowDs;
+  float *packedQ, *packedDOut, *colsQ, *colsDOut;  // of a block of queries
+  float *packedK, *packedV, *colsK, *dk, *dv;      // of a block of keys
+  float *p, *ds, *slope, *packed, *lse, *delta;    // of a pair
   int64_t ld = 0;
 };
 
-Scratch takeScratch(const AttentionArgs& a, int64_t rows) {
+template <typename F>
+Scratch<typename F::Element> takeScratch(const AttentionArgs& a, int64_t rows) {
   const TileShape tile = registerTile();
   const int64_t tall = roundUp(rows, tile.mr),
                 keys = std::max(roundUp(kKeyBlock, tile.mr), roundUp(kKeyBlock, tile.nr));
   const int64_t wideD = roundUp(a.D, tile.nr), wideDv = roundUp(a.Dv, tile.nr);
-  Scratch s;
+  using Element = typename F::Element;
+  Scratch<Element> s;
+  float *q, *dOut, *narrowP, *narrowDs;
   s.ld = roundUp(kKeyBlock, tile.nr);
   struct Want {
     float** place;
     int64_t floats;
   };
-  const Want wants[] = {{&s.q, rows * a.D},
-                        {&s.dOut, rows * a.Dv},
+  const Want wants[] = {{&q, rows * a.D},
+                        {&dOut, rows * a.Dv},
+                        {&narrowP, rows * s.ld},
+                        {&narrowDs, rows * s.ld},
                         {&s.packedQ, tall * a.D},
                         {&s.packedDOut, tall * a.Dv},
                         {&s.colsQ, rows * wideD},
@@ -57,29 +64,21 @@ Scratch takeScratch(const AttentionArgs& a, int64_t rows) {
     *w.place = next;
     next += roundUp(w.floats, 16);
   }
+  s.q = reinterpret_cast<Element*>(q);
+  s.dOut = reinterpret_cast<Element*>(dOut);
+  s.narrowP = reinterpret_cast<Element*>(narrowP);
+  s.narrowDs = reinterpret_cast<Element*>(narrowDs);
   return s;
 }
 
-void writeKeys(const AttentionArgs& a, const HeadsView& x, int64_t b, int64_t g, int64_t from, int64_t to, int64_t n,
-               const float* rows) {
+void writeKeys(const HeadsView& x, int64_t b, int64_t g, int64_t from, int64_t to, int64_t n, float* rows,
+               float scale) {
   const CastRow narrow = castRow(x.dtype, DType::F32);
-  for (int64_t j = from; j < to; ++j, rows += n) narrow(x.at(b, j, g), 1, rows, 1, n);
-}
-
-// y[keys, width] += p' x: p[rows, keys], 0 where unseen; x packed by columns over `rows` rows. Keys in groups, each takes the
-// rows that see it.
-void addSeenBy(float* y, int64_t width, const float* p, int64_t ld, const float* x, int64_t rows, int64_t keys,
-               const Visible* see, float* packed) {
-  const int64_t nr = registerTile().nr;
-  for (int64_t from = 0; from < keys; from += kGroup) {
-    const int64_t to = std::min(from + kGroup, keys);
-    const auto sees = [&](int64_t row) { return see[row].lo < to && see[row].hi > from; };
-    int64_t begin = 0, end = rows;
-    while (begin < end && !sees(begin)) ++begin;
-    while (begin < end && !sees(end - 1)) --end;
-    if (begin == end) continue;
-    packRows(packed, {p + begin * ld + from, DType::F32, 1, ld}, to - from, end - begin);
-    multiplyPacked(y + from * width, width, packed, x + begin * nr, to - from, width, end - begin, true, nullptr, rows);
+  for (int64_t j = from; j < to; ++j, rows += n) {
+    if (scale != 1.0f) {
+      for (int64_t c = 0; c < n; ++c) rows[c] *= scale;
+    }
+    narrow(x.at(b, j, g), 1, rows, 1, n);
   }
 }
 
@@ -103,10 +102,11 @@ void computeDelta(const AttentionArgs& a, float* delta) {
 }
 
 // Key blocks [firstBlock, lastBlock) of (b, g): writes their dk and dv, adds to dq[S * R, D].
+template <typename F>
 void backwardKeys(const AttentionArgs& a, int64_t b, int64_t g, int64_t firstBlock, int64_t lastBlock,
                   const float* delta, float* dq) {
   const int64_t queries = queryBlock(a, kRows);
-  const Scratch s = takeScratch(a, queries * a.R);
+  const auto s = takeScratch<F>(a, queries * a.R);
   thread_local std::vector<Visible> see;
   see.resize(static_cast<size_t>(queries * a.R));
   std::vector<Visible> spans;  // of each block of queries
@@ -117,8 +117,7 @@ void backwardKeys(const AttentionArgs& a, int64_t b, int64_t g, int64_t firstBlo
     const int64_t from = block * kKeyBlock;
     const int64_t to = std::min(from + kKeyBlock, a.K);
     const int64_t n = to - from;
-    const MatrixView k{a.k.at(b, from, g), a.k.dtype, a.k.position, 1};
-    const MatrixView v{a.v.at(b, from, g), a.v.dtype, a.v.position, 1};
+    const void *k = a.k.at(b, from, g), *v = a.v.at(b, from, g);
     bool any = false;
     std::fill(s.dk, s.dk + n * a.D, 0.0f);
     std::fill(s.dv, s.dv + n * a.Dv, 0.0f);
@@ -127,35 +126,36 @@ void backwardKeys(const AttentionArgs& a, int64_t b, int64_t g, int64_t firstBlo
       const Visible& span = spans[static_cast<size_t>(begin / queries)];
       if (span.hi <= from || span.lo >= to || !visibleRows(see.data(), a, b, begin, end, from, to)) continue;
       if (!any) {
-        packCols(s.packedK, k.transposed(), a.D, n);
-        packCols(s.packedV, v.transposed(), a.Dv, n);
-        packCols(s.colsK, k, n, a.D);
+        F::columnsAcross(s.packedK, k, a.k.dtype, a.k.position, a.D, n);
+        F::columnsAcross(s.packedV, v, a.v.dtype, a.v.position, a.Dv, n);
+        F::columns(s.colsK, k, a.k.dtype, a.k.position, n, a.D);
       }
       const int64_t rows = (end - begin) * a.R;
-      gatherRows(s.q, a, a.q, b, g, begin, end, a.D, a.scale);
-      gatherRows(s.dOut, a, a.dOut, b, g, begin, end, a.Dv, 1.0f);
-      const MatrixView q{s.q, DType::F32, a.D, 1}, dOut{s.dOut, DType::F32, a.Dv, 1};
-      packRows(s.packedQ, q, rows, a.D);
-      packCols(s.colsQ, q, rows, a.D);
-      packRows(s.packedDOut, dOut, rows, a.Dv);
-      packCols(s.colsDOut, dOut, rows, a.Dv);
+      F::gather(s.q, a, a.q, b, g, begin, end, a.D, a.scale);
+      F::gather(s.dOut, a, a.dOut, b, g, begin, end, a.Dv, 1.0f);
+      F::rows(s.packedQ, s.q, a.D, rows, a.D);
+      F::columns(s.colsQ, s.q, DType::F32, a.D, rows, a.D);
+      F::rows(s.packedDOut, s.dOut, a.Dv, rows, a.Dv);
+      F::columns(s.colsDOut, s.dOut, DType::F32, a.Dv, rows, a.Dv);
       int64_t row = 0;
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t r = 0; r < a.R; ++r, ++row) s.lse[row] = *a.lseAt(b, g, r, i);
       }
       // p = exp(scale q k' - lse); ds = p (dOut v' - delta)
-      multiplySeen(s.p, s.ld, s.packedQ, s.packedK, rows, a.D, see.data());
-      probabilitiesBlock(s.p, s.slope, s.ld, rows, n, see.data(), a.softcap, s.lse);
-      multiplySeen(s.ds, s.ld, s.packedDOut, s.packedV, rows, a.Dv, see.data());
+      multiplySeen<F>(s.p, s.ld, s.packedQ, s.packedK, rows, a.D, see.data());
+      probabilitiesBlock(s.p, s.slope, s.ld, rows, n, see.data(), F::scoreScale(a), a.softcap, s.lse);
+      multiplySeen<F>(s.ds, s.ld, s.packedDOut, s.packedV, rows, a.Dv, see.data());
       scoreGradientsBlock(s.ds, s.p, a.softcap > 0 ? s.slope : nullptr, s.ld, rows, n, see.data(), delta + begin * a.R);
-      // dv += p' dOut; dk += ds' (scale q); dq += ds k, scaled at the end
-      addSeenBy(s.dv, a.Dv, s.p, s.ld, s.colsDOut, rows, n, see.data(), s.packed);
-      addSeenBy(s.dk, a.D, s.ds, s.ld, s.colsQ, rows, n, see.data(), s.packed);
-      addSeen(dq + begin * a.R * a.D, a.D, s.ds, s.ld, s.colsK, n, rows, see.data(), s.packed);
+      const auto* p = F::narrow(s.p, s.narrowP, rows, n, s.ld);
+      const auto* ds = F::narrow(s.ds, s.narrowDs, rows, n, s.ld);
+      // dv += p' dOut; dk += ds' q; dq += ds k. What of the scale is not in q yet comes at the end.
+      addSeenBy<F>(s.dv, a.Dv, p, s.ld, s.colsDOut, rows, n, see.data(), s.packed);
+      addSeenBy<F>(s.dk, a.D, ds, s.ld, s.colsQ, rows, n, see.data(), s.packed);
+      addSeen<F>(dq + begin * a.R * a.D, a.D, ds, s.ld, s.colsK, n, rows, see.data(), s.packed);
       any = true;
     }
-    writeKeys(a, a.dk, b, g, from, to, a.D, s.dk);
-    writeKeys(a, a.dv, b, g, from, to, a.Dv, s.dv);
+    writeKeys(a.dk, b, g, from, to, a.D, s.dk, F::scoreScale(a));
+    writeKeys(a.dv, b, g, from, to, a.Dv, s.dv, 1.0f);
   }
 }
 
@@ -187,11 +187,12 @@ void runAttentionBackward(const AttentionArgs& a) {
   std::vector<float> delta(static_cast<size_t>(heads * a.S * a.R));
   computeDelta(a, delta.data());
 
+  const auto backward = PairFactors::take(a, true) ? backwardKeys<PairFactors> : backwardKeys<WideFactors>;
   if (parts == 1) {
     parallelFor(heads, [&](int64_t head) {
       float* dq = threadScratch(kTileC, plane);
       std::fill(dq, dq + plane, 0.0f);
-      backwardKeys(a, head / a.G, head % a.G, 0, blocks, delta.data() + head * a.S * a.R, dq);
+      backward(a, head / a.G, head % a.G, 0, blocks, delta.data() + head * a.S * a.R, dq);
       writeQueries(a, head / a.G, head % a.G, 0, a.S, dq, 1, 0);
     });
     return;
@@ -203,7 +204,7 @@ void runAttentionBackward(const AttentionArgs& a) {
     float* dq = planes + task * plane;
     std::fill(dq, dq + plane, 0.0f);
     for (int64_t block = task % parts; block < blocks; block += parts)
-      backwardKeys(a, head / a.G, head % a.G, block, block + 1, delta.data() + head * a.S * a.R, dq);
+      backward(a, head / a.G, head % a.G, block, block + 1, delta.data() + head * a.S * a.R, dq);
   });
   constexpr int64_t kQueries = 64;
   const int64_t pieces = (a.S + kQueries - 1) / kQueries;

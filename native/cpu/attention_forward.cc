@@ -4,7 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "attention.h"
+#include "attention_factors.h"
 #include "parallel.h"
 
 namespace viaduct::cpu {
@@ -43,19 +43,22 @@ void finishRow(const AttentionArgs& a, int64_t b, int64_t g, int64_t r, int64_t 
   castRow(a.out.dtype, DType::F32)(a.out.at(b, i, g, r), 1, o, 1, a.Dv);
 }
 
+template <typename F>
 void forwardBlock(const AttentionArgs& a, int64_t b, int64_t g, int64_t begin, int64_t end) {
   const int64_t rows = (end - begin) * a.R;
   const TileShape tile = registerTile();
   const int64_t packedRows = roundUp(rows, tile.mr);
   const int64_t ld = roundUp(kKeyBlock, tile.nr);
   const int64_t packedDv = roundUp(a.Dv, tile.nr);
-  Pieces pieces(threadScratch(kAttention, rows * a.D + packedRows * a.D + ld * a.D + packedDv * kKeyBlock + rows * ld +
-                                              kGroup * kKeyBlock + rows * a.Dv + 3 * rows + 16 * 12));
-  float* q = pieces.take(rows * a.D);
+  using Element = typename F::Element;
+  Pieces pieces(threadScratch(kAttention, rows * a.D + packedRows * a.D + ld * a.D + packedDv * kKeyBlock +
+                                              2 * rows * ld + kGroup * kKeyBlock + rows * a.Dv + 3 * rows + 16 * 12));
+  auto* q = reinterpret_cast<Element*>(pieces.take(rows * a.D));
   float* packedQ = pieces.take(packedRows * a.D);
   float* packedK = pieces.take(ld * a.D);
   float* packedV = pieces.take(packedDv * kKeyBlock);
   float* scores = pieces.take(rows * ld);
+  auto* narrow = reinterpret_cast<Element*>(pieces.take(rows * ld));
   float* packedP = pieces.take(kGroup * kKeyBlock);
   float* o = pieces.take(rows * a.Dv);
   float* m = pieces.take(rows);
@@ -67,20 +70,20 @@ void forwardBlock(const AttentionArgs& a, int64_t b, int64_t g, int64_t begin, i
   thread_local std::vector<Visible> see;
   see.resize(static_cast<size_t>(rows));
 
-  gatherRows(q, a, a.q, b, g, begin, end, a.D, a.scale);
-  packRows(packedQ, {q, DType::F32, a.D, 1}, rows, a.D);
+  F::gather(q, a, a.q, b, g, begin, end, a.D, a.scale);
+  F::rows(packedQ, q, a.D, rows, a.D);
   const Visible span = visibleSpan(a, b, begin, end);
   for (int64_t block = span.lo / kKeyBlock * kKeyBlock; block < span.hi; block += kKeyBlock) {
     const int64_t from = std::max(block, span.lo);
     const int64_t to = std::min(block + kKeyBlock, span.hi);
     const int64_t n = to - from;
     if (!visibleRows(see.data(), a, b, begin, end, from, to)) continue;
-    packCols(packedK, {a.k.at(b, from, g), a.k.dtype, 1, a.k.position}, a.D, n);
-    multiplySeen(scores, ld, packedQ, packedK, rows, a.D, see.data());
-    softmaxBlock(scores, ld, rows, n, see.data(), a.softcap, m, l, correction);
+    F::columnsAcross(packedK, a.k.at(b, from, g), a.k.dtype, a.k.position, a.D, n);
+    multiplySeen<F>(scores, ld, packedQ, packedK, rows, a.D, see.data());
+    softmaxBlock(scores, ld, rows, n, see.data(), F::scoreScale(a), a.softcap, m, l, correction);
     scaleRows(o, a.Dv, rows, a.Dv, correction);
-    packCols(packedV, {a.v.at(b, from, g), a.v.dtype, a.v.position, 1}, n, a.Dv);
-    addSeen(o, a.Dv, scores, ld, packedV, n, rows, see.data(), packedP);
+    F::columns(packedV, a.v.at(b, from, g), a.v.dtype, a.v.position, n, a.Dv);
+    addSeen<F>(o, a.Dv, F::narrow(scores, narrow, rows, n, ld), ld, packedV, n, rows, see.data(), packedP);
   }
   int64_t row = 0;
   for (int64_t i = begin; i < end; ++i) {
@@ -122,7 +125,7 @@ void forwardFewRows(const AttentionArgs& a) {
         for (int64_t row = 0; row < rows; ++row) orderForWeights(q + row * a.D, a.D, a.k.dtype);
         multiplyFewRows(scores, kChunk, q, a.D, {a.k.at(b, from, g), a.k.dtype, 1, a.k.position}, rows, to - from, a.D,
                         false, nullptr);
-        softmaxBlock(scores, kChunk, rows, to - from, see.data(), a.softcap, m, l, correction);
+        softmaxBlock(scores, kChunk, rows, to - from, see.data(), 1.0f, a.softcap, m, l, correction);
         sumValues(o, a.Dv, scores, kChunk, a.v.at(b, from, g), a.v.dtype, a.v.position, rows, to - from, a.Dv, false);
       },
       a.B * a.G * rows * last * (a.D + a.Dv));
@@ -161,6 +164,7 @@ void runAttentionForward(const AttentionArgs& a) {
     forwardFewRows(a);
     return;
   }
+  const auto forward = PairFactors::take(a, false) ? forwardBlock<PairFactors> : forwardBlock<WideFactors>;
   const int64_t queries = queryBlock(a, kRows);
   const int64_t blocks = (a.S + queries - 1) / queries;
   parallelFor(a.B * a.G * blocks, [&](int64_t task) {
@@ -168,7 +172,7 @@ void runAttentionForward(const AttentionArgs& a) {
     const int64_t block = blocks - 1 - task / (a.B * a.G);
     const int64_t b = task / a.G % a.B;
     const int64_t begin = block * queries;
-    forwardBlock(a, b, task % a.G, begin, std::min(begin + queries, a.S));
+    forward(a, b, task % a.G, begin, std::min(begin + queries, a.S));
   });
 }
 

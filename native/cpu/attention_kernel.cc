@@ -42,8 +42,8 @@ HWY_INLINE void Bound(float* x, int64_t n, Visible v, float value, int64_t* begi
 
 constexpr float kNothing = -HUGE_VALF;
 
-void SoftmaxBlock(float* scores, int64_t ld, int64_t rows, int64_t n, const Visible* visible, float softcap, float* m,
-                  float* l, float* correction) {
+void SoftmaxBlock(float* scores, int64_t ld, int64_t rows, int64_t n, const Visible* visible, float scale,
+                  float softcap, float* m, float* l, float* correction) {
   const DF d;
   for (int64_t r = 0; r < rows; ++r) {
     float* x = scores + r * ld;
@@ -51,8 +51,9 @@ void SoftmaxBlock(float* scores, int64_t ld, int64_t rows, int64_t n, const Visi
     if (softcap > 0) {
       const Visible& v = visible[r];
       for (int64_t j = v.lo / kLanes * kLanes; j < v.hi; j += kLanes)
-        Store(hn::Mul(Set(softcap), Tanh(hn::Mul(Load(x + j), Set(1.0f / softcap)))), x + j);
+        Store(hn::Mul(Set(softcap), Tanh(hn::Mul(Load(x + j), Set(scale / softcap)))), x + j);
     }
+    const V factor = Set(softcap > 0 ? 1.0f : scale);  // above 0
     Bound(x, n, visible[r], kNothing, &begin, &end);
     if (begin == end) {
       correction[r] = 1.0f;
@@ -60,11 +61,11 @@ void SoftmaxBlock(float* scores, int64_t ld, int64_t rows, int64_t n, const Visi
     }
     V most = Load(x + begin);
     for (int64_t j = begin + kLanes; j < end; j += kLanes) most = hn::Max(most, Load(x + j));
-    const float top = std::max(m[r], hn::GetLane(hn::MaxOfLanes(d, most)));
+    const float top = std::max(m[r], hn::GetLane(hn::MaxOfLanes(d, hn::Mul(most, factor))));
     const V shift = Set(top == kNothing ? 0.0f : top);
     V sum = Zero();
     for (int64_t j = begin; j < end; j += kLanes) {
-      const V p = ExpBelow(hn::Sub(Load(x + j), shift));
+      const V p = ExpBelow(hn::MulSub(Load(x + j), factor, shift));
       sum = hn::Add(sum, p);
       Store(p, x + j);
     }
@@ -87,7 +88,7 @@ void ScaleRows(float* x, int64_t ld, int64_t rows, int64_t n, const float* facto
 }
 
 void ProbabilitiesBlock(float* scores, float* slope, int64_t ld, int64_t rows, int64_t n, const Visible* visible,
-                        float softcap, const float* lse) {
+                        float scale, float softcap, const float* lse) {
   for (int64_t r = 0; r < rows; ++r) {
     float* x = scores + r * ld;
     int64_t begin, end;
@@ -95,14 +96,14 @@ void ProbabilitiesBlock(float* scores, float* slope, int64_t ld, int64_t rows, i
       const Visible& v = visible[r];
       float* s = slope + r * ld;
       for (int64_t j = v.lo / kLanes * kLanes; j < v.hi; j += kLanes) {
-        const V t = Tanh(hn::Mul(Load(x + j), Set(1.0f / softcap)));
+        const V t = Tanh(hn::Mul(Load(x + j), Set(scale / softcap)));
         Store(hn::NegMulAdd(t, t, Set(1.0f)), s + j);
         Store(hn::Mul(Set(softcap), t), x + j);
       }
     }
     Bound(x, n, visible[r], kNothing, &begin, &end);
-    const V shift = Set(lse[r]);
-    for (int64_t j = begin; j < end; j += kLanes) Store(ExpBelow(hn::Sub(Load(x + j), shift)), x + j);
+    const V shift = Set(lse[r]), factor = Set(softcap > 0 ? 1.0f : scale);
+    for (int64_t j = begin; j < end; j += kLanes) Store(ExpBelow(hn::MulSub(Load(x + j), factor, shift)), x + j);
   }
 }
 
@@ -214,16 +215,16 @@ HWY_EXPORT(ScoreGradientsBlock);
 HWY_EXPORT(DotRow);
 HWY_EXPORT(SumValues);
 
-void softmaxBlock(float* scores, int64_t ld, int64_t rows, int64_t n, const Visible* visible, float softcap, float* m,
-                  float* l, float* correction) {
-  HWY_DYNAMIC_DISPATCH(SoftmaxBlock)(scores, ld, rows, n, visible, softcap, m, l, correction);
+void softmaxBlock(float* scores, int64_t ld, int64_t rows, int64_t n, const Visible* visible, float scale,
+                  float softcap, float* m, float* l, float* correction) {
+  HWY_DYNAMIC_DISPATCH(SoftmaxBlock)(scores, ld, rows, n, visible, scale, softcap, m, l, correction);
 }
 void scaleRows(float* x, int64_t ld, int64_t rows, int64_t n, const float* factor) {
   HWY_DYNAMIC_DISPATCH(ScaleRows)(x, ld, rows, n, factor);
 }
 void probabilitiesBlock(float* scores, float* slope, int64_t ld, int64_t rows, int64_t n, const Visible* visible,
-                        float softcap, const float* lse) {
-  HWY_DYNAMIC_DISPATCH(ProbabilitiesBlock)(scores, slope, ld, rows, n, visible, softcap, lse);
+                        float scale, float softcap, const float* lse) {
+  HWY_DYNAMIC_DISPATCH(ProbabilitiesBlock)(scores, slope, ld, rows, n, visible, scale, softcap, lse);
 }
 void scoreGradientsBlock(float* d, const float* p, const float* slope, int64_t ld, int64_t rows, int64_t n,
                          const Visible* visible, const float* delta) {

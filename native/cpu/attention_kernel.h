@@ -8,15 +8,15 @@
 
 namespace viaduct::cpu {
 
-/// scores[rows, n] (ld apart) become exp(score - m), 0 where unseen. m and l are the running maximum and sum of each row;
+/// scores[rows, n] (ld apart), times scale, become exp(score - m), 0 where unseen. m and l are the running maximum and sum of each row;
 /// correction[row] is what earlier sums and outputs must be multiplied with. softcap 0: none.
-void softmaxBlock(float* scores, int64_t ld, int64_t rows, int64_t n, const Visible* visible, float softcap, float* m,
-                  float* l, float* correction);
+void softmaxBlock(float* scores, int64_t ld, int64_t rows, int64_t n, const Visible* visible, float scale,
+                  float softcap, float* m, float* l, float* correction);
 /// x[row, 0..n) *= factor[row].
 void scaleRows(float* x, int64_t ld, int64_t rows, int64_t n, const float* factor);
-/// scores become p = exp(score - lse[row]), 0 where unseen; with a softcap, slope receives d(capped score)/d(score).
+/// scores, times scale, become p = exp(score - lse[row]), 0 where unseen; with a softcap, slope receives d(capped score)/d(scaled score).
 void probabilitiesBlock(float* scores, float* slope, int64_t ld, int64_t rows, int64_t n, const Visible* visible,
-                        float softcap, const float* lse);
+                        float scale, float softcap, const float* lse);
 /// d[row, :] = p * (d - delta[row]) (* slope, unless null), 0 where unseen. p is 0 there.
 void scoreGradientsBlock(float* d, const float* p, const float* slope, int64_t ld, int64_t rows, int64_t n,
                          const Visible* visible, const float* delta);
