@@ -162,7 +162,7 @@ function crossEntropyCase({ logitRows: L, vocabulary: V }: OpSizes, backward: bo
 /** All ops but products and copies, by name. */
 export function opCases(o: OpSizes): Readonly<Record<string, OpCase>> {
   const T = o.batch * o.seqLength
-  const { hidden: H, ffn: F, vocabulary: V, logitRows: L, elements: N, topk: K, experts: E, expertFfn: X } = o
+  const { hidden: H, ffn: F, vocabulary: V, elements: N, topk: K, experts: E, expertFfn: X } = o
   const norm = (backward: 'no' | 'input' | 'weight', residual: boolean): OpCase => ({
     bytes: 2 * T * H * (backward === 'weight' ? 2 : backward === 'input' || residual ? 4 : 2),
     build(make) {
