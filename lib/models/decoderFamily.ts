@@ -62,6 +62,10 @@ const commonFields: readonly FieldPair[] = [
 /** Settings of training that no HF config has. */
 const unwritten: readonly (keyof TransformerConfig)[] = ['hiddenDropout', 'moeRouterLoadBalancingType']
 
+/** Coefficients of several balance losses: an HF config has one. */
+const unwritable = (key: keyof TransformerConfig, config: TransformerConfig): boolean =>
+  key === 'moeAuxLossCoeff' && Array.isArray(config[key])
+
 /** A family from its description. */
 export function defineFamily(family: DecoderFamily): FamilySpec {
   const { architecture, modelType, runs, rules } = family
@@ -80,7 +84,7 @@ export function defineFamily(family: DecoderFamily): FamilySpec {
     const before = source === null ? null : fromHf(source)
     const changed = (key: keyof TransformerConfig) => before === null || !sameField(key, before, config)
     for (const [key, ...names] of [...commonFields, ...family.fields]) {
-      if (changed(key)) hf[spellingIn(hf, names)] = config[key] as HfValue
+      if (changed(key) && !unwritable(key, config)) hf[spellingIn(hf, names)] = config[key] as HfValue
     }
     if (changed('activation'))
       hf['hidden_act'] = Object.keys(activations).find((name) => activations[name] === config.activation) ?? null
@@ -118,7 +122,7 @@ function lostFields(config: TransformerConfig, hf: HfConfig, fromHf: FamilySpec[
   // A scaling may leave fields to their defaults, which reading fills in.
   const meant = { ...config, ropeScaling: { ...back.ropeScaling, ...config.ropeScaling } }
   return transformerKeys
-    .filter((key) => !unwritten.includes(key) && !sameField(key, meant, back))
+    .filter((key) => !unwritten.includes(key) && !unwritable(key, config) && !sameField(key, meant, back))
     .map((key) => `${key}=${JSON.stringify(config[key])} would come back as ${JSON.stringify(back[key])}`)
 }
 

@@ -1,6 +1,6 @@
 // What a configuration says of routers: what they are built from, what cannot be, and which losses of theirs a run tells.
 import type { RouterLossName } from '../parallel/routerTotals.js'
-import { balanceNames, type RouterConfig } from '../parallel/topKRouter.js'
+import { type BalanceType, balanceNames, type RouterConfig } from '../parallel/topKRouter.js'
 import { hasExperts, type TransformerConfig } from './transformerConfig.js'
 
 export function routerConfig(config: TransformerConfig): RouterConfig {
@@ -14,12 +14,41 @@ export function routerConfig(config: TransformerConfig): RouterConfig {
     scaling: config.moeRouterTopkScalingFactor ?? 1,
     biasUpdateRate: config.moeRouterEnableExpertBias ? config.moeRouterBiasUpdateRate : null,
     float32: config.moeRouterDtype === 'fp32',
-    loadBalancing: config.moeRouterLoadBalancingType,
-    auxLossCoeff: config.moeAuxLossCoeff,
+    auxLossCoeffs: auxLossCoeffs(config),
     zLossCoeff: config.moeZLossCoeff ?? 0,
     jitterEps: config.moeInputJitterEps ?? 0,
     forceBalance: config.moeRouterForceLoadBalancing,
   }
+}
+
+/** Of each balance loss its coefficient. */
+export function auxLossCoeffs(config: TransformerConfig): RouterConfig['auxLossCoeffs'] {
+  const { moeRouterLoadBalancingType: types, moeAuxLossCoeff: coeffs } = config
+  const [named, numbers] = [[types].flat(), [coeffs].flat()] as const
+  return Object.fromEntries(named.flatMap((type, i) => (type === 'none' ? [] : [[type, numbers[i] as number]])))
+}
+
+/** One type or `none` with a number, or as many numbers as types, each once. */
+function balanceProblems({ moeRouterLoadBalancingType: types, moeAuxLossCoeff: coeffs }: TransformerConfig): string[] {
+  const problems: string[] = []
+  const known = Object.keys(balanceNames)
+  const listed = Array.isArray(types)
+  const named: readonly unknown[] = [types].flat()
+  const numbers: readonly unknown[] = [coeffs].flat()
+  const allowed = listed ? known : [...known, 'none']
+  if (named.length === 0 || !named.every((type) => allowed.includes(type as string)))
+    problems.push(
+      `moeRouterLoadBalancingType must be one of ${known.join(', ')}, none, or a list of the first ${known.length}, got ${JSON.stringify(types)}`,
+    )
+  else if (new Set(named).size < named.length)
+    problems.push(`moeRouterLoadBalancingType must name each loss once, got ${JSON.stringify(types)}`)
+  if (!numbers.every((number) => typeof number === 'number' && number >= 0))
+    problems.push(`moeAuxLossCoeff must be at least 0, got ${JSON.stringify(coeffs)}`)
+  if (listed !== Array.isArray(coeffs) || (listed && named.length !== numbers.length))
+    problems.push(
+      `moeAuxLossCoeff must be a number for each type of moeRouterLoadBalancingType=${JSON.stringify(types)}, got ${JSON.stringify(coeffs)}`,
+    )
+  return problems
 }
 
 /** Everything about routers that cannot be. */
@@ -37,7 +66,7 @@ export function routerProblems(config: TransformerConfig): string[] {
   oneOf('moeRouterDtype', ['fp32', null])
   oneOf('moeTokenDropPolicy', ['probs', 'position'])
   oneOf('moeTokenDispatcherType', ['alltoall', 'allgather'])
-  oneOf('moeRouterLoadBalancingType', Object.keys(balanceNames).concat('none'))
+  problems.push(...balanceProblems(config))
   say(!(K >= 1 && K <= E), `moeRouterTopk must be from 1 to numMoeExperts=${E}, got ${K}`)
   const { moeRouterNumGroups: groups, moeRouterGroupTopk: best, moeInputJitterEps: eps } = config
   say((groups === null) !== (best === null), 'moeRouterNumGroups and moeRouterGroupTopk go together: set both or none')
@@ -48,8 +77,8 @@ export function routerProblems(config: TransformerConfig): string[] {
       `moeRouterNumGroups=${groups} must divide numMoeExperts=${E}, moeRouterGroupTopk=${best} must divide moeRouterTopk=${K} and have as many experts`,
     )
   }
-  for (const key of ['moeAuxLossCoeff', 'moeZLossCoeff'] as const)
-    say(config[key] !== null && !(config[key] >= 0), `${key} must be at least 0, got ${config[key]}`)
+  const z = config.moeZLossCoeff
+  say(z !== null && !(z >= 0), `moeZLossCoeff must be at least 0, got ${z}`)
   say(eps !== null && !(eps >= 0 && eps < 1), `moeInputJitterEps must be from 0 to below 1, got ${eps}`)
   say(
     config.moeRouterEnableExpertBias && config.moeRouterScoreFunction !== 'sigmoid',
@@ -67,9 +96,11 @@ export function routerProblems(config: TransformerConfig): string[] {
 /** Losses of routers that a run tells beside the model's, in this order. */
 export function routerLosses(config: TransformerConfig): RouterLossName[] {
   if (layersWithExperts(config) === 0) return []
-  const { moeRouterLoadBalancingType: type, moeAuxLossCoeff, moeZLossCoeff } = config
+  const { moeZLossCoeff } = config
   return [
-    ...(type !== 'none' && moeAuxLossCoeff > 0 ? [balanceNames[type]] : []),
+    ...(Object.entries(auxLossCoeffs(config)) as [BalanceType, number][]).flatMap(([type, coeff]) =>
+      coeff > 0 ? [balanceNames[type]] : [],
+    ),
     ...(moeZLossCoeff !== null && moeZLossCoeff > 0 ? ['z_loss' as const] : []),
   ]
 }

@@ -2,6 +2,7 @@
 // Hugging Face config into it and back. No parallel size stands here, and nothing that only a file format knows.
 import type { DType } from '../base/dtype.js'
 import type { RopeParameters } from '../nn/rope.js'
+import type { BalanceType } from '../parallel/topKRouter.js'
 
 export type ActivationName = 'silu' | 'gelu' | 'gelu_tanh' | 'relu' | 'relu2' | 'quick_gelu'
 
@@ -83,8 +84,9 @@ export interface TransformerConfig {
   moeRouterBiasUpdateRate: number
   /** `fp32`: the router's product is in float32, whatever the model's dtype. */
   moeRouterDtype: 'fp32' | null
-  moeRouterLoadBalancingType: 'aux_loss' | 'seq_aux_loss' | 'global_aux_loss' | 'none'
-  moeAuxLossCoeff: number
+  moeRouterLoadBalancingType: BalanceType | 'none' | readonly BalanceType[]
+  /** A list where the types are one, a number for each. */
+  moeAuxLossCoeff: number | readonly number[]
   /** Of the mean squared log-sum-exp of the router's logits; null: none. */
   moeZLossCoeff: number | null
   /** In training what the router reads is multiplied by 1 - eps to 1 + eps; null: it is not. */

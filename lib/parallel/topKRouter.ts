@@ -22,6 +22,9 @@ export const balanceNames = {
   global_aux_loss: 'global_load_balancing_loss',
 } as const
 
+/** Over which tokens experts are to be used alike. */
+export type BalanceType = keyof typeof balanceNames
+
 export interface RouterConfig {
   readonly numExperts: number
   readonly topk: number
@@ -38,11 +41,10 @@ export interface RouterConfig {
   /** The product is in float32. */
   readonly float32: boolean
   /**
-   * Over which tokens experts are to be used alike: those of a micro-batch; of each sequence; of the micro-batches of all ranks so far
-   * in the step, on average.
+   * Of each balance loss its coefficient: over the tokens of a micro-batch; of each sequence; of the micro-batches of all ranks so far in
+   * the step, on average. Those that are trained together add up.
    */
-  readonly loadBalancing: keyof typeof balanceNames | 'none'
-  readonly auxLossCoeff: number
+  readonly auxLossCoeffs: Readonly<Partial<Record<BalanceType, number>>>
   readonly zLossCoeff: number
   readonly jitterEps: number
   /** Random logits, alike in every step. */
@@ -57,6 +59,7 @@ export const plainRouter = {
   scaling: 1,
   biasUpdateRate: null,
   float32: false,
+  auxLossCoeffs: {},
   zLossCoeff: 0,
   jitterEps: 0,
   forceBalance: false,
@@ -138,26 +141,31 @@ export class TopKRouter extends Module {
   }
 
   /**
-   * Megatron's loss: auxLossCoeff · E · sum over experts of (share of the choices) · (mean score), times the tokens, because a step's
-   * gradient is divided by all its tokens. Sigmoid scores count over their sum.
+   * Megatron's losses: each is its coefficient · E · sum over experts of (share of the choices) · (mean score), times the tokens, because
+   * a step's gradient is divided by all its tokens. Sigmoid scores count over their sum.
    */
   #balance(ctx: Ctx, routed: { weights: Tensor; experts: Tensor; scores: Tensor }, sequences: number): Tensor {
-    const { loadBalancing, auxLossCoeff, numExperts, topk, scoreFunction } = this.config
-    if (loadBalancing === 'none' || auxLossCoeff === 0) return routed.weights
-    const { weights, experts, scores } = routed
+    const { auxLossCoeffs, numExperts, topk, scoreFunction } = this.config
+    const wanted = (Object.entries(auxLossCoeffs) as [BalanceType, number][]).filter(([, coeff]) => coeff > 0)
+    if (wanted.length === 0) return routed.weights
+    const { experts, scores } = routed
     const { first, tokens, shared } = this.#place(ctx, experts.shape[0] as number)
     const chosen = this.#highest(ctx, scores, experts)
     const all = shared ? gatherShared(ctx, chosen, tokens, this.#tp) : chosen
-    const runs = loadBalancing === 'seq_aux_loss' ? sequences : 1
     // Of sequences that ranks share: all of their tokens.
     const cp = ctx.groups.get('cp')
-    const group = loadBalancing === 'global_aux_loss' ? ctx.groups.get('dp_cp') : cp
-    const own = allReduce(ctx, expertCounts(ctx, all, numExperts, runs), group)
-    const counts = loadBalancing === 'global_aux_loss' ? this.#averaged(ctx, own) : own
-    const factor = (auxLossCoeff * numExperts) / (((group.size * tokens) / runs) * topk)
-    const told = this.#totals.told(ctx, balanceNames[loadBalancing], 1 / (auxLossCoeff * cp.size * tokens))
     const normalize = scoreFunction === 'sigmoid'
-    return balance(ctx, { weights, scores, counts, factor, first, tokens, normalize, told }).weights
+    let { weights } = routed
+    for (const [type, coeff] of wanted) {
+      const runs = type === 'seq_aux_loss' ? sequences : 1
+      const group = type === 'global_aux_loss' ? ctx.groups.get('dp_cp') : cp
+      const own = allReduce(ctx, expertCounts(ctx, all, numExperts, runs), group)
+      const counts = type === 'global_aux_loss' ? this.#averaged(ctx, own) : own
+      const factor = (coeff * numExperts) / (((group.size * tokens) / runs) * topk)
+      const told = this.#totals.told(ctx, balanceNames[type], 1 / (coeff * cp.size * tokens))
+      weights = balance(ctx, { weights, scores, counts, factor, first, tokens, normalize, told }).weights
+    }
+    return weights
   }
 
   /** The mean of these counts and those of the step's micro-batches before. */

@@ -5,7 +5,7 @@ import { ViaductError } from '../base/errors.js'
 import type { TokenBatch } from '../models/batch.js'
 import type { DistributedModel } from '../models/distributedModel.js'
 import { runPipeline } from '../models/pipelineRun.js'
-import { layersWithExperts, routerLosses } from '../models/routerSettings.js'
+import { auxLossCoeffs, layersWithExperts, routerLosses } from '../models/routerSettings.js'
 import { gradientFactor } from '../optim/adamw.js'
 import { learningRate } from '../optim/schedule.js'
 import { allGatherObject } from '../parallel/collectives.js'
@@ -140,7 +140,7 @@ export async function trainStep(
  */
 async function checkMicroBatches(ctx: Ctx, { config }: DistributedModel, microBatches: readonly TokenBatch[]) {
   if (layersWithExperts(config) === 0) return
-  const together = config.moeRouterLoadBalancingType === 'global_aux_loss'
+  const together = 'global_aux_loss' in auxLossCoeffs(config)
   const group = ctx.groups.get(together ? 'dp_cp' : 'etp_ep')
   const gathers = config.moeTokenDispatcherType === 'allgather' && ctx.groups.get('etp_ep').size > 1
   const own = gathers ? microBatches.map(({ batchSize, seqLength }) => [batchSize, seqLength]) : microBatches.length

@@ -18,8 +18,10 @@ const experts = (type: Balance): Partial<ProviderInit> => ({
   moeRouterTopk: 2,
   moeFfnHiddenSize: 48,
   moeRouterLoadBalancingType: type as NonNullable<Balance>,
-  moeAuxLossCoeff: 0.05,
+  // Of several, each its own.
+  moeAuxLossCoeff: Array.isArray(type) ? type.map((_, i) => 0.05 + 0.02 * i) : 0.05,
 })
+const together = ['aux_loss', 'seq_aux_loss', 'global_aux_loss'] as const
 /** Experts take less than their share of a rank's tokens. */
 const capped = (moeTokenDropPolicy: 'probs' | 'position') => ({ moeExpertCapacityFactor: 0.75, moeTokenDropPolicy })
 const sp2 = { tensorModelParallelSize: 2, sequenceParallel: true }
@@ -36,6 +38,8 @@ const layouts: readonly (readonly [
   ['tp 2 with sp, cp 2', 'aux_loss', { ...sp2, contextParallelSize: 2 }, 4],
   ['pp 2, cp 2, again', 'aux_loss', { ...again, pipelineModelParallelSize: 2, contextParallelSize: 2 }, 4],
   ['dp 4, ep 2', 'global_aux_loss', { expertModelParallelSize: 2 }, 1],
+  ['tp 2 with sp, cp 2', together, { ...sp2, contextParallelSize: 2 }, 4],
+  ['pp 2, cp 2, again', together, { ...again, ...pp2, contextParallelSize: 2 }, 4],
   ['tp 2 with sp, dp 2, again', 'global_aux_loss', { ...sp2, ...again }, 2],
   [
     'dp 4, ep 2, etp 2, capped',
@@ -62,7 +66,8 @@ const task = (name: string, type: Balance, model: Partial<ProviderInit>, microBa
 })
 
 beforeAll(async () => {
-  for (const type of ['aux_loss', 'global_aux_loss'] as const) await pipelineWork(task(type, type, {}, 4))
+  for (const type of ['aux_loss', 'global_aux_loss', together] as const)
+    await pipelineWork(task(`${type}`, type, {}, 4))
   await pipelineWork(task('whole', 'none', {}, 2))
   for (const policy of ['probs', 'position'] as const) await pipelineWork(task(policy, 'none', capped(policy), 2))
   const tasks = layouts.map(([name, type, model, size]) => task(`${type} ${name}`, type, model, size))
@@ -74,7 +79,7 @@ describe('as on one rank', () => {
   it.each(layouts)('%s, %s', (name, type, { moeTokenDropPolicy }) => {
     const own = steps(metricsOf(`${type} ${name}`))
     expect(own.length).toBe(8)
-    expectSame(own, steps(metricsOf(moeTokenDropPolicy ?? (type as string))))
+    expectSame(own, steps(metricsOf(moeTokenDropPolicy ?? `${type}`)))
   })
 })
 

@@ -96,6 +96,12 @@ describe('published configs', () => {
     expect(table.reduce((sum, row) => sum + volume(row.shape), 0)).toBe(published[name]?.parameters)
     expect(bind(family, config).bindings.size).toBe(table.length)
   })
+  it('say nothing of several balance losses, which no config of Hugging Face has', () => {
+    const olmoe = model('OLMoE-1B-7B-0924')
+    const several = { moeRouterLoadBalancingType: ['aux_loss', 'seq_aux_loss'], moeAuxLossCoeff: [0.1, 0.2] } as const
+    expect(edited(olmoe, several)).toBe(olmoe.document.text)
+    expect(JSON.parse(edited(olmoe, { moeAuxLossCoeff: 0.5 }))).toMatchObject({ router_aux_loss_coef: 0.5 })
+  })
   it('mean what Transformers makes of them', () => {
     expect(model('Qwen3-30B-A3B').config).toMatchObject({
       numMoeExperts: 128,

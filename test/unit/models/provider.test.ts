@@ -93,6 +93,24 @@ describe('GPTModelProvider', () => {
     expect(() => provider.finalize()).toThrow(message)
   })
 
+  test('balance losses are one or none with a number, or a list with as many numbers', () => {
+    const finalize = (moeRouterLoadBalancingType: unknown, moeAuxLossCoeff: unknown) => {
+      const provider = new GPTModelProvider({ ...init, numMoeExperts: 4 })
+      Object.assign(provider, { moeRouterLoadBalancingType, moeAuxLossCoeff })
+      provider.finalize()
+    }
+    finalize('none', 0)
+    finalize(['aux_loss', 'global_aux_loss'], [0.1, 0])
+    expect(() => finalize('sinkhorn', 0.1)).toThrow(/moeRouterLoadBalancingType must be one of aux_loss, seq_aux_loss/)
+    expect(() => finalize(['none'], [0.1])).toThrow(/moeRouterLoadBalancingType must be one of/)
+    expect(() => finalize([], [])).toThrow(/moeRouterLoadBalancingType must be one of/)
+    expect(() => finalize(['aux_loss', 'aux_loss'], [0.1, 0.2])).toThrow(/must name each loss once/)
+    expect(() => finalize(['aux_loss', 'seq_aux_loss'], [0.1])).toThrow(/a number for each type .*got \[0.1\]/)
+    expect(() => finalize(['aux_loss'], 0.1)).toThrow(/a number for each type/)
+    expect(() => finalize('aux_loss', [0.1])).toThrow(/a number for each type/)
+    expect(() => finalize('aux_loss', -1)).toThrow(/moeAuxLossCoeff must be at least 0, got -1/)
+  })
+
   test('a tensor-parallel size that does not fit names the sizes that do', () => {
     const provider = new GPTModelProvider({ ...init, tensorModelParallelSize: 3 })
     expect(() => provider.finalize()).toThrowError(

@@ -17,35 +17,43 @@ const coefficient = 0.3
 
 interface Case {
   readonly config: Partial<RouterConfig>
-  /** Runs of tokens whose balance counts; 0: none. */
-  readonly runs: number
 }
+
+/** Runs of tokens whose balance counts, and what the log calls the loss. */
+const kinds = {
+  aux_loss: { runs: 1, name: 'load_balancing_loss' },
+  seq_aux_loss: { runs: sequences, name: 'seq_load_balancing_loss' },
+} as const
 
 const logitsOf = (v: Float64Array, t: number) =>
   Array.from({ length: E }, (_, e) =>
     Array.from({ length: H }, (_, c) => x[t * H + c]! * v[e * H + c]!).reduce((a, b) => a + b, 0),
   )
 
-/** Means over tokens: of coefficient · E · sum over experts of share · mean score over runs of tokens; of squared log-sum-exps. */
-function losses(weight: Float64Array, chosenBy: Float64Array, { config, runs }: Case) {
+/** Means over tokens: of each balance loss E · sum over experts of share · mean score over runs of tokens; of squared log-sum-exps. */
+function losses(weight: Float64Array, chosenBy: Float64Array, { config }: Case) {
   const sigmoid = config.scoreFunction === 'sigmoid'
   // Choices that the balance loss counts are those of the scores alone: no groups.
   const how = { ...routings[0]!, E, K, sigmoid, bias: null, groups: 1, groupTopk: 1 }
   const routed = (v: Float64Array) => Array.from({ length: T }, (_, t) => routeToken(logitsOf(v, t), how))
   const [scores, choices] = [routed(weight), routed(chosenBy)]
-  const length = T / runs
-  let balance = 0
-  for (let run = 0; run < runs; run++) {
-    const tokens = Array.from({ length }, (_, i) => run * length + i)
-    for (let e = 0; e < E; e++) {
-      const share = tokens.filter((t) => choices[t]!.experts.includes(e)).length / (length * K)
-      const score = (t: number) => {
-        const all = scores[t]!.scores
-        return all[e]! / (sigmoid ? all.reduce((a, b) => a + b, 0) : 1)
+  const balanceOf = (runs: number) => {
+    const length = T / runs
+    let balance = 0
+    for (let run = 0; run < runs; run++) {
+      const tokens = Array.from({ length }, (_, i) => run * length + i)
+      for (let e = 0; e < E; e++) {
+        const share = tokens.filter((t) => choices[t]!.experts.includes(e)).length / (length * K)
+        const score = (t: number) => {
+          const all = scores[t]!.scores
+          return all[e]! / (sigmoid ? all.reduce((a, b) => a + b, 0) : 1)
+        }
+        balance += (E * share * tokens.reduce((sum, t) => sum + score(t), 0)) / length / runs
       }
-      balance += (E * share * tokens.reduce((sum, t) => sum + score(t), 0)) / length / runs
     }
+    return balance
   }
+  const balance = { aux_loss: balanceOf(kinds.aux_loss.runs), seq_aux_loss: balanceOf(kinds.seq_aux_loss.runs) }
   const z = Array.from(
     { length: T },
     (_, t) => Math.log(logitsOf(weight, t).reduce((sum, v) => sum + Math.exp(v), 0)) ** 2,
@@ -54,25 +62,26 @@ function losses(weight: Float64Array, chosenBy: Float64Array, { config, runs }: 
 }
 
 const cases: Record<string, Case> = {
-  aux_loss: { config: { loadBalancing: 'aux_loss', auxLossCoeff: coefficient }, runs: 1 },
-  seq_aux_loss: { config: { loadBalancing: 'seq_aux_loss', auxLossCoeff: coefficient }, runs: sequences },
+  aux_loss: { config: { auxLossCoeffs: { aux_loss: coefficient } } },
+  seq_aux_loss: { config: { auxLossCoeffs: { seq_aux_loss: coefficient } } },
   'seq_aux_loss, sigmoid': {
-    config: { loadBalancing: 'seq_aux_loss', auxLossCoeff: coefficient, scoreFunction: 'sigmoid' },
-    runs: sequences,
+    config: { auxLossCoeffs: { seq_aux_loss: coefficient }, scoreFunction: 'sigmoid' },
   },
   'aux_loss, sigmoid, groups': {
-    config: { loadBalancing: 'aux_loss', auxLossCoeff: coefficient, scoreFunction: 'sigmoid', groups: 3, groupTopk: 1 },
-    runs: 1,
+    config: { auxLossCoeffs: { aux_loss: coefficient }, scoreFunction: 'sigmoid', groups: 3, groupTopk: 1 },
   },
-  'z loss': { config: { zLossCoeff: coefficient }, runs: 0 },
+  'aux_loss and seq_aux_loss': {
+    config: { auxLossCoeffs: { aux_loss: coefficient, seq_aux_loss: 2 * coefficient } },
+  },
+  'z loss': { config: { zLossCoeff: coefficient } },
   'z loss in float32, and aux_loss': {
-    config: { zLossCoeff: coefficient, float32: true, loadBalancing: 'aux_loss', auxLossCoeff: coefficient },
-    runs: 1,
+    config: { zLossCoeff: coefficient, float32: true, auxLossCoeffs: { aux_loss: coefficient } },
   },
 }
 
 describe.each(Object.entries(cases))('%s', (_, one) => {
-  const { config, runs } = one
+  const { config } = one
+  const coeffs = Object.entries(config.auxLossCoeffs ?? {}) as [keyof typeof kinds, number][]
   it('has the gradient of its definition, and tells its value', async () => {
     const ctx = Ctx.create({ device: 'cpu', tape: new Tape() })
     const totals = new RouterTotals()
@@ -82,8 +91,6 @@ describe.each(Object.entries(cases))('%s', (_, one) => {
         numExperts: E,
         topk: K,
         preSoftmax: true,
-        loadBalancing: 'none',
-        auxLossCoeff: 0,
         ...config,
       },
       tp: soloGroups.get('tp'),
@@ -101,7 +108,8 @@ describe.each(Object.entries(cases))('%s', (_, one) => {
     const got = await (router.weight.mainGrad as Tensor).toFloat32Array()
     const total = (v: Float64Array) => {
       const { balance, z } = losses(v, w, one)
-      return T * ((config.auxLossCoeff ?? 0) * balance + (config.zLossCoeff ?? 0) * z)
+      const balanced = coeffs.reduce((sum, [type, coeff]) => sum + coeff * balance[type], 0)
+      return T * (balanced + (config.zLossCoeff ?? 0) * z)
     }
     const h = 1e-5
     for (let i = 0; i < E * H; i++) {
@@ -111,9 +119,8 @@ describe.each(Object.entries(cases))('%s', (_, one) => {
     expect(Math.max(...got.map(Math.abs))).toBeGreaterThan(0.05)
     const told = await totals.read()
     const { balance, z } = losses(w, w, one)
-    expect(told.size).toBe((runs > 0 ? 1 : 0) + (config.zLossCoeff ? 1 : 0))
-    if (runs > 0)
-      expect(told.get(runs === 1 ? 'load_balancing_loss' : 'seq_load_balancing_loss')).toBeCloseTo(balance, 5)
+    expect(told.size).toBe(coeffs.length + (config.zLossCoeff ? 1 : 0))
+    for (const [type] of coeffs) expect(told.get(kinds[type].name)).toBeCloseTo(balance[type], 5)
     if (config.zLossCoeff) expect(told.get('z_loss')).toBeCloseTo(z, 4)
     totals.clear(ctx)
     expect([...(await totals.read()).values()].every((value) => value === 0)).toBe(true)
@@ -126,7 +133,7 @@ describe.each(Object.entries(cases))('%s', (_, one) => {
 it('forced balance: the choice does not depend on the tokens, and the weight still gets a gradient', async () => {
   const ctx = Ctx.create({ device: 'cpu', tape: new Tape() })
   const totals = new RouterTotals()
-  const plain = { loadBalancing: 'none', auxLossCoeff: 0, preSoftmax: true } as const
+  const plain = { preSoftmax: true } as const
   const make = (forceBalance: boolean) => {
     const router = new TopKRouter({
       config: { ...plainRouter, ...plain, numExperts: E, topk: K, forceBalance },
@@ -164,7 +171,7 @@ describe('the bias of experts', () => {
   it('has a say in the choice alone, and moves against the counts', async () => {
     const ctx = Ctx.create({ device: 'cpu', tape: new Tape() })
     const totals = new RouterTotals()
-    const balanced = { loadBalancing: 'aux_loss', auxLossCoeff: coefficient } as const
+    const balanced = { auxLossCoeffs: { aux_loss: coefficient } } as const
     const router = new TopKRouter({
       config: {
         ...plainRouter,
@@ -197,8 +204,8 @@ describe('the bias of experts', () => {
     expected.flatMap((token) => token.weights).forEach((value, i) => void expect(got[i]).toBeCloseTo(value, 6))
     // The balance loss counts what would be chosen without the bias.
     await (ctx.tape as Tape).backward(ctx, [weights], [Tensor.zeros(ctx, [T, K], 'float32')])
-    const one = { config: { ...balanced, scoreFunction: 'sigmoid' as const }, runs: 1 }
-    expect((await totals.read()).get('load_balancing_loss')).toBeCloseTo(losses(w, w, one).balance, 5)
+    const one = { config: { ...balanced, scoreFunction: 'sigmoid' as const } }
+    expect((await totals.read()).get('load_balancing_loss')).toBeCloseTo(losses(w, w, one).balance.aux_loss, 5)
 
     await router.updateExpertBias(ctx)
     const counts = Array.from({ length: E }, (_, e) => chosen.filter((expert) => expert === e).length)
