@@ -7,6 +7,7 @@ import { AutoBridge } from '../lib/bridge/autoBridge.js'
 import { runConfig } from '../lib/config/runConfig.js'
 import { generate } from '../lib/inference/generate.js'
 import type { DistributedModel } from '../lib/models/distributedModel.js'
+import { Device } from '../lib/tensor/device.js'
 import { forwardStep } from '../lib/train/forwardStep.js'
 import { setup, type TrainState } from '../lib/train/state.js'
 import { trainStep } from '../lib/train/step.js'
@@ -20,7 +21,7 @@ import { batchOf } from './tokens.js'
 
 interface LoadArgs {
   readonly folder: string
-  /** float32, bfloat16 (pure, for inference) or mixed (bfloat16 with float32 masters, for training). */
+  /** float32, bfloat16 (pure) or mixed (bfloat16 with float32 masters, for training). */
   readonly mode: 'float32' | 'bfloat16' | 'mixed'
   readonly train: boolean
   readonly batch?: readonly [number, number]
@@ -51,7 +52,7 @@ async function load({ folder, mode, train, batch = [1, 128], lr = 1e-4 }: LoadAr
   provider.seqLength = batch[1]
   const config = runConfig({
     model: provider,
-    mixedPrecision: mode === 'float32' ? 'fp32' : 'bf16_mixed',
+    mixedPrecision: ({ float32: 'fp32', mixed: 'bf16_mixed', bfloat16: null } as const)[mode],
     train: { trainIters: 1000, globalBatchSize: batch[0], microBatchSize: batch[0] },
     validation: { evalInterval: null, evalIters: 0 },
     // torch.optim.AdamW's defaults, but for the betas and the decay that both sides set.
@@ -98,7 +99,7 @@ async function generateTokens({
   const stream = model.device.stream.id
   if (profile) native.startProfile(stream)
   const from = performance.now()
-  const [added] = await generate(model, tokens, { maxNewTokens: new_tokens })
+  const added = (await generate(model, tokens, { maxNewTokens: new_tokens })).flat()
   const seconds = (performance.now() - from) / 1000
   return { seconds, tokens: added, ...(profile ? { profile: native.endProfile(stream) } : {}) }
 }
@@ -125,12 +126,18 @@ function resetPeak(): number | null {
   }
 }
 
+/** Most memory that this process had, and that was in tensors. */
+async function memory() {
+  return { peak_mib: statusMib('VmHWM'), tensors_mib: Device.open('cpu').memory().peakBytes / 2 ** 20 }
+}
+
 const commands: Record<string, (args: never) => Promise<object>> = {
   ...opCommands,
   ...gpuCommands,
   load,
   train,
   generate: generateTokens,
+  memory,
   load_layout: loadLayout,
   train_layout: trainLayout,
   load_tensors: loadTensors,

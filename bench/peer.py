@@ -6,6 +6,7 @@ PyTorch comes, and tuned (kept malloc memory, huge pages, torch.compile).
 
 import json
 import os
+import resource
 import sys
 import time
 
@@ -80,7 +81,11 @@ class Peer:
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False,
                 pad_token_id=0,
             )
-        return {"seconds": time.perf_counter() - start, "tokens": out[0, ids.shape[1]:].tolist()}
+        return {"seconds": time.perf_counter() - start, "tokens": out[:, ids.shape[1]:].flatten().tolist()}
+
+    def memory(self):
+        """Most memory that this process had."""
+        return {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
     def versions(self):
         return {"torch": torch.__version__, "transformers": transformers.__version__, "python": sys.version.split()[0]}

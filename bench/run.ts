@@ -13,6 +13,7 @@ import { onlineSuite } from './suites/online.js'
 import { opsSuite } from './suites/ops.js'
 import type { BenchOptions, DtypeName, SizeName } from './suites/options.js'
 import { ranksSuite } from './suites/ranks.js'
+import { startSuite } from './suites/start.js'
 import { trainSuite } from './suites/train.js'
 
 const suites = {
@@ -23,19 +24,20 @@ const suites = {
   online: onlineSuite,
   ops: opsSuite,
   floors: floorsSuite,
+  start: startSuite,
   ranks: ranksSuite,
 }
 type SuiteName = keyof typeof suites
 
 const usage = `npm run bench -- [options]
-  --suite train|decode|convert|load|online|ops|floors|ranks
+  --suite train|decode|convert|load|online|ops|floors|start|ranks
                                      default: all
   --size a|b|moe                     moe: train only; default: all (decode, ranks: b)
   --dtype float32|bfloat16           default: both
   --pairs N                          default 9
   --quick                            3 pairs, a small folder
   --gigabytes N                      size of the folder that is loaded and converted; default 2
-  --only TEXT                        only work (of convert, ranks, floors) whose name has it in it
+  --only TEXT                        only work (of train, convert, ranks, floors) whose name has it in it
   --limit SECONDS                    no further pair of a row begins after this, once 3 are there; default 600
   --threads N                        default: all cores
   --python PATH                      default: VIADUCT_BENCH_PYTHON, else .viaduct/bench/bin/python
@@ -95,7 +97,7 @@ async function main(): Promise<void> {
     pairs: count('pairs', values.pairs, values.quick ? 3 : 9),
     limitSeconds: count('limit', values.limit, 600),
     threads: count('threads', values.threads, availableParallelism()),
-    python: names.every((name) => name === 'ranks' || name === 'floors') ? '' : findPython(values.python),
+    python: names.every((name) => ['ranks', 'floors', 'start'].includes(name)) ? '' : findPython(values.python),
     work: values.work ?? join(tmpdir(), 'viaduct-bench'),
     gigabytes: values.quick ? 0.5 : count('gigabytes', values.gigabytes, 2),
     only: values.only ?? '',

@@ -7,14 +7,17 @@ import { type BenchOptions, modelFolder, randomTokens, sizes } from './options.j
 import { rowOf, withSides } from './rows.js'
 
 const promptLength = 32
+/** Sequences at once. */
+const batches = [1, 8]
 
 /** Greedy decoding of one sequence; the prompt's forward pass is in it. */
 export async function decodeSuite(options: BenchOptions): Promise<Row[]> {
   const rows: Row[] = []
   for (const size of options.sizes) {
-    const tokens = randomTokens(1, promptLength, sizes[size].vocabulary, 2)
-    for (const mode of options.dtypes) {
-      const work = `greedy decoding (${size}), ${mode}, ${options.newTokens} tokens after ${promptLength}`
+    for (const [batch, mode] of batches.flatMap((rows) => options.dtypes.map((dtype) => [rows, dtype] as const))) {
+      const tokens = randomTokens(batch, promptLength, sizes[size].vocabulary, 2)
+      const several = batch === 1 ? '' : `, ${batch} sequences`
+      const work = `greedy decoding (${size}), ${mode}, ${options.newTokens} tokens after ${promptLength}${several}`
       process.stderr.write(`${work} `)
       await withSides(options, peerKinds, async ({ ours, peers }) => {
         const folder = await modelFolder(options, size, peers[0]?.side)
@@ -38,7 +41,7 @@ export async function decodeSuite(options: BenchOptions): Promise<Row[]> {
         const pairs = await alternate(own, others, options.pairs, options.limitSeconds)
         for (const [i, { kind, side }] of peers.entries()) {
           const same = sharedStart(given.get(ours) ?? '', given.get(side) ?? '')
-          if (mode === 'float32' && same < options.newTokens)
+          if (mode === 'float32' && same < batch * options.newTokens)
             throw new Error(`${work}: expected equal tokens, got ${given.get(ours)} and ${given.get(side)}`)
           const parity = `first ${same} tokens equal`
           rows.push(

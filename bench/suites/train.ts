@@ -48,23 +48,51 @@ export function compareLosses(
   return `losses of ${steps} steps within ${worst.toExponential(0)}`
 }
 
+/** How each side loads: as `load` of ours.ts and of peer.py names it. */
+const modes = {
+  float32: [{ name: 'float32', ours: 'float32', peer: 'float32' }],
+  bfloat16: [
+    { name: 'bfloat16', ours: 'mixed', peer: 'autocast' },
+    { name: 'pure bfloat16', ours: 'bfloat16', peer: 'bfloat16' },
+  ],
+} as const
+
+/** The most memory of our process, Node included; the peers' in words. */
+async function memoryRow(
+  options: BenchOptions,
+  work: string,
+  ours: Side,
+  peers: readonly (readonly [name: string, side: Side])[],
+): Promise<Row> {
+  const own = await ours.call<{ peak_mib: number; tensors_mib: number }>('memory')
+  const others = await Promise.all(
+    peers.map(
+      async ([name, side]) =>
+        `PyTorch ${name} ${(await side.call<{ peak_mib: number }>('memory')).peak_mib.toFixed(0)} MiB`,
+    ),
+  )
+  const note = `of it ${own.tensors_mib.toFixed(0)} MiB in tensors; ${others.join(', ')}`
+  const figure = { value: own.peak_mib, unit: 'MiB' }
+  return await rowOf(options, { suite: 'train', work: `${work}: peak memory`, peer: null, figure, note }, [])
+}
+
 /** Training steps: forward, loss, backward, clipping, AdamW. Our bfloat16 is with float32 masters, the peer's is autocast. */
 export async function trainSuite(options: BenchOptions): Promise<Row[]> {
   const rows: Row[] = []
   for (const size of options.sizes) {
     const { batch, seqLength, vocabulary } = sizes[size]
     const tokens = randomTokens(batch, seqLength, vocabulary, 1)
-    for (const dtype of options.dtypes) {
-      const work = `training step (${size}), ${dtype}`
+    for (const [dtype, mode] of options.dtypes.flatMap((name) => modes[name].map((each) => [name, each] as const))) {
+      const work = `training step (${size}), ${mode.name}`
+      if (!work.includes(options.only)) continue
       process.stderr.write(`${work} `)
       await withSides(options, peerKinds, async ({ ours, peers }) => {
         const folder = await modelFolder(options, size, peers[0]?.side)
-        const mixed = dtype === 'bfloat16'
-        await ours.call('load', { folder, mode: mixed ? 'mixed' : 'float32', train: true, batch: [batch, seqLength] })
+        await ours.call('load', { folder, mode: mode.ours, train: true, batch: [batch, seqLength] })
         const own = new Trainer(ours, tokens)
         const trainers: Trainer[] = []
         for (const { kind, side } of peers) {
-          await side.call('load', { folder, mode: mixed ? 'autocast' : 'float32', compile: kind.compile })
+          await side.call('load', { folder, mode: mode.peer, compile: kind.compile })
           trainers.push(new Trainer(side, tokens))
         }
         // Two steps before: compilation, first touch of memory.
@@ -72,7 +100,7 @@ export async function trainSuite(options: BenchOptions): Promise<Row[]> {
         const pairs = await alternate(own, trainers, options.pairs, options.limitSeconds)
         for (const [i, { kind, side }] of peers.entries()) {
           const parity = compareLosses(own.losses, (trainers[i] as Trainer).losses, dtype, work)
-          const note = `${sizes[size].text}; the peer is PyTorch ${kind.name}${kind.compile ? ', compiled' : ''}${mixed ? ', autocast' : ''}`
+          const note = `${sizes[size].text}; the peer is PyTorch ${kind.name}${kind.compile ? ', compiled' : ''}${mode.peer === 'autocast' ? ', autocast' : ''}`
           rows.push(
             await rowOf(
               options,
@@ -82,6 +110,14 @@ export async function trainSuite(options: BenchOptions): Promise<Row[]> {
             ),
           )
         }
+        rows.push(
+          await memoryRow(
+            options,
+            work,
+            ours,
+            peers.map(({ kind, side }) => [kind.name, side] as const),
+          ),
+        )
       })
     }
   }
