@@ -10,6 +10,7 @@
 #include "../checks/ops.h"
 #include "cast.h"
 #include "cpu_backend.h"
+#include "pair_kernel.h"
 #include "parallel.h"
 
 namespace viaduct::cpu {
@@ -133,11 +134,16 @@ void runParts(const MatmulArgs& g, const MatmulCut& cut, const float* bias) {
 constexpr int64_t kFewRows = 16;
 static_assert(kFewRows < kLeastSharedRows);
 
+// Up to here a row of weights is read faster alone than beside others, and arithmetic does not bound (matmul_rows.cc).
+constexpr int64_t kStreamedRows = 3;
+
 void runFewRows(const MatmulArgs& g, const float* bias) {
+  const bool pairs = multipliesPairs() && g.a.dtype == DType::BF16 && g.b.dtype == DType::BF16 && g.a.colStride == 1 &&
+                     g.m > kStreamedRows;
   const bool direct = g.a.dtype == DType::F32 && g.a.colStride == 1;
   const float* x = static_cast<const float*>(g.a.data);
   int64_t ldx = g.a.rowStride;
-  if (!direct) {
+  if (!direct && !pairs) {
     ldx = roundUp(g.k, 16);
     float* copy = threadScratch(kOperation, g.m * ldx);
     for (int64_t i = 0; i < g.m; ++i) {
@@ -151,12 +157,15 @@ void runFewRows(const MatmulArgs& g, const float* bias) {
   parallelChunks(g.n, grain, [&](int64_t begin, int64_t end) {
     const int64_t n = end - begin;
     const float* b = bias != nullptr ? bias + begin : nullptr;
-    if (g.yDtype == DType::F32) {
-      multiplyFewRows(static_cast<float*>(g.y) + begin, g.ldy, x, ldx, g.b.at(0, begin), g.m, n, g.k, g.accumulate, b);
-      return;
-    }
+    const auto multiply = [&](float* c, int64_t ldc, bool add) {
+      const MatrixView weights = g.b.at(0, begin);
+      if (!pairs) return multiplyFewRows(c, ldc, x, ldx, weights, g.m, n, g.k, add, b);
+      multiplyFewPairs(c, ldc, static_cast<const uint16_t*>(g.a.data), g.a.rowStride,
+                       static_cast<const uint16_t*>(weights.data), weights.colStride, g.m, n, g.k, add, b);
+    };
+    if (g.yDtype == DType::F32) return multiply(static_cast<float*>(g.y) + begin, g.ldy, g.accumulate);
     float* c = threadScratch(kTileC, g.m * n);
-    multiplyFewRows(c, n, x, ldx, g.b.at(0, begin), g.m, n, g.k, false, b);
+    multiply(c, n, false);
     for (int64_t i = 0; i < g.m; ++i) writeRow(g, i, begin, c + i * n, n);
   });
 }

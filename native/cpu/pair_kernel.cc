@@ -99,6 +99,78 @@ VIADUCT_PAIRS void packAlong(float* dst, const uint16_t* src, int64_t lds, int64
   }
 }
 
+/// 32 elements of bfloat16 from p on, 0 behind k.
+VIADUCT_PAIRS inline __m512bh pairsAt(const uint16_t* row, int64_t p, int64_t k) {
+  if (k - p >= 2 * kLanes) return (__m512bh)_mm512_loadu_si512(row + p);
+  const auto mask = static_cast<__mmask32>((uint32_t{1} << (k - p)) - 1);
+  return (__m512bh)_mm512_maskz_loadu_epi16(mask, row + p);
+}
+
+/// The sums of the lanes of four vectors.
+VIADUCT_PAIRS inline __m128 sumsOf(__m512 a, __m512 b, __m512 c, __m512 e) {
+#define HALVES(v) \
+  _mm256_add_ps(_mm512_castps512_ps256(v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)))
+  const __m256 ab = _mm256_hadd_ps(HALVES(a), HALVES(b)), ce = _mm256_hadd_ps(HALVES(c), HALVES(e));
+#undef HALVES
+  const __m256 all = _mm256_hadd_ps(ab, ce);
+  return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
+
+constexpr int64_t kFew = 4;
+
+/// sums[4 r + j] of four rows and four columns. Meanwhile the next columns, from `ahead` on, come into the caches.
+VIADUCT_PAIRS inline void fourTimesFour(float* sums, const uint16_t* const* x, const uint16_t* const* w,
+                                        const uint16_t* const* ahead, int64_t k) {
+#define ROWS(X) X(0) X(1) X(2) X(3)
+#define X(r) __m512 s##r##0 = _mm512_setzero_ps(), s##r##1 = s##r##0, s##r##2 = s##r##0, s##r##3 = s##r##0;
+  ROWS(X)
+#undef X
+  for (int64_t p = 0; p < k; p += 2 * kLanes) {
+    if (ahead != nullptr) {
+      for (int64_t j = 0; j < kFew; ++j) _mm_prefetch(reinterpret_cast<const char*>(ahead[j] + p), _MM_HINT_T0);
+    }
+    const __m512bh w0 = pairsAt(w[0], p, k), w1 = pairsAt(w[1], p, k), w2 = pairsAt(w[2], p, k),
+                   w3 = pairsAt(w[3], p, k);
+#define X(r)                                    \
+  {                                             \
+    const __m512bh v = pairsAt(x[r], p, k);     \
+    s##r##0 = _mm512_dpbf16_ps(s##r##0, v, w0); \
+    s##r##1 = _mm512_dpbf16_ps(s##r##1, v, w1); \
+    s##r##2 = _mm512_dpbf16_ps(s##r##2, v, w2); \
+    s##r##3 = _mm512_dpbf16_ps(s##r##3, v, w3); \
+  }
+    ROWS(X)
+#undef X
+  }
+#define X(r) _mm_storeu_ps(sums + kFew * r, sumsOf(s##r##0, s##r##1, s##r##2, s##r##3));
+  ROWS(X)
+#undef X
+#undef ROWS
+}
+
+VIADUCT_PAIRS void fewRows(float* c, int64_t ldc, const uint16_t* x, int64_t ldx, const uint16_t* w, int64_t ldw,
+                           int64_t m, int64_t n, int64_t k, bool add, const float* bias) {
+  float sums[kFew * kFew];
+  const uint16_t *rows[kFew], *columns[kFew], *next[kFew];
+  for (int64_t j = 0; j < n; j += kFew) {
+    // What hangs over repeats the last row or column; its sums are not taken.
+    for (int64_t e = 0; e < kFew; ++e) {
+      columns[e] = w + (j + e < n ? j + e : n - 1) * ldw;
+      next[e] = w + (j + kFew + e < n ? j + kFew + e : n - 1) * ldw;
+    }
+    for (int64_t i = 0; i < m; i += kFew) {
+      for (int64_t r = 0; r < kFew; ++r) rows[r] = x + (i + r < m ? i + r : m - 1) * ldx;
+      fourTimesFour(sums, rows, columns, i == 0 ? next : nullptr, k);
+      for (int64_t r = 0; r < kFew && i + r < m; ++r) {
+        float* o = c + (i + r) * ldc + j;
+        for (int64_t e = 0; e < kFew && j + e < n; ++e) {
+          o[e] = (add ? o[e] : 0.0f) + sums[kFew * r + e] + (bias != nullptr ? bias[j + e] : 0.0f);
+        }
+      }
+    }
+  }
+}
+
 VIADUCT_PAIRS void narrow(uint16_t* dst, const float* src, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(src + i)));
@@ -121,6 +193,10 @@ void multiplyPairs(float* c, int64_t ldc, const float* a, const float* b, int64_
                    int64_t bDepth) {
   multiply(c, ldc, a, b, m, n, depth, add, bDepth);
 }
+void multiplyFewPairs(float* c, int64_t ldc, const uint16_t* x, int64_t ldx, const uint16_t* w, int64_t ldw, int64_t m,
+                      int64_t n, int64_t k, bool add, const float* bias) {
+  fewRows(c, ldc, x, ldx, w, ldw, m, n, k, add, bias);
+}
 void narrowRow(uint16_t* dst, const float* src, int64_t n) { narrow(dst, src, n); }
 
 #else
@@ -128,6 +204,8 @@ void narrowRow(uint16_t* dst, const float* src, int64_t n) { narrow(dst, src, n)
 bool multipliesPairs() { return false; }
 void packPairsAlong(float*, const uint16_t*, int64_t, int64_t, int64_t, int64_t) {}
 void multiplyPairs(float*, int64_t, const float*, const float*, int64_t, int64_t, int64_t, bool, int64_t) {}
+void multiplyFewPairs(float*, int64_t, const uint16_t*, int64_t, const uint16_t*, int64_t, int64_t, int64_t, int64_t,
+                      bool, const float*) {}
 void narrowRow(uint16_t*, const float*, int64_t) {}
 
 #endif

@@ -18,6 +18,10 @@ void packPairsAlong(float* dst, const uint16_t* src, int64_t lds, int64_t n, int
 /// c[m, n] = (add ? c : 0) + a b over packed words; arguments as of multiplyPacked, depths in words.
 void multiplyPairs(float* c, int64_t ldc, const float* a, const float* b, int64_t m, int64_t n, int64_t depth, bool add,
                    int64_t bDepth);
+/// c[m, n] = (add ? c : 0) + x w (+ bias[n]) for few rows x[m, k] against weights w[n, k], both of bfloat16 with k contiguous: each weight
+/// is read once. Sums run in lanes along k.
+void multiplyFewPairs(float* c, int64_t ldc, const uint16_t* x, int64_t ldx, const uint16_t* w, int64_t ldw, int64_t m,
+                      int64_t n, int64_t k, bool add, const float* bias);
 /// n floats, a multiple of 16, to bfloat16.
 void narrowRow(uint16_t* dst, const float* src, int64_t n);
 

@@ -68,6 +68,7 @@ const shapes = [
   { name: 'edges of tiles', m: 67, n: 53, k: 129 },
   { name: 'one row', m: 1, n: 37, k: 83 },
   { name: 'eight rows', m: 8, n: 70, k: 512 },
+  { name: 'seven rows, odd columns', m: 7, n: 9, k: 77 },
   { name: 'a long sum', m: 24, n: 33, k: 3000 },
   { name: 'several tiles', m: 230, n: 300, k: 40 },
   { name: 'one product', m: 5, n: 3, k: 1 },
