@@ -209,6 +209,10 @@ class Backend {
   /// The order of rows by expert, of an expert by token: source I32 [T*K]: which t * K + k stands there; place I32 [T,K]: where
   /// (t, k) stands. Experts are in [0, numExperts).
   virtual void expertOrder(Stream& s, Out source, Out place, In experts, int64_t numExperts) VIADUCT_OP
+  /// The same with `capacity` places for each expert, E*C in all: source I32 [E*C] is -1 where no choice stands, place is E*C of choices
+  /// that have none: those of no expert in [0, numExperts), and beyond the capacity.
+  virtual void expertSlots(Stream& s, Out source, Out place, In experts, int64_t numExperts,
+                           int64_t capacity) VIADUCT_OP
   /// y[i] = x[source[i] / K] (* weights[source[i]]): y [N,H], x [T,H], source I32 [N], weights F32 [T,K].
   virtual void spreadRows(Stream& s, Out y, In x, In source, OptIn weights, int64_t K) VIADUCT_OP
   /// y[t] = sum over k of (weights[t,k] *) x[place[t,k] - first], in F32; rows that x [N,H] does not have count as zeros.

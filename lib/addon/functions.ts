@@ -390,6 +390,7 @@ export interface Addon {
   capExperts(stream: Stream, capped: Out, experts: In, weights: OptIn, numExperts: integer, capacity: integer): void
   expertCounts(stream: Stream, counts: Out, experts: In): void
   expertOrder(stream: Stream, source: Out, place: Out, experts: In, numExperts: integer): void
+  expertSlots(stream: Stream, source: Out, place: Out, experts: In, numExperts: integer, capacity: integer): void
   spreadRows(stream: Stream, y: Out, x: In, source: In, weights: OptIn, K: integer): void
   combineRows(stream: Stream, y: Out, x: In, place: In, weights: OptIn, first: integer): void
   combineRowsBackwardWeights(stream: Stream, dWeights: Out, dy: In, x: In, place: In, first: integer): void

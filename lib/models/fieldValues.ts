@@ -22,6 +22,7 @@ const switches = [
   'moeRouterEnableExpertBias',
   'moeRouterForceLoadBalancing',
   'moeSharedExpertGate',
+  'moePadExpertInputToCapacity',
 ] as const satisfies readonly Key[]
 
 /** Null is a value of theirs. */

@@ -1,8 +1,8 @@
 // `mlp` of a layer with experts: router, rows to their experts, experts, rows back. An expert takes all that come, or as many as its
-// capacity. The number of rows of each is read on the host in the middle of the pass.
+// capacity. The number of rows of each is read on the host in the middle of the pass, unless rows are filled up to it.
 import { Module } from '../nn/module.js'
 import { add } from '../ops/elementwise.js'
-import { capExperts, combine, expertCounts, expertOrder, spread } from '../ops/routing.js'
+import { capExperts, combine, expertCounts, expertOrder, expertSlots, spread } from '../ops/routing.js'
 import { gatherRows } from '../parallel/collectives.js'
 import { ExpertExchange, exchangePlan } from '../parallel/expertExchange.js'
 import { GroupedExperts } from '../parallel/groupedExperts.js'
@@ -13,7 +13,7 @@ import type { ShardSpec } from '../tensor/shardSpec.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type BlockSpec, inits } from './blockSpec.js'
 import { LatentProjection } from './latentExperts.js'
-import { routerConfig } from './routerSettings.js'
+import { expertCapacity, routerConfig } from './routerSettings.js'
 import { SharedExperts } from './sharedExperts.js'
 
 const total = (counts: ArrayLike<number>): number => Array.from(counts).reduce((sum, n) => sum + n, 0)
@@ -22,6 +22,13 @@ const total = (counts: ArrayLike<number>): number => Array.from(counts).reduce((
 interface Routed {
   readonly weights: Tensor
   readonly experts: Tensor
+}
+
+/** Rows by expert, where they stand, and of each rank how many go to each expert. */
+interface Ordered {
+  readonly source: Tensor
+  readonly place: Tensor
+  readonly rows: Float32Array
 }
 
 export class MoELayer extends Module {
@@ -38,6 +45,8 @@ export class MoELayer extends Module {
   /** Each of them gets all tokens. */
   readonly #gathers: boolean
   readonly #capacityFactor: number | null
+  /** Experts have as many rows of each rank as their capacity, some of them zeros. */
+  readonly #pads: boolean
   /** Else the last. */
   readonly #dropsLightest: boolean
 
@@ -58,6 +67,7 @@ export class MoELayer extends Module {
     this.#holders = spec.groups.get('etp_ep')
     this.#gathers = config.moeTokenDispatcherType === 'allgather' && this.#holders.size > 1
     this.#capacityFactor = config.moeExpertCapacityFactor
+    this.#pads = config.moePadExpertInputToCapacity
     this.#dropsLightest = config.moeTokenDropPolicy === 'probs'
     this.router = this.child(
       'router',
@@ -119,13 +129,7 @@ export class MoELayer extends Module {
 
   /** This rank's tokens through their experts, wherever they are. */
   async #onOwn(ctx: Ctx, x: Tensor, { weights, experts }: Routed): Promise<Tensor> {
-    const { numExperts } = this.router.config
-    const { source: all, place } = expertOrder(ctx, experts, numExperts + this.#dropped)
-    const counts = expertCounts(ctx, experts, numExperts)
-    const rows = await gatherRows(ctx, counts, this.#holders).toFloat32Array()
-    // Dropped choices come last: a token has no row for them.
-    const first = this.#holders.rank * numExperts
-    const source = this.#dropped === 0 ? all : all.slice(ctx, 0, 0, total(rows.subarray(first, first + numExperts)))
+    const { source, place, rows } = this.#pads ? this.#slots(ctx, experts) : await this.#order(ctx, experts)
     const narrow = this.fc1LatentProj?.forward(ctx, x) ?? x
     const sent = spread(ctx, { x: narrow, source, place }).y
     if (narrow !== x) narrow.dispose()
@@ -133,6 +137,30 @@ export class MoELayer extends Module {
     const { y } = combine(ctx, { x: made, weights, source, place })
     made.dispose()
     return y
+  }
+
+  /** This rank's rows by expert, and of each rank how many go to each expert. */
+  async #order(ctx: Ctx, experts: Tensor): Promise<Ordered> {
+    const { numExperts } = this.router.config
+    const { source: all, place } = expertOrder(ctx, experts, numExperts + this.#dropped)
+    const counts = expertCounts(ctx, experts, numExperts)
+    const rows = await gatherRows(ctx, counts, this.#holders).toFloat32Array()
+    // Dropped choices come last: a token has no row for them.
+    const first = this.#holders.rank * numExperts
+    const source = this.#dropped === 0 ? all : all.slice(ctx, 0, 0, total(rows.subarray(first, first + numExperts)))
+    return { source, place, rows }
+  }
+
+  /** The same where each rank, with as many tokens, has as many rows for each expert: nothing is read. */
+  #slots(ctx: Ctx, experts: Tensor): Ordered {
+    const { numExperts } = this.router.config
+    const capacity = this.#capacityOf(experts)
+    const slots = expertSlots(ctx, experts, { numExperts, capacity })
+    return { ...slots, rows: new Float32Array(this.#holders.size * numExperts).fill(capacity) }
+  }
+
+  #capacityOf(experts: Tensor): number {
+    return expertCapacity(experts.numel, this.router.config.numExperts, this.#capacityFactor as number)
   }
 
   /** 1 where choices may be dropped: they go to an expert behind the last one. */
@@ -144,7 +172,7 @@ export class MoELayer extends Module {
   #capped(ctx: Ctx, experts: Tensor, weights: Tensor): Tensor {
     if (this.#capacityFactor === null) return experts
     const { numExperts } = this.router.config
-    const capacity = Math.ceil((experts.numel / numExperts) * this.#capacityFactor)
+    const capacity = this.#capacityOf(experts)
     return capExperts(ctx, experts, { numExperts, capacity, weights: this.#dropsLightest ? weights : null })
   }
 

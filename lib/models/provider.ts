@@ -126,6 +126,7 @@ export class GPTModelProvider implements TransformerConfig, ParallelConfig, Prov
   moeZLossCoeff: TransformerConfig['moeZLossCoeff'] = plainDecoder.moeZLossCoeff
   moeInputJitterEps: TransformerConfig['moeInputJitterEps'] = plainDecoder.moeInputJitterEps
   moeExpertCapacityFactor: TransformerConfig['moeExpertCapacityFactor'] = plainDecoder.moeExpertCapacityFactor
+  moePadExpertInputToCapacity: boolean = plainDecoder.moePadExpertInputToCapacity
   moeTokenDropPolicy: TransformerConfig['moeTokenDropPolicy'] = plainDecoder.moeTokenDropPolicy
   moeTokenDispatcherType: TransformerConfig['moeTokenDispatcherType'] = plainDecoder.moeTokenDispatcherType
   moeRouterForceLoadBalancing: TransformerConfig['moeRouterForceLoadBalancing'] =

@@ -86,12 +86,25 @@ export function routerProblems(config: TransformerConfig): string[] {
   )
   const capacity = config.moeExpertCapacityFactor
   say(capacity !== null && !(capacity > 0), `moeExpertCapacityFactor must be above 0, got ${capacity}`)
+  const pads = config.moePadExpertInputToCapacity
+  say(
+    pads && capacity === null,
+    'moePadExpertInputToCapacity=true needs moeExpertCapacityFactor: set that, or false here',
+  )
+  say(
+    pads && config.moeTokenDispatcherType !== 'alltoall',
+    `moePadExpertInputToCapacity=true needs moeTokenDispatcherType=alltoall, got ${config.moeTokenDispatcherType}`,
+  )
   const rate = config.moeRouterBiasUpdateRate
   say(!(rate >= 0 && Number.isFinite(rate)), `moeRouterBiasUpdateRate must be at least 0, got ${rate}`)
   const scaling = config.moeRouterTopkScalingFactor
   say(scaling !== null && !(scaling > 0), `moeRouterTopkScalingFactor must be above 0, got ${scaling}`)
   return problems
 }
+
+/** Rows that an expert takes at most of so many choices of a rank's tokens. */
+export const expertCapacity = (choices: number, numExperts: number, factor: number): number =>
+  Math.ceil((choices / numExperts) * factor)
 
 /** Losses of routers that a run tells beside the model's, in this order. */
 export function routerLosses(config: TransformerConfig): RouterLossName[] {

@@ -93,6 +93,8 @@ export interface TransformerConfig {
   moeInputJitterEps: number | null
   /** An expert takes this times as many choices of a rank's tokens as each would have of equal shares; the others are dropped. Null: all. */
   moeExpertCapacityFactor: number | null
+  /** Rows of zeros fill each expert's up to its capacity: shapes no longer depend on the choices. */
+  moePadExpertInputToCapacity: boolean
   /** Which choices are kept: those with the highest weights, or the first ones. */
   moeTokenDropPolicy: 'probs' | 'position'
   /** Rows go to the ranks that have their experts; or each rank gets all tokens, and sums are shared out. */
@@ -127,6 +129,7 @@ export const plainDecoder = {
   moeZLossCoeff: null,
   moeInputJitterEps: null,
   moeExpertCapacityFactor: null,
+  moePadExpertInputToCapacity: false,
   moeTokenDropPolicy: 'probs',
   moeTokenDispatcherType: 'alltoall',
   moeRouterForceLoadBalancing: false,
@@ -190,6 +193,7 @@ const keys: { readonly [K in keyof TransformerConfig]: true } = {
   moeZLossCoeff: true,
   moeInputJitterEps: true,
   moeExpertCapacityFactor: true,
+  moePadExpertInputToCapacity: true,
   moeTokenDropPolicy: true,
   moeTokenDispatcherType: true,
   moeRouterForceLoadBalancing: true,

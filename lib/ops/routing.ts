@@ -215,3 +215,18 @@ export function expertOrder(ctx: Ctx, experts: Tensor, numExperts: number): { so
   native.expertOrder(ctx.stream.id, source.handle, place.handle, experts.handle, numExperts)
   return { source, place }
 }
+
+/**
+ * Rows by expert with as many places for each: source int32 [E·capacity], -1 where no row is, and place int32 [T, K], E·capacity for
+ * choices of no expert and beyond the capacity.
+ */
+export function expertSlots(
+  ctx: Ctx,
+  experts: Tensor,
+  { numExperts, capacity }: { numExperts: number; capacity: number },
+): { source: Tensor; place: Tensor } {
+  const source = ctx.empty([numExperts * capacity], 'int32')
+  const place = ctx.empty(experts.shape, 'int32')
+  native.expertSlots(ctx.stream.id, source.handle, place.handle, experts.handle, numExperts, capacity)
+  return { source, place }
+}

@@ -5,6 +5,7 @@ import { dtypeBytes } from '../base/dtype.js'
 import type { ResolvedConfig } from '../config/resolve.js'
 import { offloadedLayers } from '../models/offloadSettings.js'
 import { layerRuns, type RecomputeModule, selectedModules } from '../models/recomputeSettings.js'
+import { expertCapacity } from '../models/routerSettings.js'
 import { expertWidth, hasExperts } from '../models/transformerConfig.js'
 import { runLength } from '../parallel/contextShards.js'
 import type { PipelinePart } from '../parallel/pipelineStages.js'
@@ -93,11 +94,14 @@ function expertTensorsOf(resolved: ResolvedConfig, rows: number, tokens: number)
   const bytes = dtypeBytes(resolved.paramsDtype)
   const F = (model.moeFfnHiddenSize ?? model.ffnHiddenSize) / etp
   const width = expertWidth(model)
+  const factor = model.moePadExpertInputToCapacity ? model.moeExpertCapacityFactor : null
+  // Filled up, as many for each expert.
+  const leaving = factor === null ? rows * K : E * expertCapacity(rows * K, E, factor)
   // Each row is on all ranks of etp.
-  const N = rows * K * etp
+  const N = leaving * etp
   const travels = model.expertModelParallelSize * etp > 1
   return {
-    chosen: rows * K * width * bytes,
+    chosen: leaving * width * bytes,
     sent: N * width * bytes,
     inner: N * (model.gatedLinearUnit ? 2 * F : F) * bytes,
     acted: N * F * bytes,

@@ -142,12 +142,13 @@ async function checkMicroBatches(ctx: Ctx, { config }: DistributedModel, microBa
   if (layersWithExperts(config) === 0) return
   const together = 'global_aux_loss' in auxLossCoeffs(config)
   const group = ctx.groups.get(together ? 'dp_cp' : 'etp_ep')
-  const gathers = config.moeTokenDispatcherType === 'allgather' && ctx.groups.get('etp_ep').size > 1
-  const own = gathers ? microBatches.map(({ batchSize, seqLength }) => [batchSize, seqLength]) : microBatches.length
+  const alike = config.moeTokenDispatcherType === 'allgather' || config.moePadExpertInputToCapacity
+  const sized = alike && ctx.groups.get('etp_ep').size > 1
+  const own = sized ? microBatches.map(({ batchSize, seqLength }) => [batchSize, seqLength]) : microBatches.length
   const all = (await allGatherObject(own, group)).map((one) => JSON.stringify(one))
   if (all.every((one) => one === JSON.stringify(own))) return
   const why = together ? 'moeRouterLoadBalancingType=global_aux_loss' : 'experts that ranks share'
-  const what = gathers ? 'micro-batches of the same sizes [sequences, tokens]' : 'as many micro-batches'
+  const what = sized ? 'micro-batches of the same sizes [sequences, tokens]' : 'as many micro-batches'
   throw new ViaductError(
     'ERR_DATA',
     'train',

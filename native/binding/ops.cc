@@ -44,6 +44,7 @@ std::vector<Row> opRows() {
       row("expertCounts", &Backend::expertCounts),
       row("capExperts", &Backend::capExperts),
       row("expertOrder", &Backend::expertOrder),
+      row("expertSlots", &Backend::expertSlots),
       row("spreadRows", &Backend::spreadRows),
       row("combineRows", &Backend::combineRows),
       row("combineRowsBackwardWeights", &Backend::combineRowsBackwardWeights),

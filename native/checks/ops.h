@@ -51,6 +51,8 @@ void checkRouterBackward(const TensorRef& dLogits, const TensorRef& dWeights, co
 void checkCapExperts(const TensorRef& capped, const TensorRef& experts, const TensorRef& weights, int64_t capacity);
 void checkExpertCounts(const TensorRef& counts, const TensorRef& experts);
 void checkExpertOrder(const TensorRef& source, const TensorRef& place, const TensorRef& experts, int64_t numExperts);
+void checkExpertSlots(const TensorRef& source, const TensorRef& place, const TensorRef& experts, int64_t numExperts,
+                      int64_t capacity);
 void checkSpreadRows(const TensorRef& y, const TensorRef& x, const TensorRef& source, const TensorRef& weights,
                      int64_t K);
 void checkCombineRows(const TensorRef& y, const TensorRef& x, const TensorRef& place, const TensorRef& weights);

@@ -122,6 +122,20 @@ void checkExpertOrder(const TensorRef& source, const TensorRef& place, const Ten
                 "expected 1 to 2^31 experts, got " + std::to_string(numExperts));
 }
 
+void checkExpertSlots(const TensorRef& source, const TensorRef& place, const TensorRef& experts, int64_t numExperts,
+                      int64_t capacity) {
+  const char* op = "expertSlots";
+  constexpr int64_t most = int64_t{1} << 31;
+  checkChosen(op, "experts", experts, DType::I32);
+  VIADUCT_CHECK(numExperts >= 1 && capacity >= 0 && numExperts < most && capacity < most / numExperts, "ERR_SHAPE", op,
+                "expected at least 1 expert and fewer than 2^31 places, got " + std::to_string(numExperts) +
+                    " experts with " + std::to_string(capacity) + " each");
+  checkWhole(op, "source", source, DType::I32);
+  checkShape(op, "source", source, {numExperts * capacity});
+  checkWhole(op, "place", place, DType::I32);
+  checkSameShape(op, "place", place, "experts", experts);
+}
+
 void checkSpreadRows(const TensorRef& y, const TensorRef& x, const TensorRef& source, const TensorRef& weights,
                      int64_t K) {
   const char* op = "spreadRows";

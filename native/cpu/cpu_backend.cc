@@ -128,6 +128,7 @@ bool CpuBackend::supports(const std::string& op, DType dtype, std::string* why) 
       {"expertCounts", AnyType},
       {"capExperts", AnyType},
       {"expertOrder", AnyType},
+      {"expertSlots", AnyType},
       {"spreadRows", Float},
       {"combineRows", Float},
       {"combineRowsBackwardWeights", Float},

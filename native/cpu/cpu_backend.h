@@ -94,6 +94,7 @@ class CpuBackend final : public Backend {
   void capExperts(Stream& s, Out capped, In experts, OptIn weights, int64_t numExperts, int64_t capacity) override;
   void expertCounts(Stream& s, Out counts, In experts) override;
   void expertOrder(Stream& s, Out source, Out place, In experts, int64_t numExperts) override;
+  void expertSlots(Stream& s, Out source, Out place, In experts, int64_t numExperts, int64_t capacity) override;
   void spreadRows(Stream& s, Out y, In x, In source, OptIn weights, int64_t K) override;
   void combineRows(Stream& s, Out y, In x, In place, OptIn weights, int64_t first) override;
   void combineRowsBackwardWeights(Stream& s, Out dWeights, In dy, In x, In place, int64_t first) override;

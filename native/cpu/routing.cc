@@ -213,4 +213,20 @@ void CpuBackend::expertOrder(Stream& s, Out source, Out place, In experts, int64
   });
 }
 
+void CpuBackend::expertSlots(Stream& s, Out source, Out place, In experts, int64_t numExperts, int64_t capacity) {
+  checkExpertSlots(source, place, experts, numExperts, capacity);
+  s.enqueue("expertSlots", [=] {
+    int32_t *from = source.as<int32_t>(), *to = place.as<int32_t>();
+    std::fill(from, from + source.numel(), -1);
+    std::vector<int64_t> taken(static_cast<size_t>(numExperts), 0);
+    for (int64_t i = 0; i < experts.numel(); ++i) {
+      const int64_t e = experts.as<int32_t>()[i];
+      const bool has = e >= 0 && e < numExperts && taken[static_cast<size_t>(e)] < capacity;
+      const int64_t at = has ? e * capacity + taken[static_cast<size_t>(e)]++ : numExperts * capacity;
+      to[i] = static_cast<int32_t>(at);
+      if (has) from[at] = static_cast<int32_t>(i);
+    }
+  });
+}
+
 }  // namespace viaduct::cpu

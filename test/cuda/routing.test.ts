@@ -134,6 +134,29 @@ describe('rows of experts', () => {
     }
   })
 
+  test('have places of their own, as many for each expert', async () => {
+    const [T, K, E] = [41, 3, 5]
+    // Some of no expert.
+    const chosen = Array.from({ length: T * K }, (_, i) => ((i * i + (i >> 2)) % (E + 2)) - (i % 17 === 0 ? 2 : 0))
+    for (const capacity of [0, 1, 9, 24, T * K]) {
+      const [cpu, gpu] = await onBoth(async (bench) => {
+        const [source, place] = [bench.tensor([E * capacity], 'int32'), bench.tensor([T, K], 'int32')]
+        native.expertSlots(bench.stream, source, place, int32(bench, chosen, [T, K]), E, capacity)
+        const placed = await result(bench, place, [T, K], 'int32')
+        return capacity === 0 ? [placed] : [placed, await result(bench, source, [E * capacity], 'int32')]
+      })
+      const places = Array<number>(T * K).fill(E * capacity)
+      const sources = Array<number>(E * capacity).fill(-1)
+      for (let e = 0; e < E; e++)
+        for (const [k, i] of chosen.flatMap((expert, at) => (expert === e ? [at] : [])).entries())
+          if (k < capacity) [places[i], sources[e * capacity + k]] = [e * capacity + k, i]
+      for (const [placed, source] of [cpu, gpu]) {
+        expect([...new Int32Array(placed!.bytes.slice().buffer)]).toEqual(places)
+        if (source !== undefined) expect([...new Int32Array(source.bytes.slice().buffer)]).toEqual(sources)
+      }
+    }
+  })
+
   test('beyond a capacity are dropped, the lightest or the last', async () => {
     const [T, K, E] = [41, 3, 5]
     const chosen = Array.from({ length: T * K }, (_, i) => (i * i + (i >> 2)) % E)

@@ -24,6 +24,7 @@ const experts = (type: Balance): Partial<ProviderInit> => ({
 const together = ['aux_loss', 'seq_aux_loss', 'global_aux_loss'] as const
 /** Experts take less than their share of a rank's tokens. */
 const capped = (moeTokenDropPolicy: 'probs' | 'position') => ({ moeExpertCapacityFactor: 0.75, moeTokenDropPolicy })
+const filled = { moePadExpertInputToCapacity: true }
 const sp2 = { tensorModelParallelSize: 2, sequenceParallel: true }
 const pp2 = { pipelineModelParallelSize: 2 }
 const again = { recomputeGranularity: 'full', recomputeMethod: 'uniform', recomputeNumLayers: 1 } as const
@@ -54,6 +55,13 @@ const layouts: readonly (readonly [
     { ...capped('probs'), expertModelParallelSize: 4, moeTokenDispatcherType: 'allgather' },
     2,
   ],
+  [
+    'dp 4, ep 2, etp 2, filled up',
+    'none',
+    { ...capped('probs'), ...filled, expertModelParallelSize: 2, expertTensorParallelSize: 2 },
+    2,
+  ],
+  ['dp 2, pp 2, the first ones, filled up, again', 'none', { ...capped('position'), ...filled, ...again, ...pp2 }, 2],
   ['dp 4, ep 2, the first ones', 'none', { ...capped('position'), expertModelParallelSize: 2 }, 2],
   ['cp 2, pp 2', 'global_aux_loss', { contextParallelSize: 2, pipelineModelParallelSize: 2 }, 4],
 ]
@@ -89,6 +97,7 @@ it('ranks that share experts are told of other micro-batches before anything wai
     { model: { ...experts('none'), expertModelParallelSize: 2 }, shorter: false },
     { model: { ...experts('global_aux_loss') }, shorter: false },
     { model: { ...experts('none'), ...gathered }, shorter: true },
+    { model: { ...experts('none'), ...capped('probs'), ...filled, expertModelParallelSize: 2 }, shorter: true },
     // Rows that are sent may be any number.
     { model: { ...experts('none'), expertModelParallelSize: 2 }, shorter: true },
   ]
@@ -99,6 +108,7 @@ it('ranks that share experts are told of other micro-batches before anything wai
   const expected = [
     /^ERR_DATA .*as many micro-batches on each of 2 ranks, for experts that ranks share, got 4, 3:/,
     /^ERR_DATA .*for moeRouterLoadBalancingType=global_aux_loss, got 4, 3:/,
+    /^ERR_DATA .*of the same sizes .* got \[\[1,32\],.*\], \[\[1,31\],.*\]:/,
     /^ERR_DATA .*of the same sizes .* got \[\[1,32\],.*\], \[\[1,31\],.*\]:/,
     /^done$/,
   ]

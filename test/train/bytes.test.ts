@@ -21,6 +21,7 @@ const cp = (contextParallelSize: number, cpCommType: CpCommType) => ({ contextPa
 const experts = { numMoeExperts: 8, moeRouterTopk: 2, moeFfnHiddenSize: 48 }
 const ep = (expertModelParallelSize: number) => ({ ...experts, expertModelParallelSize })
 const shared = { moeSharedExpertIntermediateSize: 40, moeSharedExpertGate: true }
+const padded = { moeExpertCapacityFactor: 1.25, moePadExpertInputToCapacity: true }
 const latent = { moeLatentSize: 24 }
 const gathered = { moeTokenDispatcherType: 'allgather' } as const
 const tied = { shareEmbeddingsAndOutputWeights: true }
@@ -55,6 +56,7 @@ const table: Readonly<Record<number, readonly Row[]>> = {
     ['ep 2', ep(2)],
     ['ep 2, shared experts', { ...ep(2), ...shared }],
     ['tp 2 with sp, shared experts', { ...experts, ...shared, ...sp2, expertTensorParallelSize: 1 }],
+    ['ep 2, padded experts', { ...ep(2), ...padded }],
     ['ep 2, latent experts', { ...ep(2), ...latent }],
     ['ep 2, latent and shared experts, gathered', { ...ep(2), ...latent, ...shared, ...gathered }],
     ['ep 2, gathered', { ...ep(2), ...gathered }],
@@ -152,20 +154,24 @@ function expertBytes(
   if (!E || !F) return {}
   const copies = ranks / (model.pipelineModelParallelSize ?? 1) / size / (model.expertTensorParallelSize ?? 1)
   const width = model.moeLatentSize ?? H
-  const rows = layers * sequences * T * K * width * float
+  // Of a micro-batch, which is one sequence.
+  const capacity = Math.ceil(((T * K) / E) * (model.moeExpertCapacityFactor ?? 1))
+  const chosen = model.moePadExpertInputToCapacity ? E * capacity : T * K
+  const rows = layers * sequences * chosen * width * float
   const again = model.recomputeModules?.includes('moe') ? 1 : 0
   const matrices = layers * E * 3 * F * width * float
   // And how many micro-batches each rank has, or of which sizes.
   const count = sequences / dp
-  const said = JSON.stringify([model.moeTokenDispatcherType === 'allgather' ? Array(count).fill([1, T]) : count])
+  const gathers = model.moeTokenDispatcherType === 'allgather'
+  const pads = model.moePadExpertInputToCapacity === true
+  const said = JSON.stringify([gathers || pads ? Array(count).fill([1, T]) : count])
   const etp = model.expertTensorParallelSize ?? 1
   const holders = size * etp
   const [tokens, choices] = [layers * sequences * T * width * float, layers * sequences * T * K * float]
-  const gathers = model.moeTokenDispatcherType === 'allgather'
-  // Tokens, choices and their weights; backwards the gradient of the sum. Or how many rows go where.
+  // Tokens, choices and their weights; backwards the gradient of the sum. Or how many rows go where, unless all ranks know.
   const shared = gathers
     ? { allGather: 2 * tokens + 2 * choices, reduceScatter: holders * (2 * tokens + choices) }
-    : { allGather: (1 + again) * layers * sequences * E * float }
+    : { allGather: pads ? 0 : (1 + again) * layers * sequences * E * float }
   // There and back, and both gradients; over etp gathered there, summed on the way back.
   const exchanged = { allToAll: (4 + 2 * again) * rows }
   const slices = { allGather: (2 + again) * rows, reduceScatter: (2 + again) * etp * rows }

@@ -56,6 +56,7 @@ const whole = { ddp: { useDistributedOptimizer: false, overlapParamGather: false
 const experts: Model = { numMoeExperts: 8, moeRouterTopk: 2, moeFfnHiddenSize: 96 }
 const shared: Model = { ...experts, moeSharedExpertIntermediateSize: 224 }
 const weighed: Model = { ...shared, moeSharedExpertGate: true }
+const padded: Model = { ...experts, moeExpertCapacityFactor: 1.5, moePadExpertInputToCapacity: true }
 const latent: Model = { ...experts, moeLatentSize: 48 }
 
 type Row = readonly [name: string, ranks: number, model: Model, more?: Omit<MemoryTask, 'model'>]
@@ -102,6 +103,8 @@ const all: readonly Row[] = [
     { ...latent, expertModelParallelSize: 2, moeTokenDispatcherType: 'allgather' },
   ],
   ['fsdp 2, latent experts', 2, latent, fsdp],
+  ['one rank, padded experts', 1, padded],
+  ['dp 2, ep 2, padded experts, bf16', 2, { ...padded, expertModelParallelSize: 2 }, bf16],
   ['pp 2, shared experts', 2, { ...pp(2), ...weighed }],
   ['fsdp 2, shared experts', 2, weighed, fsdp],
   ['one rank, experts, layernorm again', 1, { ...experts, ...selective('layernorm') }],

@@ -196,6 +196,29 @@ __global__ void __launch_bounds__(kThreads) capKernel(int32_t* capped, const int
   }
 }
 
+/// A warp counts the choices of an expert before one, which is its place among those of the expert.
+__global__ void __launch_bounds__(kThreads)
+    slotsKernel(int32_t* source, int32_t* place, const int32_t* experts, int64_t n, int numExperts, int64_t capacity) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp; i < n; i += step) {
+    const int32_t expert = experts[i];
+    int before = 0;
+    for (int64_t j = lane; j < i; j += kWarp) before += experts[j] == expert ? 1 : 0;
+    before = warpSum(before);
+    if (lane != 0) continue;
+    const bool has = expert >= 0 && expert < numExperts && before < capacity;
+    const int64_t at = has ? expert * capacity + before : numExperts * capacity;
+    place[i] = static_cast<int32_t>(at);
+    if (has) source[at] = static_cast<int32_t>(i);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) emptyKernel(int32_t* source, int64_t n) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) source[i] = -1;
+}
+
 __global__ void __launch_bounds__(kThreads) keysKernel(Keyed* items, const int32_t* experts, int n, int last) {
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= n) return;
@@ -298,12 +321,22 @@ void CudaBackend::expertOrder(Stream& s, Out source, Out place, In experts, int6
   });
 }
 
+void CudaBackend::expertSlots(Stream& s, Out source, Out place, In experts, int64_t numExperts, int64_t capacity) {
+  checkExpertSlots(source, place, experts, numExperts, capacity);
+  const Launch on(s);
+  s.enqueue("expertSlots", [=] {
+    const int64_t n = experts.numel(), slots = source.numel();
+    if (slots > 0) on(emptyKernel, on.blocksFor(slots, kThreads), kThreads, source.as<int32_t>(), slots);
+    if (n == 0) return;
+    on(slotsKernel, on.blocksFor(n, kThreads / kWarp), kThreads, source.as<int32_t>(), place.as<int32_t>(),
+       experts.as<const int32_t>(), n, static_cast<int>(numExperts), capacity);
+  });
+}
+
 namespace {
-const Support support{{"routerForward", Takes::Float},
-                      {"routerBackward", Takes::Float},
-                      {"expertCounts", Takes::AnyType},
-                      {"capExperts", Takes::AnyType},
-                      {"expertOrder", Takes::AnyType}};
+const Support support{{"routerForward", Takes::Float},  {"routerBackward", Takes::Float},
+                      {"expertCounts", Takes::AnyType}, {"capExperts", Takes::AnyType},
+                      {"expertOrder", Takes::AnyType},  {"expertSlots", Takes::AnyType}};
 }
 
 }  // namespace viaduct::cuda

@@ -93,6 +93,15 @@ describe('GPTModelProvider', () => {
     expect(() => provider.finalize()).toThrow(message)
   })
 
+  test('experts are filled up to a capacity, by all-to-all', () => {
+    const padded = { ...init, numMoeExperts: 4, moePadExpertInputToCapacity: true }
+    expect(() => new GPTModelProvider(padded).finalize()).toThrow(/needs moeExpertCapacityFactor/)
+    expect(() =>
+      new GPTModelProvider({ ...padded, moeExpertCapacityFactor: 1, moeTokenDispatcherType: 'allgather' }).finalize(),
+    ).toThrow(/needs moeTokenDispatcherType=alltoall, got allgather/)
+    new GPTModelProvider({ ...padded, moeExpertCapacityFactor: 1 }).finalize()
+  })
+
   test('balance losses are one or none with a number, or a list with as many numbers', () => {
     const finalize = (moeRouterLoadBalancingType: unknown, moeAuxLossCoeff: unknown) => {
       const provider = new GPTModelProvider({ ...init, numMoeExperts: 4 })
