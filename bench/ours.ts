@@ -17,7 +17,7 @@ import { loadLayout, trainLayout } from './layoutRun.js'
 import { loadTensors, rawRead } from './loading.js'
 import { bindHuge, exportFirst } from './online.js'
 import { opCommands } from './opRun.js'
-import { batchOf } from './tokens.js'
+import { batchOf, packedBatch } from './tokens.js'
 
 interface LoadArgs {
   readonly folder: string
@@ -70,9 +70,17 @@ function trained(): TrainState {
   return state
 }
 
-async function train({ tokens, steps, profile = false }: { tokens: number[][]; steps: number; profile?: boolean }) {
+interface TrainArgs {
+  readonly tokens: number[][]
+  readonly steps: number
+  readonly profile?: boolean
+  /** Sequences of any length are put into rows of so many tokens. */
+  readonly row_length?: number
+}
+
+async function train({ tokens, steps, profile = false, row_length }: TrainArgs) {
   const run = trained()
-  const batch = batchOf(tokens)
+  const batch = row_length === undefined ? batchOf(tokens) : packedBatch(tokens, row_length)
   const seconds: number[] = []
   const losses: number[] = []
   const stream = run.model.device.stream.id

@@ -57,14 +57,29 @@ class Peer:
             self.model.generation_config.eos_token_id = None  # both sides give as many tokens as they are asked for
         return {}
 
-    def train(self, tokens, steps):
+    def inputs(self, tokens, form):
+        """Sequences of one length as a batch; of several, `padded` on the right, or one behind the other in a row (`packed`)."""
+        if form == "whole":
+            ids = torch.tensor(tokens, dtype=torch.long)
+            return {"input_ids": ids, "labels": ids}
+        if form == "padded":
+            longest = max(len(row) for row in tokens)
+            fill = lambda value, of: torch.tensor([of(row) + [value] * (longest - len(row)) for row in tokens])
+            return {"input_ids": fill(0, list), "labels": fill(-100, list), "attention_mask": fill(0, lambda row: [1] * len(row))}
+        flat = lambda of: torch.tensor([[x for row in tokens for x in of(row)]])
+        # The first token of a sequence is nobody's next one.
+        causal = [torch.ones(len(row), len(row), dtype=torch.bool).tril() for row in tokens]
+        return {"input_ids": flat(list), "labels": flat(lambda row: [-100] + row[1:]), "position_ids": flat(lambda row: range(len(row))),
+                "attention_mask": torch.block_diag(*causal).bool()[None, None]}
+
+    def train(self, tokens, steps, form="whole"):
         """Forward, loss, backward, clipping, AdamW; seconds and loss of each step."""
-        ids = torch.tensor(tokens, dtype=torch.long)
+        inputs = self.inputs(tokens, form)
         seconds, losses = [], []
         for _ in range(steps):
             start = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=self.mode == "autocast"):
-                loss = self.step_model(input_ids=ids, labels=ids).loss
+                loss = self.step_model(**inputs).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()

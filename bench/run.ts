@@ -12,12 +12,14 @@ import { loadSuite } from './suites/load.js'
 import { onlineSuite } from './suites/online.js'
 import { opsSuite } from './suites/ops.js'
 import type { BenchOptions, DtypeName, SizeName } from './suites/options.js'
+import { packedSuite } from './suites/packed.js'
 import { ranksSuite } from './suites/ranks.js'
 import { startSuite } from './suites/start.js'
 import { trainSuite } from './suites/train.js'
 
 const suites = {
   train: trainSuite,
+  packed: packedSuite,
   decode: decodeSuite,
   convert: convertSuite,
   load: loadSuite,
@@ -30,7 +32,7 @@ const suites = {
 type SuiteName = keyof typeof suites
 
 const usage = `npm run bench -- [options]
-  --suite train|decode|convert|load|online|ops|floors|start|ranks
+  --suite train|packed|decode|convert|load|online|ops|floors|start|ranks
                                      default: all
   --size a|b|moe                     moe: train only; default: all (decode, ranks: b)
   --dtype float32|bfloat16           default: both

@@ -12,15 +12,18 @@ interface Trained extends Record<string, unknown> {
 }
 
 /** A side that trains: its losses so far. */
-class Trainer implements Runner {
+export class Trainer implements Runner {
   readonly losses: number[] = []
+  /** @param how - more arguments of `train`. */
   constructor(
     readonly side: Side,
     private readonly tokens: number[][],
+    private readonly how: Record<string, unknown> = {},
   ) {}
 
   async run(): Promise<number> {
-    const { seconds, losses } = await this.side.call<Trained>('train', { tokens: this.tokens, steps: 1 })
+    const args = { tokens: this.tokens, steps: 1, ...this.how }
+    const { seconds, losses } = await this.side.call<Trained>('train', args)
     this.losses.push(...losses)
     return seconds[0] as number
   }
