@@ -60,7 +60,7 @@ export function newestRows(): Row[] {
   }
   // Rows of GPUs have a table of their own (gpu/table.ts).
   for (const [key, row] of newest) if (row.suite === 'cuda') newest.delete(key)
-  const order = ['train', 'decode', 'ranks', 'convert', 'load', 'ops']
+  const order = ['train', 'packed', 'decode', 'ranks', 'convert', 'load', 'online', 'start', 'ops', 'floors']
   return [...newest.values()].sort(
     (x, y) => order.indexOf(x.suite) - order.indexOf(y.suite) || keyOf(x).localeCompare(keyOf(y)),
   )
