@@ -156,6 +156,13 @@ describe('steps of experts have the losses and norms of the CPU', () => {
     moeRouterLoadBalancingType: 'seq_aux_loss',
     moeAuxLossCoeff: 0.05,
   } as const
+  const beside = {
+    moeLatentSize: 32,
+    moeSharedExpertIntermediateSize: 48,
+    moeSharedExpertGate: true,
+    moeRouterLoadBalancingType: ['aux_loss', 'seq_aux_loss'],
+    moeAuxLossCoeff: [0.02, 0.05],
+  } as const
   /** Ranks, the model, its layout, and whether it is part of every run of the tests. */
   const mixtures: readonly (readonly [
     name: string,
@@ -167,6 +174,15 @@ describe('steps of experts have the losses and norms of the CPU', () => {
     ['alone, sigmoid router with all that it has', 1, sigmoid, {}, true],
     ['alone, capacity with drop', 1, { moeExpertCapacityFactor: 1 }, {}, false],
     ['ep 2', 2, {}, { expertModelParallelSize: 2 }, true],
+    ['ep 2, latent experts beside shared ones', 2, beside, { expertModelParallelSize: 2 }, true],
+    [
+      'tp 2 with sp, etp 2, latent experts beside shared ones',
+      2,
+      beside,
+      { ...tp, expertTensorParallelSize: 2 },
+      false,
+    ],
+    ['alone, filled up to a capacity', 1, { moeExpertCapacityFactor: 1, moePadExpertInputToCapacity: true }, {}, false],
     ['ep 2, rows gathered', 2, { moeTokenDispatcherType: 'allgather' }, { expertModelParallelSize: 2 }, false],
     ['tp 2 with sp, etp 2', 2, sigmoid, { ...tp, expertTensorParallelSize: 2 }, false],
     ['cp 2 in a ring, sinks', 2, { softmaxType: 'learnable' }, { contextParallelSize: 2 }, true],
