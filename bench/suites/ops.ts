@@ -4,6 +4,7 @@ import type { EnqueueCost } from '../enqueue.js'
 import { quantile } from '../pairs.js'
 import { peerKinds } from '../peers.js'
 import type { Row } from '../results.js'
+import type { Side } from '../side.js'
 import { type BenchOptions, isMade, modelFolder, randomTokens, sizes } from './options.js'
 import { rowOf, withSides } from './rows.js'
 
@@ -21,6 +22,21 @@ export async function opsSuite(options: BenchOptions): Promise<Row[]> {
     const figure = { value: quantile(cost.microseconds, 0.5), unit: 'µs' }
     const [all, elapsed] = [cost.allThreads, cost.elapsed].map((times) => quantile(times, 0.5).toFixed(2))
     const note = `processor time of the enqueuing thread; of all threads ${all} µs, by the clock ${elapsed} µs`
-    return [await rowOf(options, { suite: 'ops', work, peer: null, figure, note }, [])]
+    const rows = [await rowOf(options, { suite: 'ops', work, peer: null, figure, note }, [])]
+    return [...rows, await shareRow(options, ours, folder, (figure.value * cost.ops) / 1e6)]
   })
+}
+
+/** What enqueuing is of the step of (a): as many ops as the small batch has. */
+async function shareRow(options: BenchOptions, ours: Side, folder: string, enqueued: number): Promise<Row> {
+  const { batch, seqLength, vocabulary, text } = sizes.a
+  await ours.call('load', { folder, mode: 'float32', train: true, batch: [batch, seqLength] })
+  const tokens = randomTokens(batch, seqLength, vocabulary, 1)
+  const warmups = 2
+  const answer = await ours.call<{ seconds: number[] }>('train', { tokens, steps: warmups + options.pairs })
+  const step = quantile(answer.seconds.slice(warmups), 0.5)
+  const figure = { value: (100 * enqueued) / step, unit: '%' }
+  const note = `${(enqueued * 1e3).toFixed(2)} ms of ${(step * 1e3).toFixed(0)} ms; ${text}`
+  const work = 'JavaScript and binding, share of the training step (a), float32'
+  return await rowOf(options, { suite: 'ops', work, peer: null, figure, note }, [])
 }
