@@ -18,10 +18,10 @@ export async function opsSuite(options: BenchOptions): Promise<Row[]> {
     await ours.call('load', { folder, mode: 'float32', train: true, batch: [batch, seqLength] })
     const tokens = randomTokens(batch, seqLength, sizes.a.vocabulary, 3)
     const cost = await ours.call<EnqueueCost & Record<string, unknown>>('enqueue', { tokens, rounds: 20 })
-    const work = `JavaScript and binding an op, training step of ${cost.ops} ops`
+    const work = 'JavaScript and binding an op of a training step'
     const figure = { value: quantile(cost.microseconds, 0.5), unit: 'µs' }
     const [all, elapsed] = [cost.allThreads, cost.elapsed].map((times) => quantile(times, 0.5).toFixed(2))
-    const note = `processor time of the enqueuing thread; of all threads ${all} µs, by the clock ${elapsed} µs`
+    const note = `${cost.ops} ops; processor time of the enqueuing thread; of all threads ${all} µs, by the clock ${elapsed} µs`
     const rows = [await rowOf(options, { suite: 'ops', work, peer: null, figure, note }, [])]
     return [...rows, await shareRow(options, ours, folder, (figure.value * cost.ops) / 1e6)]
   })
