@@ -107,7 +107,10 @@ export function matmulCase([m, n, k]: MatmulShape, dtype: FloatName, form: 'forw
 
 const silu = 0
 
-function attentionCase(o: OpSizes, engine: 'auto' | 'own', backward: boolean, dtype: FloatName): OpCase {
+/** How attention is computed; `unordered`: by cuDNN, whose gradients' bits need not be equal. */
+type AttentionWay = 'auto' | 'own' | 'unordered'
+
+function attentionCase(o: OpSizes, engine: AttentionWay, backward: boolean, dtype: FloatName): OpCase {
   // Each query meets the keys before it and its own.
   const scores = o.batch * o.groups * o.headsPerGroup * ((o.seqLength * (o.seqLength + 1)) / 2) * o.channels
   const [B, S, G, R, D] = [o.batch, o.seqLength, o.groups, o.headsPerGroup, o.channels]
@@ -126,14 +129,18 @@ function attentionCase(o: OpSizes, engine: 'auto' | 'own', backward: boolean, dt
       const [dk, dv] = [make.empty([B, S, G, D], dtype), make.empty([B, S, G, D], dtype)]
       const { index } = make.ctx.device
       const scale = 1 / Math.sqrt(D)
+      const choose = () => {
+        native.setAttentionEngine(index, engine === 'own' ? 'own' : 'auto')
+        native.allowNondeterministic(index, engine === 'unordered')
+      }
       const forward = () => {
-        native.setAttentionEngine(index, engine)
+        choose()
         native.attentionForward(make.stream, out, lse, q, k, v, 0, 0, scale, true, 0, 0, 0)
       }
       if (!backward) return forward
       forward()
       return () => {
-        native.setAttentionEngine(index, engine)
+        choose()
         native.attentionBackward(make.stream, dq, dk, dv, dOut, q, k, v, out, lse, 0, 0, scale, true, 0, 0, 0)
       }
     },
@@ -194,7 +201,7 @@ export function opCases(o: OpSizes): Readonly<Record<string, OpCase>> {
       const [x, y] = [make.normal([N], from), make.empty([N], to)]
       return () => native.copy(make.stream, y, x)
     })
-  const attention = (engine: 'auto' | 'own', backward: boolean) => attentionCase(o, engine, backward, 'bfloat16')
+  const attention = (engine: AttentionWay, backward: boolean) => attentionCase(o, engine, backward, 'bfloat16')
   const counts = Array.from({ length: E }, (_, e) => Math.floor(((e + 1) * T * K) / E) - Math.floor((e * T * K) / E))
   const grouped = (backward: boolean, engine: string): OpCase => ({
     flops: 2 * T * K * H * 2 * X,
@@ -330,6 +337,7 @@ export function opCases(o: OpSizes): Readonly<Record<string, OpCase>> {
     "products of experts' rows, gradient of the weights": grouped(true, 'streams'),
     'attention, causal': attention('auto', false),
     'attention, causal, gradient': attention('auto', true),
+    'attention, causal, unordered, gradient': attention('unordered', true),
     'attention, causal, own kernel': attention('own', false),
     'attention, causal, own kernel, gradient': attention('own', true),
     'attention, causal, float32': attentionCase(o, 'own', false, 'float32'),

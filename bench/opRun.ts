@@ -37,6 +37,7 @@ async function measured(build: (make: Maker) => () => void, args: OpArgs): Promi
     make.close()
     device.stream.reset() // an op that failed is one row's failure
     native.setAttentionEngine(device.index, 'auto')
+    native.allowNondeterministic(device.index, false)
     native.setGroupedMatmulEngine(device.index, 'auto')
   }
 }

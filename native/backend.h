@@ -81,6 +81,8 @@ class Backend {
     VIADUCT_CHECK(engine == "auto", "ERR_UNSUPPORTED", name(),
                   "expected attention engine auto, got " + engine + ": there is no other");
   }
+  /// Lets equal calls have unequal bits where that is faster; not so at first. Process-wide.
+  virtual void allowNondeterministic(bool) {}
 
   /// Whether `op` (a method name below) runs for this dtype; with `why` filled when not.
   virtual bool supports(const std::string& op, DType dtype, std::string* why) const = 0;

@@ -168,6 +168,7 @@ export interface Addon {
   setMatmulEngine(device: Device, engine: string): void
   setGroupedMatmulEngine(device: Device, engine: string): void
   setAttentionEngine(device: Device, engine: string): void
+  allowNondeterministic(device: Device, allowed: boolean): void
   supports(device: Device, op: string, dtype: DType): string
   empty(stream: integer, shape: Dims, dtype: DType): number
   view(handle: integer, shape: Dims, strides: Dims, offset: integer): number

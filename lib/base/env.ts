@@ -35,6 +35,10 @@ const rows = {
     meaning: 'attention on an NVIDIA GPU: cudnn (nothing else), own (own kernels) or auto',
     unset: 'auto: cuDNN for the calls that it takes',
   },
+  VIADUCT_ALLOW_NONDETERMINISTIC_ALGO: {
+    meaning: '1: on an NVIDIA GPU equal calls may have unequal bits where that is faster (gradients of attention)',
+    unset: 'equal calls have equal bits',
+  },
   NCCL_MULTI_RANK_GPU_ENABLE: {
     meaning: '1: NCCL (2.30 or newer) lets several ranks share a GPU, and local ranks go round the GPUs',
     unset: 'a GPU for each rank',

@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os'
 import type { DeviceInfo, MemoryStats } from '../addon/functions.js'
 import { native } from '../addon/load.js'
 import { type DType, dtypes } from '../base/dtype.js'
-import { envInt, envText } from '../base/env.js'
+import { envFlag, envInt, envText } from '../base/env.js'
 import { cudaState, openCuda } from './cuda.js'
 import { Stream } from './stream.js'
 
@@ -36,7 +36,7 @@ export class Device {
    * Opens a device, once a thread: later calls give the same object. `auto` is the GPU of this rank where CUDA finds one, else
    * the CPU. The first call sets the threads of the CPU's kernels (`VIADUCT_NUM_THREADS`, else `OMP_NUM_THREADS`, else cores /
    * local ranks), the limit `VIADUCT_MEMORY_LIMIT` and a GPU's engines (`VIADUCT_MATMUL_ENGINE`,
-   * `VIADUCT_GROUPED_MATMUL_ENGINE`, `VIADUCT_ATTENTION_ENGINE`).
+   * `VIADUCT_GROUPED_MATMUL_ENGINE`, `VIADUCT_ATTENTION_ENGINE`, `VIADUCT_ALLOW_NONDETERMINISTIC_ALGO`).
    * @throws ERR_UNSUPPORTED when this machine or build has no such device; the message says what to do.
    */
   static open(kind: DeviceKind = 'auto'): Device {
@@ -56,6 +56,7 @@ export class Device {
     if (wanted === 'cuda' && grouped !== undefined) native.setGroupedMatmulEngine(index, grouped)
     const attention = envText('VIADUCT_ATTENTION_ENGINE')
     if (wanted === 'cuda' && attention !== undefined) native.setAttentionEngine(index, attention)
+    native.allowNondeterministic(index, envFlag('VIADUCT_ALLOW_NONDETERMINISTIC_ALGO'))
     const limit = envInt('VIADUCT_MEMORY_LIMIT')
     if (limit !== undefined) device.setMemoryLimit(limit)
     opened.set(wanted, device)

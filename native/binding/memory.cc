@@ -56,6 +56,7 @@ void setNumThreads(Backend& device, int64_t n) { device.setNumThreads(n); }
 void setMatmulEngine(Backend& device, const std::string& engine) { device.setMatmulEngine(engine); }
 void setGroupedMatmulEngine(Backend& device, const std::string& engine) { device.setGroupedMatmulEngine(engine); }
 void setAttentionEngine(Backend& device, const std::string& engine) { device.setAttentionEngine(engine); }
+void allowNondeterministic(Backend& device, bool allowed) { device.allowNondeterministic(allowed); }
 
 /// Empty text: supported; else the reason.
 std::string supports(Backend& device, const std::string& op, DType dtype) {
@@ -180,6 +181,7 @@ std::vector<Row> memoryRows() {
       row("setMatmulEngine", &setMatmulEngine),
       row("setGroupedMatmulEngine", &setGroupedMatmulEngine),
       row("setAttentionEngine", &setAttentionEngine),
+      row("allowNondeterministic", &allowNondeterministic),
       row("supports", &supports),
       row("empty", &empty),
       row("view", &view),

@@ -52,6 +52,7 @@ void CudaBackend::attentionBackward(Stream& s, Out dq, Out dk, Out dv, In dOut, 
 }
 
 void CudaBackend::setAttentionEngine(const std::string& engine) { cuda::setAttentionEngine(engine); }
+void CudaBackend::allowNondeterministic(bool allowed) { allowNondeterministicAttention(allowed); }
 
 namespace {
 const Support support{{"attentionForward", Takes::Float}, {"attentionBackward", Takes::Float}};

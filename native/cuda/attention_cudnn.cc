@@ -1,5 +1,5 @@
 // Attention by cuDNN, opened at run time: graphs are described through cudnn-frontend's headers, and a plan is made once for
-// each shape. The backward pass is cuDNN's deterministic one, so equal calls have equal bits. Which calls come here is decided
+// each shape. The backward pass is cuDNN's deterministic one, unless the shape says that it need not be. Which calls come here is decided
 // in attention_engine.cc; what tensor cores compute is not emulated: see emulation/attention_cudnn_host.cc.
 #include <cudnn_frontend.h>
 
@@ -171,7 +171,7 @@ class Description {
     const Tensor stats = input("stats", kStats, queryDims(1), statsStrides());
     stats->set_data_type(fe::DataType_t::FLOAT);
     auto attributes = options<fe::graph::SDPA_backward_attributes>();
-    attributes.set_deterministic_algorithm(true);
+    attributes.set_deterministic_algorithm(s_.deterministic);
     if (s_.softcap > 0) {
       attributes.set_score_mod_bprop([this](std::shared_ptr<fe::graph::Graph> graph, Tensor gradient) {
         return softcap_.backward(graph, gradient, cap_);

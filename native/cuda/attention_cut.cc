@@ -33,21 +33,21 @@ bool diagonal(const AttentionArgs& a) { return a.causal || narrowWindow(a) > 0; 
 bool even(const AttentionArgs& a, const HeadsView& x) { return a.G == 1 || a.R == 1 || x.group == a.R * x.head; }
 
 /// Bytes of probabilities that a call keeps for one group of one sample.
-int64_t probabilitiesOf(const AttentionArgs& a, bool backward, int computeCapability) {
-  if (!backward || computeCapability / 10 == 10) return 0;
+int64_t probabilitiesOf(const AttentionArgs& a, bool backward, const SdpaGpu& gpu) {
+  if (!backward || !gpu.deterministic || gpu.computeCapability / 10 == 10) return 0;
   const auto rounded = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
   return a.R * rounded(a.S, 64) * rounded(a.K, 128) * 2;
 }
 
 /// Whether one call takes all samples and groups.
-bool whole(const AttentionArgs& a, bool backward, int computeCapability) {
-  if (probabilitiesOf(a, backward, computeCapability) > kEnoughProbabilities / (a.B * a.G)) return false;
+bool whole(const AttentionArgs& a, bool backward, const SdpaGpu& gpu) {
+  if (probabilitiesOf(a, backward, gpu) > kEnoughProbabilities / (a.B * a.G)) return false;
   return even(a, a.q) && even(a, a.out) && (!backward || (even(a, a.dOut) && even(a, a.dq)));
 }
 
 /// Groups of a sample that one of its calls takes.
-int64_t groupsOfCall(const AttentionArgs& a, bool backward, int computeCapability) {
-  const int64_t each = probabilitiesOf(a, backward, computeCapability);
+int64_t groupsOfCall(const AttentionArgs& a, bool backward, const SdpaGpu& gpu) {
+  const int64_t each = probabilitiesOf(a, backward, gpu);
   int64_t groups = a.G;
   while (groups > 1 && (each > kEnoughProbabilities / groups || a.G % groups != 0)) groups -= 1;
   return groups;
@@ -85,10 +85,10 @@ std::string whyNotMemory(const AttentionArgs& a, const Seen& x) {
   return last < int64_t{1} << 31 ? "" : name + " over more than 2^31 elements";
 }
 
-std::string whyNotMask(const AttentionArgs& a, bool backward, int computeCapability) {
+std::string whyNotMask(const AttentionArgs& a, bool backward, const SdpaGpu& gpu) {
   if (a.firstKey != nullptr) {
     if (a.keyEnd != nullptr) return "first keys and ends of keys";
-    if (backward && computeCapability / 10 != 9) return "the gradient with first keys on a GPU that is no Hopper";
+    if (backward && gpu.computeCapability / 10 != 9) return "the gradient with first keys on a GPU that is no Hopper";
   }
   if (a.keyEnd != nullptr && a.softcap > 0) return "ends of keys and a softcap";
   if (a.queryOffset < 0) return "queries before the first key";
@@ -102,11 +102,11 @@ std::string whyNotMask(const AttentionArgs& a, bool backward, int computeCapabil
   return "";
 }
 
-std::string whyNotHeads(const AttentionArgs& a, bool backward, int computeCapability) {
+std::string whyNotHeads(const AttentionArgs& a, bool backward, const SdpaGpu& gpu) {
   if (a.D % kPack != 0 || a.Dv % kPack != 0) return "channels of no multiple of 8";
   if (a.D > 256 || a.Dv > 256) return "more than 256 channels";
   if (!backward) return "";
-  const int generation = computeCapability / 10;
+  const int generation = gpu.computeCapability / 10;
   if (generation == 9) return "";
   if (a.softcap > 0) return "the gradient of a softcap on a GPU that is no Hopper";
   const bool latent = generation == 10 && a.D == 192 && a.Dv == 128;
@@ -139,6 +139,7 @@ std::vector<int64_t> SdpaShape::key() const {
                            valueChannels, causal,
                            bottomRight,   window,
                            lengths,       firstKeys};
+  key.push_back(backward && deterministic);
   for (float x : {scale, softcap}) key.push_back(bitsOf(x));
   for (const SdpaStrides* x : {&q, &k, &v, &out, &dOut, &dq, &dk, &dv}) {
     key.insert(key.end(), {x->batch, x->head, x->position});
@@ -146,35 +147,36 @@ std::vector<int64_t> SdpaShape::key() const {
   return key;
 }
 
-std::string whyNotCudnn(const AttentionArgs& a, bool backward, int computeCapability) {
+std::string whyNotCudnn(const AttentionArgs& a, bool backward, const SdpaGpu& gpu) {
   if (a.q.dtype != DType::BF16 && a.q.dtype != DType::F16) return dtypeName(a.q.dtype);
   if (std::min({a.B, a.S, a.G, a.R, a.K}) == 0) return "nothing to compute";
   if (backward && a.S == 1 && a.K == 1) return "the gradient of one query and one key";
-  if (probabilitiesOf(a, backward, computeCapability) > kMostProbabilities) {
+  if (probabilitiesOf(a, backward, gpu) > kMostProbabilities) {
     return "a gradient for which it would keep more than " + std::to_string(kMostProbabilities) +
            " bytes of probabilities of a group";
   }
   if (!backward && a.S < kLeastQueries && a.S < a.K) return "few queries over more keys";
-  if (computeCapability < 80) return "a GPU before compute capability 8.0";
-  std::string why = whyNotHeads(a, backward, computeCapability);
-  if (why.empty()) why = whyNotMask(a, backward, computeCapability);
+  if (gpu.computeCapability < 80) return "a GPU before compute capability 8.0";
+  std::string why = whyNotHeads(a, backward, gpu);
+  if (why.empty()) why = whyNotMask(a, backward, gpu);
   for (const Seen& view : seenViews(a, backward)) {
     if (why.empty()) why = whyNotMemory(a, view);
   }
   const int64_t heads = a.G * a.R;
   const bool packed = (a.S == 1 || a.lseQuery == 1) && (heads == 1 || a.lseHead == a.S) &&
-                      (a.B == 1 || !whole(a, backward, computeCapability) || a.lseBatch == heads * a.S);
+                      (a.B == 1 || !whole(a, backward, gpu) || a.lseBatch == heads * a.S);
   if (why.empty() && !packed) why = "an lse with gaps";
   return why;
 }
 
-SdpaCut cutForCudnn(const AttentionArgs& a, bool backward, int computeCapability) {
+SdpaCut cutForCudnn(const AttentionArgs& a, bool backward, const SdpaGpu& gpu) {
   SdpaCut cut;
   SdpaShape& s = cut.shape;
-  const bool one = whole(a, backward, computeCapability);
-  cut.groups = one ? a.G : groupsOfCall(a, backward, computeCapability);
+  const bool one = whole(a, backward, gpu);
+  cut.groups = one ? a.G : groupsOfCall(a, backward, gpu);
   cut.calls = one ? 1 : a.B * (a.G / cut.groups);
   s.backward = backward;
+  s.deterministic = gpu.deterministic;
   s.dtype = a.q.dtype;
   s.batch = one ? a.B : cut.groups;
   s.heads = one ? a.G * a.R : a.R;

@@ -8,10 +8,18 @@
 
 namespace viaduct::cuda {
 
-/// Why cuDNN does not take this call on a GPU of this compute capability (10 * major + minor); empty: it does.
-std::string whyNotCudnn(const AttentionArgs& a, bool backward, int computeCapability);
-inline bool cudnnTakes(const AttentionArgs& a, bool backward, int computeCapability) {
-  return whyNotCudnn(a, backward, computeCapability).empty();
+/// What a choice depends on beside the call.
+struct SdpaGpu {
+  int computeCapability = 90;  // 10 * major + minor
+  bool deterministic = true;   // whether equal calls must have equal bits
+
+  SdpaGpu(int capability = 90, bool equalBits = true) : computeCapability(capability), deterministic(equalBits) {}
+};
+
+/// Why cuDNN does not take this call on this GPU; empty: it does.
+std::string whyNotCudnn(const AttentionArgs& a, bool backward, const SdpaGpu& gpu);
+inline bool cudnnTakes(const AttentionArgs& a, bool backward, const SdpaGpu& gpu) {
+  return whyNotCudnn(a, backward, gpu).empty();
 }
 
 /// A call as cuDNN's calls of one shape. Where the heads of all groups lie evenly apart it is one call; else, as in a packed
@@ -28,6 +36,6 @@ struct SdpaCut {
 };
 /// From the first keys of a sample to the next one's, in numbers: so that each begins at an address of 16 bytes.
 inline int64_t firstKeysRow(const AttentionArgs& a) { return (a.S + 3) / 4 * 4; }
-SdpaCut cutForCudnn(const AttentionArgs& a, bool backward, int computeCapability);
+SdpaCut cutForCudnn(const AttentionArgs& a, bool backward, const SdpaGpu& gpu);
 
 }  // namespace viaduct::cuda

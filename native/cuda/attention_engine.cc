@@ -15,6 +15,7 @@ namespace {
 
 enum class Engine { Auto, Cudnn, Own };
 std::atomic<Engine> engine{Engine::Auto};
+std::atomic<bool> deterministic{true};
 
 #ifdef VIADUCT_EMULATE
 constexpr size_t kMostPlans = 8;
@@ -108,10 +109,13 @@ void setAttentionEngine(const std::string& name) {
   }
 }
 
+void allowNondeterministicAttention(bool allowed) { deterministic = !allowed; }
+
 std::string attentionLibrary() {
   if (engine == Engine::Own) return "own kernels";
   try {
-    return sdpaLibrary() + (engine == Engine::Auto ? ", else own kernels" : "");
+    return sdpaLibrary() + (deterministic ? "" : " (not deterministic)") +
+           (engine == Engine::Auto ? ", else own kernels" : "");
   } catch (const Error&) {
     return "own kernels, for want of cuDNN";
   }
@@ -121,10 +125,10 @@ AttentionChoice chooseAttention(const char* op, const AttentionArgs& a, bool bac
   AttentionChoice choice;
   const Engine wanted = engine;
   if (wanted != Engine::Own) {
-    choice.computeCapability = capabilityOf(device);
-    std::string why = whyNotCudnn(a, backward, choice.computeCapability);
+    choice.gpu = {capabilityOf(device), deterministic};
+    std::string why = whyNotCudnn(a, backward, choice.gpu);
     if (why.empty()) {
-      const SdpaCut cut = cutForCudnn(a, backward, choice.computeCapability);
+      const SdpaCut cut = cutForCudnn(a, backward, choice.gpu);
       choice.plan = findPlan(cut.shape, device, &why);
       if (choice.plan != nullptr) {
         choice.scratch = Parts(a, backward, cut, *choice.plan).total();
@@ -141,7 +145,7 @@ AttentionChoice chooseAttention(const char* op, const AttentionArgs& a, bool bac
 void startChosen(const AttentionChoice& choice, const AttentionArgs& a, bool backward, const Launch& on,
                  void* scratch) {
   if (choice.plan == nullptr) return backward ? startOwnBackward(a, on, scratch) : startOwnForward(a, on, scratch);
-  const SdpaCut cut = cutForCudnn(a, backward, choice.computeCapability);
+  const SdpaCut cut = cutForCudnn(a, backward, choice.gpu);
   const SdpaShape& s = cut.shape;
   const Parts parts(a, backward, cut, *choice.plan);
   char* next = static_cast<char*>(scratch);

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "attention_cut.h"
 #include "attention_sdpa.h"
 #include "device.h"
 #include "launch.cuh"
@@ -13,6 +14,8 @@ namespace viaduct::cuda {
 /// "auto": cuDNN where it takes the call; "cudnn": nothing else; "own": own kernels. Throws ERR_UNSUPPORTED for others, and for
 /// "cudnn" where there is none. Process-wide.
 void setAttentionEngine(const std::string& name);
+/// Lets equal calls have unequal bits where that is faster: cuDNN's backward pass. Process-wide; not so at first.
+void allowNondeterministicAttention(bool allowed);
 /// What `auto` uses, for the description of the device.
 std::string attentionLibrary();
 
@@ -20,7 +23,7 @@ std::string attentionLibrary();
 struct AttentionChoice {
   std::shared_ptr<const SdpaPlan> plan;  // null: own kernels
   size_t scratch = 0;                    // bytes
-  int computeCapability = 0;
+  SdpaGpu gpu;
 };
 AttentionChoice chooseAttention(const char* op, const AttentionArgs& a, bool backward, const Device& device);
 

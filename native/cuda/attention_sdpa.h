@@ -21,6 +21,7 @@ struct SdpaStrides {
 /// where there is a window; the shift is 0 or, `bottomRight`, keys - queries.
 struct SdpaShape {
   bool backward = false;
+  bool deterministic = true;  // of a backward pass: equal calls have equal bits
   DType dtype = DType::BF16;  // or F16
   int64_t batch = 0, heads = 0, keyHeads = 0, queries = 0, keys = 0, channels = 0, valueChannels = 0;
   SdpaStrides q, k, v, out, dOut, dq, dk, dv;

@@ -43,6 +43,7 @@ class CudaBackend final : public Backend {
   void setMatmulEngine(const std::string& engine) override;
   void setGroupedMatmulEngine(const std::string& engine) override;
   void setAttentionEngine(const std::string& engine) override;
+  void allowNondeterministic(bool allowed) override;
   int64_t numThreads() const override { return 1; }
   bool supports(const std::string& op, DType dtype, std::string* why) const override;
   Device& device() { return device_; }
