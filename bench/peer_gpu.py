@@ -132,7 +132,7 @@ def gpu_load(folder, train, pure=False):
         {"params": [p for p in Loaded.model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
         {"params": [p for p in Loaded.model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    Loaded.optimizer = torch.optim.AdamW(groups, lr=1e-5, betas=(0.9, 0.95), fused=True)
+    Loaded.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
     return {}
 
 

@@ -50,8 +50,7 @@ async function configOf({ folder, batch }: Omit<LoadArgs, 'train'>, config?: HfC
     mixedPrecision: 'bf16_mixed',
     train: { trainIters: 1_000_000, globalBatchSize: batch[0], microBatchSize: batch[0] },
     validation: { evalInterval: null, evalIters: 0 },
-    // So small that a random model's losses stay comparable: at 1e-4 the two sides' roundings part them by 1e-2 within five steps.
-    optimizer: { lr: 1e-5, minLr: 1e-5, adamBeta1: 0.9, adamBeta2: 0.95, adamEps: 1e-8, weightDecay: 0.1, clipGrad: 1 },
+    optimizer: { lr: 1e-4, minLr: 1e-4, adamBeta1: 0.9, adamBeta2: 0.95, adamEps: 1e-8, weightDecay: 0.1, clipGrad: 1 },
     scheduler: { lrDecayStyle: 'constant', lrWarmupIters: 0 },
     dataset: { kind: 'mock' },
     ...(config === undefined ? { checkpoint: { pretrainedCheckpoint: folder } } : {}),
