@@ -7,7 +7,7 @@ import { alternate, type Runner } from '../alternate.js'
 import { type Pair, quantile } from '../pairs.js'
 import type { Side } from '../side.js'
 import { sharedStart } from '../suites/decode.js'
-import { compareLosses } from '../suites/train.js'
+import { apart, compareLosses } from '../suites/train.js'
 import { randomTokens } from '../tokens.js'
 import type { GpuBench } from './bench.js'
 import type { HfConfig, TrainCase } from './models.js'
@@ -151,9 +151,8 @@ const failureOf = ({ failure }: Raced) => (failure === undefined ? {} : { failur
 function agree(ours: readonly number[], theirs: readonly number[], work: string) {
   try {
     const first = compareLosses(ours.slice(0, 1), theirs.slice(0, 1), 'bfloat16', work)
-    const steps = Math.min(6, ours.length, theirs.length)
-    const apart = Array.from({ length: steps }, (_, i) => Math.abs((ours[i] as number) / (theirs[i] as number) - 1))
-    return { parity: `${first}, of ${steps} within ${Math.max(...apart).toExponential(0)}` }
+    const { steps, worst } = apart(ours, theirs)
+    return { parity: `${first}, of ${steps} within ${worst.toExponential(0)}` }
   } catch (error) {
     return { failure: (error as Error).message }
   }

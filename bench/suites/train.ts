@@ -33,6 +33,14 @@ export class Trainer implements Runner {
 const lossTolerance = { float32: 1e-4, bfloat16: 1e-2 } as const
 const comparedSteps = 6
 
+/** How far the losses of the first steps are from each other, the largest share. */
+export function apart(ours: readonly number[], theirs: readonly number[]): { steps: number; worst: number } {
+  const steps = Math.min(comparedSteps, ours.length, theirs.length)
+  let worst = 0
+  for (let i = 0; i < steps; i++) worst = Math.max(worst, Math.abs((ours[i] as number) / (theirs[i] as number) - 1))
+  return { steps, worst }
+}
+
 /** Says in words how near the losses of the first steps are. @throws when they are not. */
 export function compareLosses(
   ours: readonly number[],
@@ -40,9 +48,7 @@ export function compareLosses(
   dtype: DtypeName,
   where: string,
 ): string {
-  const steps = Math.min(comparedSteps, ours.length, theirs.length)
-  let worst = 0
-  for (let i = 0; i < steps; i++) worst = Math.max(worst, Math.abs((ours[i] as number) / (theirs[i] as number) - 1))
+  const { steps, worst } = apart(ours, theirs)
   if (!(worst <= lossTolerance[dtype])) {
     throw new Error(
       `${where}: expected equal losses, got ${ours.slice(0, steps).join(', ')} and ${theirs.slice(0, steps).join(', ')}`,

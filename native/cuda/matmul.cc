@@ -48,7 +48,8 @@ void CudaBackend::matmulActivation(Stream& s, Out y, OptOut pre, In a, In b, Opt
   MatmulArgs g = productArgs(y, a, b, bias, false, true, false, 0);
   if (y.numel() == 0) return;
   g.pre = pre.data;
-  // cuBLASLt's GELU takes the approximated tanh of the hardware, which F32 does not stand; it keeps of a relu which elements were positive, not what it was of; and rows of `pre` by eights.
+  // cuBLASLt's GELU takes the hardware's approximated tanh, too coarse for F32, and keeps rows of `pre` by eights. Of a relu it
+  // keeps which elements were positive, not what it was of.
   if (kind == Activation::GeluTanh && g.dtype != DType::F32 && g.shape.n % 8 == 0) g.epilogue = Epilogue::GeluTanh;
   if (kind == Activation::Relu && !pre.present()) g.epilogue = Epilogue::Relu;
   if (g.epilogue != Epilogue::None && g.shape.k > 0 && matmulTakes(g, device_.ordinal())) {

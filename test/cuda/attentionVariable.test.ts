@@ -1,5 +1,7 @@
-// VIADUCT_ATTENTION_ENGINE chooses the engine of attention when a GPU is opened. A file of its own: a device is opened once.
+// Variables choose the engine of attention, and whether its bits may differ, when a GPU is opened. A file of its own: a device is
+// opened once.
 import { beforeAll, expect, test } from 'vitest'
+import { native } from '../../lib/addon/load.js'
 import { Device } from '../../lib/tensor/device.js'
 import { gpuSetupTimeout, useGpu } from './gpu.js'
 
@@ -10,5 +12,11 @@ test('a GPU is opened with the engine of the variable', () => {
   expect(() => Device.open('cuda')).toThrow(/expected engine auto, cudnn or own, got flash/)
   process.env['VIADUCT_ATTENTION_ENGINE'] = 'own'
   expect(Device.open('cpu').info.description).not.toMatch(/attention/)
-  expect(Device.open('cuda').info.description).toMatch(/attention by own kernels$/)
+  process.env['VIADUCT_ALLOW_NONDETERMINISTIC_ALGO'] = '1'
+  const gpu = Device.open('cuda')
+  expect(gpu.info.description).toMatch(/attention by own kernels$/)
+  native.setAttentionEngine(gpu.index, 'cudnn')
+  expect(native.deviceInfo(gpu.index).description).toMatch(/\(not deterministic\)$/)
+  native.allowNondeterministic(gpu.index, false)
+  expect(native.deviceInfo(gpu.index).description).not.toMatch(/deterministic/)
 })
