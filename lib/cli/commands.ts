@@ -207,7 +207,7 @@ function addTraining(program: Command): void {
       ).choices(['uniform', 'block']),
     )
     .option('--recompute-num-layers <n>', 'full: layers of a group (uniform) or of a chunk (block)', positiveInt)
-    .option('--recompute-modules <names>', 'selective: of core_attn,layernorm,mlp (default: core_attn)')
+    .option('--recompute-modules <names>', 'selective: of core_attn,layernorm,mlp_act,mlp,moe (default: core_attn)')
     .option('--cpu-offloading-num-layers <n>', 'layers whose activations wait in host memory', positiveInt)
     .option('--fsdp', 'shard weights, gradients and optimizer over data-parallel ranks (ddp.use_megatron_fsdp)')
     .option('--optimizer-cpu-offload', 'keep optimizer state in host memory and update there')

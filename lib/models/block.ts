@@ -152,7 +152,9 @@ export class Mlp extends Module {
     const inner = await this.linearFc1.forward(ctx, normed.y, gatedLinearUnit ? undefined : kind)
     if (this.#again.has('layernorm') && !this.#again.has('mlp')) recomputeOutput(ctx, normed.y)
     const acted = gatedLinearUnit ? gatedActivation(ctx, { x: inner, kind }).y : inner
-    return { x: await this.linearFc2.forward(ctx, acted), residual: normed.residual }
+    const y = await this.linearFc2.forward(ctx, acted)
+    if (gatedLinearUnit && this.#again.has('mlp_act') && !this.#again.has('mlp')) recomputeOutput(ctx, acted)
+    return { x: y, residual: normed.residual }
   }
 }
 

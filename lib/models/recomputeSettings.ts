@@ -2,7 +2,7 @@
 // how a chunk's layers run by them.
 import type { PipelinePart } from '../parallel/pipelineStages.js'
 
-const modules = ['core_attn', 'layernorm', 'mlp', 'moe'] as const
+const modules = ['core_attn', 'layernorm', 'mlp_act', 'mlp', 'moe'] as const
 
 /** A part of a layer that can run again by itself. */
 export type RecomputeModule = (typeof modules)[number]
@@ -25,8 +25,9 @@ export interface RecomputeSettings {
   /** full: layers of a group (uniform) or of each chunk (block); null: 1, uniform only. */
   recomputeNumLayers: number | null
   /**
-   * selective: 'core_attn': attention without its linears; 'layernorm': the norms of a layer; both give up what they made as soon as
-   * it was read. 'mlp': the feed-forward part of dense layers with its norm, 'moe': of those with experts. null: core_attn.
+   * selective: 'core_attn': attention without its linears; 'layernorm': the norms of a layer; 'mlp_act': the gated activation of
+   * dense layers (Megatron-Core has it for experts alone); these give up what they made as soon as it was read. 'mlp': the feed-forward
+   * part of dense layers with its norm, 'moe': of those with experts. null: core_attn.
    */
   recomputeModules: readonly RecomputeModule[] | null
 }

@@ -28,6 +28,10 @@ export const gatedActivation = defineOp<ActivationArgs, { y: Tensor }>({
   },
   inputs: ({ x }) => [x],
   saves: ({ x }) => [x],
+  remade: ({ y }) => [y],
+  remake(ctx, { x, kind }, _, [y]) {
+    native.gatedActivationForward(ctx.stream.id, (y as Tensor).handle, x.handle, activationCodes[kind])
+  },
   backwardInput(ctx, { x, kind }, _, { y: dy }) {
     if (dy === null) return [null]
     const dx = isExclusive(x) ? x : ctx.empty(x.shape, x.dtype)

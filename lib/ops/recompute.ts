@@ -7,7 +7,7 @@ import { Tensor } from '../tensor/tensor.js'
 import { Tape } from './tape.js'
 
 /**
- * Frees an output of an op that can make it again (rmsNorm, layerNorm, attention) once its readers have run. Under a tape it is made
+ * Frees an output of an op that can make it again (rmsNorm, layerNorm, attention, gatedActivation) once its readers have run. Under a tape it is made
  * again, from what the op saved, when the backward pass comes to the first of them; nobody may write into it in between.
  */
 export function recomputeOutput(ctx: Ctx, output: Tensor): void {

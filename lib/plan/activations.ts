@@ -220,15 +220,17 @@ interface FeedForward {
 
 function denseActivations(t: Tensors, again: ReadonlySet<RecomputeModule>): FeedForward {
   const [normsAgain, mlpAgain] = [again.has('layernorm'), again.has('mlp')]
+  // Only a gated activation reads more than it gives, and can be made again.
+  const actAgain = again.has('mlp_act') && !mlpAgain && t.inner > t.acted
   const mlpFromNorm = t.hidden + t.statistics + t.hidden + t.inner + t.acted
-  const kept = mlpAgain ? t.hidden : mlpFromNorm - (normsAgain ? t.hidden : 0)
+  const kept = mlpAgain ? t.hidden : mlpFromNorm - (normsAgain ? t.hidden : 0) - (actAgain ? t.acted : 0)
   // While the feed-forward part has its backward pass; when it ran again, what it gave is there too.
-  const then = mlpAgain ? t.hidden + mlpFromNorm + t.hidden : kept
+  const then = mlpAgain ? t.hidden + mlpFromNorm + t.hidden : kept + (actAgain ? t.acted : 0)
   const inputGradient = t.whole + (t.gathered > 0 ? t.hidden : 0)
   return {
     kept,
-    // What fc2 gives, as it is summed over the ranks.
-    forward: (mlpAgain ? mlpFromNorm : t.hidden) + t.gathered,
+    // What fc2 gives, as it is summed over the ranks, beside what it reads.
+    forward: (mlpAgain ? mlpFromNorm : t.hidden) + t.gathered + (actAgain ? t.acted : 0),
     moments: [
       // Of the activation, beside the one that fc2 had.
       then + t.dropped + t.gathered + t.acted,

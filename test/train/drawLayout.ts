@@ -123,6 +123,7 @@ const recomputeForms: readonly Partial<ProviderInit>[] = [
   { recomputeGranularity: 'selective', recomputeModules: ['core_attn', 'layernorm'] },
   { recomputeGranularity: 'selective', recomputeModules: ['layernorm', 'mlp'] },
   { recomputeGranularity: 'selective', recomputeModules: ['layernorm'] },
+  { recomputeGranularity: 'selective', recomputeModules: ['layernorm', 'mlp_act'] },
   { recomputeGranularity: 'selective', recomputeModules: ['moe', 'mlp'] },
 ]
 

@@ -139,6 +139,8 @@ const all: readonly Row[] = [
   ['one rank, full recompute of 2 layers, bf16', 1, full('block', 2), bf16],
   ['one rank, core_attn again', 1, selective('core_attn')],
   ['one rank, core_attn and layernorm again', 1, selective('core_attn', 'layernorm')],
+  ['one rank, layernorm and mlp_act again', 1, selective('layernorm', 'mlp_act')],
+  ['tp 2 with sp, mlp_act again', 2, { ...sp(2), ...selective('mlp_act') }],
   ['one rank, mlp again, dropout', 1, { ...selective('mlp'), ...dropout }],
   ['tp 2', 2, tp(2)],
   ['tp 2 with sp, all modules again', 2, { ...sp(2), ...selective('core_attn', 'layernorm', 'mlp') }],

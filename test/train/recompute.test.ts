@@ -28,6 +28,7 @@ const whole = (recomputeMethod: 'uniform' | 'block', recomputeNumLayers: number)
 const forms: readonly (readonly [string, Model])[] = [
   ['core_attn', selective('core_attn')],
   ['layernorm', selective('layernorm')],
+  ['layernorm and mlp_act', selective('layernorm', 'mlp_act')],
   ['mlp', selective('mlp')],
   ['core_attn and layernorm', selective('core_attn', 'layernorm')],
   ['all modules', selective('core_attn', 'layernorm', 'mlp')],

@@ -110,7 +110,8 @@ export function layerBytes({ paramsDtype, normalization, gatedLinearUnit }: Tran
     statistics: (normalization === 'LayerNorm' ? 2 : 1) * T * 4,
   }
   const attention = { qkv: T * (query + 2 * key) * bytes, output: T * query * bytes, lse: T * heads * 4 }
-  const mlp = T * ((gatedLinearUnit ? 2 : 1) * F + F) * bytes
+  const acted = T * F * bytes
+  const mlp = (gatedLinearUnit ? 3 : 2) * acted
   const normed = norm.input + norm.output + norm.statistics
-  return { norm, attention, mlp, all: 2 * normed + attention.qkv + attention.output + attention.lse + mlp }
+  return { norm, attention, mlp, acted, all: 2 * normed + attention.qkv + attention.output + attention.lse + mlp }
 }

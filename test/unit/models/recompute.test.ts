@@ -16,7 +16,7 @@ afterAll(() => root.scope.close())
 
 /** Bytes that a form keeps of all layers. */
 function expectedKept(config: TransformerConfig, settings: RecomputeSettings): number {
-  const { norm, attention, mlp, all } = layerBytes(config)
+  const { norm, attention, mlp, acted, all } = layerBytes(config)
   const selected = settings.recomputeGranularity === 'selective' ? (settings.recomputeModules ?? []) : []
   const has = (name: RecomputeModule) => selected.includes(name)
   let layer = all
@@ -24,11 +24,12 @@ function expectedKept(config: TransformerConfig, settings: RecomputeSettings): n
   // The feed-forward part's input, less both halves of the norm and all behind it.
   if (has('mlp')) layer -= norm.output + norm.statistics + mlp
   if (has('layernorm')) layer -= norm.output * (has('mlp') ? 1 : 2)
+  if (has('mlp_act') && !has('mlp') && config.gatedLinearUnit) layer -= acted
   const runs = layerRuns(settings, { first: 0, end: config.numLayers, hasEmbedding: true, hasHead: true })
   return runs.reduce((sum, { layers, again }) => sum + (again ? norm.input : layers.length * layer), 0)
 }
 
-const modules = ['core_attn', 'layernorm', 'mlp'] as const
+const modules = ['core_attn', 'layernorm', 'mlp_act', 'mlp'] as const
 const settingsOf = (given: Partial<RecomputeSettings>): RecomputeSettings => ({ ...defaultRecompute, ...given })
 const selective = (...recomputeModules: RecomputeModule[]) =>
   settingsOf({ recomputeGranularity: 'selective', recomputeModules })
@@ -82,6 +83,7 @@ describe('recompute', () => {
   test.each([
     ['core_attn', selective('core_attn')],
     ['layernorm', selective('layernorm')],
+    ['mlp_act', selective('mlp_act')],
     ['mlp', selective('mlp')],
     ['all modules', selective(...modules)],
     ['full, uniform, 1', full('uniform', 1)],
@@ -91,7 +93,7 @@ describe('recompute', () => {
     const changes = { hiddenDropout: 0.1 }
     const [plain, again] = [await measure(changes, {}), await measure(changes, { recompute: form })]
     const config = { ...base, ...changes }
-    const { all, norm, attention } = layerBytes(config)
+    const { all, norm, attention, acted } = layerBytes(config)
     // What the backward pass has again beside what is kept, where it begins: the last group, the last feed-forward part, or the output
     // that the last layer's last linear reads.
     const runs = layerRuns(form, { first: 0, end: config.numLayers, hasEmbedding: true, hasHead: true })
@@ -100,6 +102,7 @@ describe('recompute', () => {
     let back = last.again ? last.layers.length * all - norm.input : 0
     if (chosen.includes('mlp'))
       back += all - 2 * norm.input - norm.output - norm.statistics - attention.qkv - attention.output - attention.lse
+    else if (chosen.includes('mlp_act')) back += acted
     else if (chosen.includes('layernorm')) back += norm.output
     const saved = expectedKept(config, settingsOf({})) - expectedKept(config, form) - back
     // Where exactly the peak lies differs by a tensor or two of one layer.
@@ -169,7 +172,7 @@ describe('the settings', () => {
       'modules of experts and latent attention',
       selective('moe_act' as 'mlp', 'shared_experts' as 'mlp', 'mla_up_proj' as 'mlp'),
       [
-        '"moe_act", which belongs to activations of experts alone, not built yet: use core_attn, layernorm, mlp, moe',
+        '"moe_act", which belongs to activations of experts alone, not built yet: use core_attn, layernorm, mlp_act, mlp, moe',
         '"shared_experts", which',
         '"mla_up_proj", which belongs to multi-latent attention, not built yet',
       ],
@@ -177,13 +180,13 @@ describe('the settings', () => {
     [
       'a module that is none',
       selective('constructor' as 'mlp'),
-      ['"constructor", expected core_attn, layernorm, mlp, moe'],
+      ['"constructor", expected core_attn, layernorm, mlp_act, mlp, moe'],
     ],
     ['no module', selective(), ["is empty for recomputeGranularity='selective'"]],
     [
       'no list',
       { ...selective(), recomputeModules: 'mlp' },
-      ['must be a list of core_attn, layernorm, mlp, moe, got "mlp"'],
+      ['must be a list of core_attn, layernorm, mlp_act, mlp, moe, got "mlp"'],
     ],
     [
       'modules without selective',

@@ -125,6 +125,7 @@ describe('activations', () => {
   it.each([
     [['core_attn'], 128 * 4 + 8 * 4],
     [['layernorm'], 2 * 128 * 4],
+    [['mlp_act'], 320 * 4],
     // The stream, the norm's output and statistics, three widths of 320; what came in is kept instead.
     [['mlp'], 128 * 4 + 4 + 3 * 320 * 4],
   ] as const)('fall with %j by what each layer keeps of a token no more', (recomputeModules, bytes) => {
