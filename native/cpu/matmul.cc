@@ -60,8 +60,9 @@ void tile(float* c, int64_t ldc, const MatmulArgs& g, int64_t row, int64_t col, 
           int64_t k, bool add, const float* bias) {
   const MatrixView a = g.a.at(row, k0);
   const MatrixView b = g.b.at(k0, col);
-  if (k > 0 && usesOneDnn(a.dtype)) {
-    onednn::multiplyTile(c, ldc, a, b, m, n, k, add);
+  const bool pairs = g.rowsVary && engine.load(std::memory_order_relaxed) == Engine::Auto && inPairs(a, b, k);
+  if (pairs || (k > 0 && usesOneDnn(a.dtype))) {
+    pairs ? multiplyPairsOf(c, ldc, a, b, m, n, k, add) : onednn::multiplyTile(c, ldc, a, b, m, n, k, add);
     if (bias != nullptr) {
       for (int64_t i = 0; i < m; ++i) {
         for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += bias[j];
@@ -81,24 +82,25 @@ int64_t rowsOfTile(const MatmulArgs& g, const MatmulCut& cut, int64_t row) {
   return left <= cut.mt + 1 ? left : cut.mt;
 }
 
-void runTiles(const MatmulArgs& g, const MatmulCut& cut, const float* bias) {
+int64_t tileCount(const MatmulArgs& g, const MatmulCut& cut) {
+  return tilesDown(g, cut) * ((g.n + cut.nt - 1) / cut.nt);
+}
+
+void runTile(const MatmulArgs& g, const MatmulCut& cut, const float* bias, int64_t task) {
+  // Down a column of tiles first: neighbours in time share the columns of b.
   const int64_t rows = tilesDown(g, cut);
-  const int64_t cols = (g.n + cut.nt - 1) / cut.nt;
-  parallelFor(rows * cols, [&](int64_t task) {
-    // Down a column of tiles first: neighbours in time share the columns of b.
-    const int64_t row = task % rows * cut.mt;
-    const int64_t col = task / rows * cut.nt;
-    const int64_t m = rowsOfTile(g, cut, row);
-    const int64_t n = std::min(cut.nt, g.n - col);
-    const float* b = bias != nullptr ? bias + col : nullptr;
-    if (g.yDtype == DType::F32) {
-      tile(static_cast<float*>(g.y) + row * g.ldy + col, g.ldy, g, row, col, m, n, 0, g.k, g.accumulate, b);
-      return;
-    }
-    float* c = threadScratch(kTileC, m * n);
-    tile(c, n, g, row, col, m, n, 0, g.k, false, b);
-    for (int64_t i = 0; i < m; ++i) writeRow(g, row + i, col, c + i * n, n);
-  });
+  const int64_t row = task % rows * cut.mt;
+  const int64_t col = task / rows * cut.nt;
+  const int64_t m = rowsOfTile(g, cut, row);
+  const int64_t n = std::min(cut.nt, g.n - col);
+  const float* b = bias != nullptr ? bias + col : nullptr;
+  if (g.yDtype == DType::F32) {
+    tile(static_cast<float*>(g.y) + row * g.ldy + col, g.ldy, g, row, col, m, n, 0, g.k, g.accumulate, b);
+    return;
+  }
+  float* c = threadScratch(kTileC, m * n);
+  tile(c, n, g, row, col, m, n, 0, g.k, false, b);
+  for (int64_t i = 0; i < m; ++i) writeRow(g, row + i, col, c + i * n, n);
 }
 
 // Few tiles and a long k: parts of k go to F32 planes, which are then summed in order.
@@ -170,6 +172,9 @@ void runFewRows(const MatmulArgs& g, const float* bias) {
   });
 }
 
+// Weights that are contiguous along k, for so few rows that they are read once as they lie.
+bool hasFewRows(const MatmulArgs& g) { return std::max(g.m, g.wholeRows) <= kFewRows && g.b.rowStride == 1 && g.k > 0; }
+
 }  // namespace
 
 MatmulCut cutMatmul(int64_t m, int64_t n, int64_t k) {
@@ -215,18 +220,43 @@ void runMatmul(const MatmulArgs& g) {
     loadRow(bias.data(), g.bias, g.biasDtype, 1, g.n);
   }
   const float* b = bias.empty() ? nullptr : bias.data();
-  const int64_t rows = std::max(g.m, g.wholeRows);
-  if (rows <= kFewRows && g.b.rowStride == 1 && g.k > 0) {
+  if (hasFewRows(g)) {
     runFewRows(g, b);
     return;
   }
   // An element's sum knows the parts of k, with oneDNN also the width of its tile, but not which rows are in the tile.
-  const MatmulCut cut = cutMatmul(rows, g.n, g.k);
+  const MatmulCut cut = cutMatmul(std::max(g.m, g.wholeRows), g.n, g.k);
   if (cut.parts > 1) {
     runParts(g, cut, b);
   } else {
-    runTiles(g, cut, b);
+    parallelFor(tileCount(g, cut), [&](int64_t task) { runTile(g, cut, b, task); });
   }
+}
+
+void runMatmuls(const std::vector<MatmulArgs>& products) {
+  struct Cut {
+    const MatmulArgs* product;
+    MatmulCut cut;
+    int64_t end;  // tasks of the products up to this one
+  };
+  std::vector<Cut> cuts;
+  int64_t tasks = 0;
+  for (const MatmulArgs& g : products) {
+    if (g.m == 0 || g.n == 0) continue;
+    const MatmulCut cut = cutMatmul(g.m, g.n, g.k);
+    if (g.bias != nullptr || g.wholeRows > g.m || hasFewRows(g) || cut.parts > 1) {
+      runMatmul(g);
+      continue;
+    }
+    tasks += tileCount(g, cut);
+    cuts.push_back({&g, cut, tasks});
+  }
+  parallelFor(tasks, [&](int64_t task) {
+    const auto at = std::upper_bound(cuts.begin(), cuts.end(), task,
+                                     [](int64_t wanted, const Cut& one) { return wanted < one.end; });
+    const int64_t before = at == cuts.begin() ? 0 : (at - 1)->end;
+    runTile(*at->product, at->cut, nullptr, task - before);
+  });
 }
 
 void setMatmulEngine(const std::string& name) {
@@ -249,9 +279,6 @@ std::string matmulEngine(DType dtype) {
 
 void CpuBackend::setMatmulEngine(const std::string& name) { cpu::setMatmulEngine(name); }
 
-namespace {
-
-/// Checks a product and gives it as the kernels take it.
 MatmulArgs checkedProduct(const TensorRef& y, const TensorRef& a, const TensorRef& b, const TensorRef& bias,
                           bool transA, bool transB) {
   const MatmulShape shape = checkMatmul(y, a, b, bias, transA, transB);
@@ -270,8 +297,6 @@ MatmulArgs checkedProduct(const TensorRef& y, const TensorRef& a, const TensorRe
   g.b = transB ? bv.transposed() : bv;
   return g;
 }
-
-}  // namespace
 
 void CpuBackend::matmul(Stream& s, InOut y, In a, In b, OptIn bias, bool transA, bool transB, bool accumulate) {
   MatmulArgs g = checkedProduct(y, a, b, bias, transA, transB);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "matmul_kernel.h"
 
@@ -21,11 +22,17 @@ struct MatmulArgs {
   int64_t n = 0;
   int64_t k = 0;
   bool accumulate = false;
+  bool rowsVary = false;  // from call to call: oneDNN would make a plan each time, so pairs have kernels of ours
   int64_t wholeRows = 0;  // more than m: these are rows of a product of so many, and get the bits that they have there
 };
 
 /// Runs on the calling thread and its team. Bit-equal for every number of threads.
 void runMatmul(const MatmulArgs& args);
+/// Products that write nothing of one another, with the bits of each alone: tiles of all of them are shared out together.
+void runMatmuls(const std::vector<MatmulArgs>& products);
+/// Checks the product of an op and gives it as the kernels take it.
+MatmulArgs checkedProduct(const TensorRef& y, const TensorRef& a, const TensorRef& b, const TensorRef& bias,
+                          bool transA, bool transB);
 
 /// "auto" (default), "builtin" or "onednn". Throws ERR_UNSUPPORTED when this build lacks it. Process-wide.
 void setMatmulEngine(const std::string& engine);

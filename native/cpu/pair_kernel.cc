@@ -1,7 +1,7 @@
 // Products of bfloat16 two by two; see pair_kernel.h. Intrinsics, because Highway 1.0 has no such instruction.
 #include "pair_kernel.h"
 
-#include "matmul_kernel.h"
+#include <algorithm>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -193,6 +193,50 @@ void multiplyPairs(float* c, int64_t ldc, const float* a, const float* b, int64_
                    int64_t bDepth) {
   multiply(c, ldc, a, b, m, n, depth, add, bDepth);
 }
+bool inPairs(const MatrixView& a, const MatrixView& b, int64_t k) {
+  if (!multipliesPairs() || a.dtype != DType::BF16 || b.dtype != DType::BF16 || k == 0) return false;
+  const auto wholeWords = [k](int64_t stride) { return k % 2 == 0 && stride % 2 == 0; };
+  return (a.rowStride == 1 || wholeWords(a.rowStride)) && (b.colStride == 1 || wholeWords(b.colStride));
+}
+
+namespace {
+
+MatrixView asWords(const MatrixView& v, int64_t rowStride, int64_t colStride) {
+  return {v.data, DType::F32, rowStride, colStride};
+}
+const uint16_t* bitsOf(const MatrixView& v) { return static_cast<const uint16_t*>(v.data); }
+
+void packPairRows(float* dst, const MatrixView& a, int64_t m, int64_t k) {
+  if (a.rowStride == 1) return packPairsAlong(dst, bitsOf(a), a.colStride, m, kRows, k);
+  packRows(dst, asWords(a, a.rowStride / 2, 1), m, k / 2);
+}
+void packPairColumns(float* dst, const MatrixView& b, int64_t k, int64_t n) {
+  if (b.colStride == 1) return packPairsAlong(dst, bitsOf(b), b.rowStride, n, kColumns, k);
+  packCols(dst, asWords(b, 1, b.colStride / 2), k / 2, n);
+}
+
+// As of the tiles of floats: a strip of b stays in the first cache, the packed rows of a in the second.
+constexpr int64_t kChunk = 640;
+constexpr int64_t kWidth = 4 * kColumns;
+
+}  // namespace
+
+void multiplyPairsOf(float* c, int64_t ldc, const MatrixView& a, const MatrixView& b, int64_t m, int64_t n, int64_t k,
+                     bool add) {
+  const int64_t chunks = (k + kChunk - 1) / kChunk;
+  const int64_t length = roundUp((k + chunks - 1) / chunks, 16);
+  float* rows = threadScratch(kPackA, roundUp(m, kRows) * words(length));
+  float* columns = threadScratch(kPackB, kWidth * words(length));
+  for (int64_t p = 0; p < k; p += length) {
+    const int64_t depth = std::min(length, k - p);
+    packPairRows(rows, a.at(0, p), m, depth);
+    for (int64_t j = 0; j < n; j += kWidth) {
+      const int64_t width = std::min(kWidth, n - j);
+      packPairColumns(columns, b.at(p, j), depth, width);
+      multiply(c + j, ldc, rows, columns, m, width, words(depth), add || p > 0, words(depth));
+    }
+  }
+}
 void multiplyFewPairs(float* c, int64_t ldc, const uint16_t* x, int64_t ldx, const uint16_t* w, int64_t ldw, int64_t m,
                       int64_t n, int64_t k, bool add, const float* bias) {
   fewRows(c, ldc, x, ldx, w, ldw, m, n, k, add, bias);
@@ -204,6 +248,8 @@ void narrowRow(uint16_t* dst, const float* src, int64_t n) { narrow(dst, src, n)
 bool multipliesPairs() { return false; }
 void packPairsAlong(float*, const uint16_t*, int64_t, int64_t, int64_t, int64_t) {}
 void multiplyPairs(float*, int64_t, const float*, const float*, int64_t, int64_t, int64_t, bool, int64_t) {}
+bool inPairs(const MatrixView&, const MatrixView&, int64_t) { return false; }
+void multiplyPairsOf(float*, int64_t, const MatrixView&, const MatrixView&, int64_t, int64_t, int64_t, bool) {}
 void multiplyFewPairs(float*, int64_t, const uint16_t*, int64_t, const uint16_t*, int64_t, int64_t, int64_t, int64_t,
                       bool, const float*) {}
 void narrowRow(uint16_t*, const float*, int64_t) {}

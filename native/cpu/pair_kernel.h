@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "matmul_kernel.h"
+
 namespace viaduct::cpu {
 
 /// Whether this CPU has it, and packed floats have the shape of packed words.
@@ -18,6 +20,11 @@ void packPairsAlong(float* dst, const uint16_t* src, int64_t lds, int64_t n, int
 /// c[m, n] = (add ? c : 0) + a b over packed words; arguments as of multiplyPacked, depths in words.
 void multiplyPairs(float* c, int64_t ldc, const float* a, const float* b, int64_t m, int64_t n, int64_t depth, bool add,
                    int64_t bDepth);
+/// Whether multiplyPairsOf takes them: bfloat16, and what is contiguous along k begins each row with a whole word.
+bool inPairs(const MatrixView& a, const MatrixView& b, int64_t k);
+/// multiplyTile of bfloat16, packing as it goes: an element's value depends on its row, its column and k alone.
+void multiplyPairsOf(float* c, int64_t ldc, const MatrixView& a, const MatrixView& b, int64_t m, int64_t n, int64_t k,
+                     bool add);
 /// c[m, n] = (add ? c : 0) + x w (+ bias[n]) for few rows x[m, k] against weights w[n, k], both of bfloat16 with k contiguous: each weight
 /// is read once. Sums run in lanes along k.
 void multiplyFewPairs(float* c, int64_t ldc, const uint16_t* x, int64_t ldx, const uint16_t* w, int64_t ldw, int64_t m,
