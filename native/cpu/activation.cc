@@ -1,16 +1,14 @@
-// Activation functions, plain and gated, forward and backward. Blocks are widened to F32, the function runs on them,
-// the result is rounded once; gated forms in BF16 round act(gate) before the product, as Transformers does.
+// Activation functions, plain and gated, forward and backward, computed in F32 and rounded once; gated forms in BF16 round act(gate) before the product, as Transformers does.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/activation.cc"
 #include "vector_math.h"
-#include "vectors.h"
+#include "vector_pairs.h"
 
 #ifndef VIADUCT_CPU_ACTIVATION
 #define VIADUCT_CPU_ACTIVATION
 #include "../backend.h"
 namespace viaduct::cpu {
 
-constexpr int64_t kBlock = 512;             // elements that stay in the first cache between two loops
 constexpr int64_t kActivationGrain = 8192;  // elements of one task
 
 struct ActivationArgs {
@@ -113,145 +111,116 @@ struct SigmoidRule {
   }
 };
 
-// In blocks of F32: y = act(x), and d = act'(x) where d is given. Buffers are whole vectors long.
-template <typename Rule>
-HWY_NOINLINE void Evaluate(const float* x, float* y, float* d, int64_t size) {
-  if (d == nullptr) {
-    for (int64_t i = 0; i < size; i += kLanes) Store(Rule::value(Load(x + i)), y + i);
-    return;
-  }
-  for (int64_t i = 0; i < size; i += kLanes) {
-    V value;
-    Store(Rule::slope(Load(x + i), &value), d + i);
-    Store(value, y + i);
-  }
-}
-
-HWY_INLINE void Activate(Activation kind, const float* x, float* y, float* d, int64_t size) {
-  switch (kind) {
-    case Activation::Silu:
-      return Evaluate<SiluRule>(x, y, d, size);
-    case Activation::Gelu:
-      return Evaluate<GeluRule>(x, y, d, size);
-    case Activation::GeluTanh:
-      return Evaluate<GeluTanhRule>(x, y, d, size);
-    case Activation::Relu:
-      return Evaluate<ReluRule>(x, y, d, size);
-    case Activation::Relu2:
-      return Evaluate<Relu2Rule>(x, y, d, size);
-    case Activation::QuickGelu:
-      return Evaluate<QuickGeluRule>(x, y, d, size);
-    case Activation::Sigmoid:
-      return Evaluate<SigmoidRule>(x, y, d, size);
-  }
-}
-
-// Filled before it is read, one vector past the elements: the compiler cannot see that.
-#if HWY_COMPILER_GCC_ACTUAL
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-struct Blocks {
-  alignas(64) float in[kBlock];
-  alignas(64) float value[kBlock];
-  alignas(64) float slope[kBlock];
-};
-
-// Widens n elements, the last vector filled up with zeros.
-template <typename T>
-HWY_INLINE void Widen(const T* x, float* out, int64_t n) {
-  ForVectors(n, [=](int64_t i, int64_t m) HWY_ATTR { Store(Load(x + i, m), out + i); });
-}
-
-// Calls f(row, column, n) for blocks of the [rows, width] elements, in parallel.
+// Calls f(row, column, n) for runs of the [rows, width] elements, in parallel.
 template <typename F>
-HWY_INLINE void ForBlocks(int64_t rows, int64_t width, F&& f) {
+HWY_INLINE void ForRuns(int64_t rows, int64_t width, F&& f) {
   const int64_t pieces = (width + kActivationGrain - 1) / kActivationGrain;
   const int64_t rowsPerTask = pieces > 1 ? 1 : std::max<int64_t>(1, kActivationGrain / std::max<int64_t>(1, width));
   const int64_t groups = (rows + rowsPerTask - 1) / rowsPerTask;
   parallelFor(groups * pieces, [=](int64_t task) HWY_ATTR {
     const int64_t first = task / pieces * rowsPerTask, last = std::min(rows, first + rowsPerTask);
     const int64_t begin = task % pieces * kActivationGrain, end = std::min(width, begin + kActivationGrain);
-    for (int64_t t = first; t < last; ++t)
-      for (int64_t c = begin; c < end; c += kBlock) f(t, c, std::min(kBlock, end - c));
+    for (int64_t t = first; t < last; ++t) f(t, begin, end - begin);
   });
 }
 
-template <typename T>
-void ForwardLoop(const ActivationArgs& args) {
-  const ActivationArgs a = args;
-  const T* x = static_cast<const T*>(a.x);
-  T* y = static_cast<T*>(a.y);
-  ForBlocks(1, a.width, [=](int64_t, int64_t c, int64_t n) HWY_ATTR {
-    Blocks b;
-    Widen(x + c, b.in, n);
-    Activate(a.kind, b.in, b.value, nullptr, n);
-    ForVectors(n, [&](int64_t i, int64_t m) HWY_ATTR { Store(Load(b.value + i), y + c + i, m); });
-  });
-}
-
-template <typename T>
-void BackwardLoop(const ActivationArgs& args) {
-  const ActivationArgs a = args;
-  const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
-  T* dx = static_cast<T*>(a.dx);
-  ForBlocks(1, a.width, [=](int64_t, int64_t c, int64_t n) HWY_ATTR {
-    Blocks b;
-    Widen(x + c, b.in, n);
-    Activate(a.kind, b.in, b.value, b.slope, n);
-    ForVectors(n, [&](int64_t i, int64_t m)
-                      HWY_ATTR { Store(hn::Mul(Load(dy + c + i, m), Load(b.slope + i)), dx + c + i, m); });
-  });
-}
-
-template <typename T>
-void GatedForwardLoop(const ActivationArgs& args) {
-  const ActivationArgs a = args;
-  const T* x = static_cast<const T*>(a.x);
-  T* y = static_cast<T*>(a.y);
-  ForBlocks(a.rows, a.width, [=](int64_t t, int64_t c, int64_t n) HWY_ATTR {
-    const T *gate = x + t * 2 * a.width + c, *up = gate + a.width;
-    T* out = y + t * a.width + c;
-    Blocks b;
-    Widen(gate, b.in, n);
-    Activate(a.kind, b.in, b.value, nullptr, n);
-    ForVectors(n, [&](int64_t i, int64_t m)
-                      HWY_ATTR { Store(hn::Mul(RoundTo<T>(Load(b.value + i)), Load(up + i, m)), out + i, m); });
-  });
-}
-
-// dgate = dy * up * act'(gate), dup = dy * act(gate). A block is read before it is written, so dx may be x.
-template <typename T>
-void GatedBackwardLoop(const ActivationArgs& args) {
-  const ActivationArgs a = args;
-  const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
-  T* dx = static_cast<T*>(a.dx);
-  ForBlocks(a.rows, a.width, [=](int64_t t, int64_t c, int64_t n) HWY_ATTR {
-    const int64_t at = t * 2 * a.width + c;
-    const T *up = x + at + a.width, *d = dy + t * a.width + c;
-    T *dGate = dx + at, *dUp = dGate + a.width;
-    Blocks b;
-    Widen(x + at, b.in, n);
-    Activate(a.kind, b.in, b.value, b.slope, n);
-    ForVectors(n, [&](int64_t i, int64_t m) HWY_ATTR {
-      const V g = Load(d + i, m), u = Load(up + i, m);
-      Store(hn::Mul(hn::Mul(g, u), Load(b.slope + i)), dGate + i, m);
-      Store(hn::Mul(g, RoundTo<T>(Load(b.value + i))), dUp + i, m);
+struct ForwardLoop {
+  template <typename Rule, typename T>
+  static void run(const ActivationArgs& a) {
+    const T* x = static_cast<const T*>(a.x);
+    T* y = static_cast<T*>(a.y);
+    ForRuns(1, a.width, [=](int64_t, int64_t c, int64_t n) HWY_ATTR {
+      const auto value = [](V v) HWY_ATTR { return Rule::value(v); };
+      ForPairs(n, [=](int64_t i, int64_t m) HWY_ATTR { StorePair(Each(value, LoadPair(x + c + i, m)), y + c + i, m); });
     });
-  });
+  }
+};
+
+struct BackwardLoop {
+  template <typename Rule, typename T>
+  static void run(const ActivationArgs& a) {
+    const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
+    T* dx = static_cast<T*>(a.dx);
+    ForRuns(1, a.width, [=](int64_t, int64_t c, int64_t n) HWY_ATTR {
+      const auto back = [](V d, V v) HWY_ATTR {
+        V value;
+        return hn::Mul(d, Rule::slope(v, &value));
+      };
+      ForPairs(n, [=](int64_t i, int64_t m) HWY_ATTR {
+        StorePair(Each(back, LoadPair(dy + c + i, m), LoadPair(x + c + i, m)), dx + c + i, m);
+      });
+    });
+  }
+};
+
+struct GatedForwardLoop {
+  template <typename Rule, typename T>
+  static void run(const ActivationArgs& a) {
+    const T* x = static_cast<const T*>(a.x);
+    T* y = static_cast<T*>(a.y);
+    const int64_t width = a.width;
+    ForRuns(a.rows, width, [=](int64_t t, int64_t c, int64_t n) HWY_ATTR {
+      const T *gate = x + t * 2 * width + c, *up = gate + width;
+      T* out = y + t * width + c;
+      const auto gated = [](V g, V u) HWY_ATTR { return hn::Mul(RoundTo<T>(Rule::value(g)), u); };
+      ForPairs(n, [=](int64_t i, int64_t m)
+                      HWY_ATTR { StorePair(Each(gated, LoadPair(gate + i, m), LoadPair(up + i, m)), out + i, m); });
+    });
+  }
+};
+
+// dgate = dy * up * act'(gate), dup = dy * act(gate). A pair is read before it is written, so dx may be x.
+struct GatedBackwardLoop {
+  template <typename Rule, typename T>
+  static void run(const ActivationArgs& a) {
+    const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
+    T* dx = static_cast<T*>(a.dx);
+    const int64_t width = a.width;
+    ForRuns(a.rows, width, [=](int64_t t, int64_t c, int64_t n) HWY_ATTR {
+      const int64_t at = t * 2 * width + c;
+      const T *gate = x + at, *up = gate + width, *d = dy + t * width + c;
+      T *dGate = dx + at, *dUp = dGate + width;
+      const auto back = [](V dOut, V u, V slope) HWY_ATTR { return hn::Mul(hn::Mul(dOut, u), slope); };
+      const auto through = [](V dOut, V value) HWY_ATTR { return hn::Mul(dOut, RoundTo<T>(value)); };
+      ForPairs(n, [=](int64_t i, int64_t m) HWY_ATTR {
+        const Pair g = LoadPair(gate + i, m), u = LoadPair(up + i, m), dOut = LoadPair(d + i, m);
+        Pair value;
+        const V first = Rule::slope(g.a, &value.a), second = Rule::slope(g.b, &value.b);
+        StorePair(Each(back, dOut, u, Pair{first, second}), dGate + i, m);
+        StorePair(Each(through, dOut, value), dUp + i, m);
+      });
+    });
+  }
+};
+
+template <typename Loop, typename Rule>
+void RunRule(const ActivationArgs& a) {
+  a.dtype == DType::F32 ? Loop::template run<Rule, float>(a) : Loop::template run<Rule, BF16>(a);
+}
+template <typename Loop>
+void RunLoop(const ActivationArgs& a) {
+  switch (a.kind) {
+    case Activation::Silu:
+      return RunRule<Loop, SiluRule>(a);
+    case Activation::Gelu:
+      return RunRule<Loop, GeluRule>(a);
+    case Activation::GeluTanh:
+      return RunRule<Loop, GeluTanhRule>(a);
+    case Activation::Relu:
+      return RunRule<Loop, ReluRule>(a);
+    case Activation::Relu2:
+      return RunRule<Loop, Relu2Rule>(a);
+    case Activation::QuickGelu:
+      return RunRule<Loop, QuickGeluRule>(a);
+    case Activation::Sigmoid:
+      return RunRule<Loop, SigmoidRule>(a);
+  }
 }
 
-void ActivationForwardKernel(const ActivationArgs& a) {
-  a.dtype == DType::F32 ? ForwardLoop<float>(a) : ForwardLoop<BF16>(a);
-}
-void ActivationBackwardKernel(const ActivationArgs& a) {
-  a.dtype == DType::F32 ? BackwardLoop<float>(a) : BackwardLoop<BF16>(a);
-}
-void GatedActivationForwardKernel(const ActivationArgs& a) {
-  a.dtype == DType::F32 ? GatedForwardLoop<float>(a) : GatedForwardLoop<BF16>(a);
-}
-void GatedActivationBackwardKernel(const ActivationArgs& a) {
-  a.dtype == DType::F32 ? GatedBackwardLoop<float>(a) : GatedBackwardLoop<BF16>(a);
-}
+void ActivationForwardKernel(const ActivationArgs& a) { RunLoop<ForwardLoop>(a); }
+void ActivationBackwardKernel(const ActivationArgs& a) { RunLoop<BackwardLoop>(a); }
+void GatedActivationForwardKernel(const ActivationArgs& a) { RunLoop<GatedForwardLoop>(a); }
+void GatedActivationBackwardKernel(const ActivationArgs& a) { RunLoop<GatedBackwardLoop>(a); }
 
 }  // namespace
 }  // namespace HWY_NAMESPACE

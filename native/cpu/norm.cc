@@ -5,7 +5,7 @@
 #define HWY_TARGET_INCLUDE "native/cpu/norm.cc"
 #include "column_sum.h"
 #include "rows.h"
-#include "vectors.h"
+#include "vector_pairs.h"
 
 #ifndef VIADUCT_CPU_NORM
 #define VIADUCT_CPU_NORM
@@ -34,10 +34,13 @@ namespace viaduct::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
-template <typename W>
-HWY_INLINE V LoadWeight(const W* w, int64_t i, int64_t n, V offset) {
-  return hn::Add(Load(w + i, n), offset);
+// Weights, in the order of rows of type T.
+template <typename T, typename W>
+HWY_INLINE Pair LoadWeights(const W* w, int64_t i, int64_t n, V offset) {
+  const Pair v = LoadPairFor<T>(w + i, n);
+  return {hn::Add(v.a, offset), hn::Add(v.b, offset)};
 }
+HWY_INLINE Pair Times(Pair x, Pair y) { return {hn::Mul(x.a, y.a), hn::Mul(x.b, y.b)}; }
 
 template <typename T, typename W>
 void RmsForward(const NormArgs& a) {
@@ -55,16 +58,17 @@ void RmsForward(const NormArgs& a) {
       if (hasResidual) {
         const T* r = residual[t];
         T* out = hasSum ? sum[t] : y[t];
-        squares = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
-          const V v = RoundTo<T>(hn::Add(Load(h + i, n), Load(r + i, n)));
-          Store(v, out + i, n);
-          return hn::Mul(v, v);
+        squares = SumPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {
+          const auto add = [](V x, V y) HWY_ATTR { return RoundTo<T>(hn::Add(x, y)); };
+          const Pair v = Each(add, LoadPair(h + i, n), LoadPair(r + i, n));
+          StorePair(v, out + i, n);
+          return Times(v, v);
         });
         h = out;
       } else {
-        squares = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
-          const V v = Load(h + i, n);
-          return hn::Mul(v, v);
+        squares = SumPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {
+          const Pair v = LoadPair(h + i, n);
+          return Times(v, v);
         });
       }
       const float scale = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(width) + eps));
@@ -73,12 +77,14 @@ void RmsForward(const NormArgs& a) {
       const V s = Set(scale);
       if (zeroCentered) {
         const V one = Set(1.0f);
-        ForVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
-          Store(hn::Mul(hn::Mul(Load(h + i, n), s), hn::Add(one, Load(w + i, n))), out + i, n);
+        const auto scaled = [=](V v, V weight) HWY_ATTR { return hn::Mul(hn::Mul(v, s), weight); };
+        ForPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {
+          StorePair(Each(scaled, LoadPair(h + i, n), LoadWeights<T>(w, i, n, one)), out + i, n);
         });
       } else {
-        ForVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
-          Store(hn::Mul(RoundTo<T>(hn::Mul(Load(h + i, n), s)), Load(w + i, n)), out + i, n);
+        const auto scaled = [=](V v, V weight) HWY_ATTR { return hn::Mul(RoundTo<T>(hn::Mul(v, s)), weight); };
+        ForPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {
+          StorePair(Each(scaled, LoadPair(h + i, n), LoadPairFor<T>(w + i, n)), out + i, n);
         });
       }
     }
@@ -98,18 +104,19 @@ void RmsBackwardInput(const NormArgs& a) {
     const V plus = Set(offset);
     for (int64_t t = begin; t < end; ++t) {
       const T *xRow = x[t], *dyRow = dy[t];
-      const double dot = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
-        return hn::Mul(hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus)), Load(xRow + i, n));
+      const double dot = SumPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        return Times(Times(LoadPair(dyRow + i, n), LoadWeights<T>(w, i, n, plus)), LoadPair(xRow + i, n));
       });
       const double r = rstd[t];
       const V scale = Set(rstd[t]), back = Set(static_cast<float>(r * r * r * dot / static_cast<double>(width)));
       T* out = dx[t];
       const T* more = hasResidual ? dResidual[t] : nullptr;
-      ForVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
-        const V g = hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus));
-        V v = hn::NegMulAdd(Load(xRow + i, n), back, hn::Mul(g, scale));
-        if (more != nullptr) v = hn::Add(v, Load(more + i, n));
-        Store(v, out + i, n);
+      const auto slope = [=](V g, V v) HWY_ATTR { return hn::NegMulAdd(v, back, hn::Mul(g, scale)); };
+      ForPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        const Pair g = Times(LoadPair(dyRow + i, n), LoadWeights<T>(w, i, n, plus));
+        Pair v = Each(slope, g, LoadPair(xRow + i, n));
+        if (more != nullptr) v = Each([](V x, V y) HWY_ATTR { return hn::Add(x, y); }, v, LoadPair(more + i, n));
+        StorePair(v, out + i, n);
       });
     }
   });
@@ -137,21 +144,22 @@ void LayerForward(const NormArgs& a) {
     const V plus = Set(offset);
     for (int64_t t = begin; t < end; ++t) {
       const T* h = x[t];
-      const double total = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR { return Load(h + i, n); });
+      const double total = SumPairs(width, [=](int64_t i, int64_t n) HWY_ATTR { return LoadPair(h + i, n); });
       mean[t] = static_cast<float>(total / static_cast<double>(width));
       const V m = Set(mean[t]);
-      const double squares = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
-        const V v = hn::Sub(Load(h + i, n), m);
-        const V kept = n < kLanes ? hn::IfThenElseZero(hn::FirstN(DF(), static_cast<size_t>(n)), v) : v;
-        return hn::Mul(kept, kept);
+      const double squares = SumPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        const Pair v = Each([=](V x) HWY_ATTR { return hn::Sub(x, m); }, LoadPair(h + i, n));
+        const Pair kept = KeepFirst<T>(v, n);
+        return Times(kept, kept);
       });
       rstd[t] = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(width) + eps));
       const V s = Set(rstd[t]);
       T* out = y[t];
-      ForVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
-        V v = hn::Mul(hn::Mul(hn::Sub(Load(h + i, n), m), s), LoadWeight(w, i, n, plus));
-        if (bias != nullptr) v = hn::Add(v, Load(bias + i, n));
-        Store(v, out + i, n);
+      const auto scaled = [=](V v, V weight) HWY_ATTR { return hn::Mul(hn::Mul(hn::Sub(v, m), s), weight); };
+      ForPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        Pair v = Each(scaled, LoadPair(h + i, n), LoadWeights<T>(w, i, n, plus));
+        if (bias != nullptr) v = Each([](V x, V y) HWY_ATTR { return hn::Add(x, y); }, v, LoadPairFor<T>(bias + i, n));
+        StorePair(v, out + i, n);
       });
     }
   });
@@ -171,18 +179,21 @@ void LayerBackwardInput(const NormArgs& a) {
       const T *xRow = x[t], *dyRow = dy[t];
       const V m = Set(mean[t]), s = Set(rstd[t]);
       const double inverse = 1.0 / static_cast<double>(width);
-      const double sumG = SumVectors(
-          width, [=](int64_t i, int64_t n) HWY_ATTR { return hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus)); });
-      const double dot = SumVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {  // lanes past n have dy = 0
-        const V g = hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus));
-        return hn::Mul(g, hn::Mul(hn::Sub(Load(xRow + i, n), m), s));
+      const auto normal = [=](V v) HWY_ATTR { return hn::Mul(hn::Sub(v, m), s); };
+      const double sumG = SumPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        return Times(LoadPair(dyRow + i, n), LoadWeights<T>(w, i, n, plus));
+      });
+      const double dot = SumPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {  // lanes past n have dy = 0
+        const Pair g = Times(LoadPair(dyRow + i, n), LoadWeights<T>(w, i, n, plus));
+        return Times(g, Each(normal, LoadPair(xRow + i, n)));
       });
       const V meanG = Set(static_cast<float>(sumG * inverse)), meanDot = Set(static_cast<float>(dot * inverse));
       T* out = dx[t];
-      ForVectors(width, [=](int64_t i, int64_t n) HWY_ATTR {
-        const V g = hn::Mul(Load(dyRow + i, n), LoadWeight(w, i, n, plus));
-        const V normal = hn::Mul(hn::Sub(Load(xRow + i, n), m), s);
-        Store(hn::Mul(s, hn::NegMulAdd(normal, meanDot, hn::Sub(g, meanG))), out + i, n);
+      const auto slope = [=](V g, V v)
+                             HWY_ATTR { return hn::Mul(s, hn::NegMulAdd(normal(v), meanDot, hn::Sub(g, meanG))); };
+      ForPairs(width, [=](int64_t i, int64_t n) HWY_ATTR {
+        const Pair g = Times(LoadPair(dyRow + i, n), LoadWeights<T>(w, i, n, plus));
+        StorePair(Each(slope, g, LoadPair(xRow + i, n)), out + i, n);
       });
     }
   });

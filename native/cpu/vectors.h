@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../half.h"
 #include "../tensor.h"
@@ -42,15 +43,17 @@ HWY_INLINE V Load(const BF16* p) {
   return hn::BitCast(DF(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), half)));
 }
 
-/// Round to nearest even at bit 16; a NaN becomes 0x7FC0. The BF16 stands in the lower half of each lane, the upper
-/// is 0.
-HWY_INLINE hn::Vec<DU> NarrowBits(V v) {
+/// Round to nearest even at bit 16; a NaN becomes 0x7FC0. The BF16 stands in the upper half of each lane, anything in
+/// the lower.
+HWY_INLINE hn::Vec<DU> RoundedBits(V v) {
   const DU du;
   const auto bits = hn::BitCast(du, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7fff))));
-  return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(v)), hn::Set(du, 0x7fc0), rounded);
+  const auto rounded = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
+  return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(v)), hn::Set(du, 0x7fc00000), rounded);
 }
+/// The BF16 in the lower half of each lane, the upper is 0.
+HWY_INLINE hn::Vec<DU> NarrowBits(V v) { return hn::ShiftRight<16>(RoundedBits(v)); }
 
 HWY_INLINE void Store(V v, float* p) { hn::StoreU(v, DF(), p); }
 HWY_INLINE void Store(V v, BF16* p) {
@@ -89,22 +92,16 @@ HWY_INLINE V RoundTo<float>(V v) {
 }
 template <>
 HWY_INLINE V RoundTo<BF16>(V v) {
-  return hn::BitCast(DF(), hn::ShiftLeft<16>(NarrowBits(v)));
-}
-
-/// Sum of the lanes in F64, in lane order.
-HWY_INLINE double SumLanes(V v) {
-  alignas(64) float lanes[kLanes];
-  hn::Store(v, DF(), lanes);
-  double sum = 0;
-  for (int64_t i = 0; i < kLanes; ++i) sum += lanes[i];
-  return sum;
+  return hn::BitCast(DF(), hn::And(RoundedBits(v), hn::Set(DU(), 0xFFFF0000u)));
 }
 
 using DD = hn::Repartition<double, DF>;
 using VD = hn::Vec<DD>;
 HWY_INLINE VD LowerF64(V v) { return hn::PromoteTo(DD(), hn::LowerHalf(hn::Half<DF>(), v)); }
 HWY_INLINE VD UpperF64(V v) { return hn::PromoteTo(DD(), hn::UpperHalf(hn::Half<DF>(), v)); }
+
+/// Sum of the lanes in F64.
+HWY_INLINE double SumLanes(V v) { return hn::GetLane(hn::SumOfLanes(DD(), hn::Add(LowerF64(v), UpperF64(v)))); }
 
 /// Sum of the F64 lanes, in lane order.
 HWY_INLINE double SumF64Lanes(VD v) {
