@@ -153,8 +153,9 @@ function crossEntropyCase({ logitRows: L, vocabulary: V }: OpSizes, backward: bo
     build(make) {
       const [logits, labels] = [make.normal([L, V], dtype), make.ints(L, V)]
       if (backward) {
-        const [lse, dLoss, dLogits] = [make.full([L], 12), make.full([1], 1), make.empty([L, V], dtype)]
-        return () => native.crossEntropyBackward(make.stream, dLogits, logits, lse, labels, dLoss, 0, V)
+        const [lse, dLoss] = [make.full([L], 12), make.full([1], 1)]
+        // Over the logits, as in a training step.
+        return () => native.crossEntropyBackward(make.stream, logits, logits, lse, labels, dLoss, 0, V)
       }
       const [stats, lse, loss] = [make.empty([3, L], 'float32'), make.empty([L], 'float32'), make.empty([L], 'float32')]
       const ofOne = make.view(stats, [1, 3, L])

@@ -163,8 +163,11 @@ struct GatedForwardLoop {
       const T *gate = x + t * 2 * width + c, *up = gate + width;
       T* out = y + t * width + c;
       const auto gated = [](V g, V u) HWY_ATTR { return hn::Mul(RoundTo<T>(Rule::value(g)), u); };
-      ForPairs(n, [=](int64_t i, int64_t m)
-                      HWY_ATTR { StorePair(Each(gated, LoadPair(gate + i, m), LoadPair(up + i, m)), out + i, m); });
+      ForPairs(n, [=](int64_t i, int64_t m) HWY_ATTR {
+        PrefetchPair(gate + 2 * width + i);  // the next token's: runs are short
+        PrefetchPair(up + 2 * width + i);
+        StorePair(Each(gated, LoadPair(gate + i, m), LoadPair(up + i, m)), out + i, m);
+      });
     });
   }
 };
@@ -183,6 +186,8 @@ struct GatedBackwardLoop {
       const auto back = [](V dOut, V u, V slope) HWY_ATTR { return hn::Mul(hn::Mul(dOut, u), slope); };
       const auto through = [](V dOut, V value) HWY_ATTR { return hn::Mul(dOut, RoundTo<T>(value)); };
       ForPairs(n, [=](int64_t i, int64_t m) HWY_ATTR {
+        PrefetchPair(gate + 2 * width + i);
+        PrefetchPair(up + 2 * width + i);
         const Pair g = LoadPair(gate + i, m), u = LoadPair(up + i, m), dOut = LoadPair(d + i, m);
         Pair value;
         const V first = Rule::slope(g.a, &value.a), second = Rule::slope(g.b, &value.b);

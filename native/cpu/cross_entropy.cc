@@ -4,7 +4,7 @@
 #define HWY_TARGET_INCLUDE "native/cpu/cross_entropy.cc"
 #include "scratch.h"
 #include "vector_math.h"
-#include "vectors.h"
+#include "vector_pairs.h"
 
 #ifndef VIADUCT_CPU_CROSS_ENTROPY
 #define VIADUCT_CPU_CROSS_ENTROPY
@@ -39,22 +39,32 @@ namespace viaduct::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
+// Terms of a softmax, as exact as logits of type T deserve.
+template <typename T>
+HWY_INLINE V Term(V x) {
+  if constexpr (std::is_same_v<T, BF16>)
+    return RoughExpBelow(x);
+  else
+    return ExpBelow(x);
+}
+
 // The largest of n > 0 elements; a NaN may or may not show (the sum has it).
 template <typename T>
 HWY_INLINE float MaxOf(const T* x, int64_t size) {
   const V lowest = Set(-std::numeric_limits<float>::infinity());
-  V m0 = lowest, m1 = lowest;
+  const auto larger = [](V m, V v) HWY_ATTR { return hn::Max(m, v); };
+  Pair m{lowest, lowest}, k = m;
   int64_t i = 0;
-  for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
-    m0 = hn::Max(m0, Load(x + i));
-    m1 = hn::Max(m1, Load(x + i + kLanes));
+  for (; i + 2 * kPair <= size; i += 2 * kPair) {
+    m = Each(larger, m, ReadPair(x + i));
+    k = Each(larger, k, ReadPair(x + i + kPair));
   }
-  for (; i + kLanes <= size; i += kLanes) m0 = hn::Max(m0, Load(x + i));
-  if (i < size) {
-    const V tail = Load(x + i, size - i);
-    m0 = hn::Max(m0, hn::IfThenElse(hn::FirstN(DF(), static_cast<size_t>(size - i)), tail, lowest));
+  V most = hn::Max(hn::Max(m.a, m.b), hn::Max(k.a, k.b));
+  for (; i < size; i += kLanes) {
+    const int64_t n = std::min(kLanes, size - i);
+    most = hn::Max(most, hn::IfThenElse(hn::FirstN(DF(), static_cast<size_t>(n)), Load(x + i, n), lowest));
   }
-  return hn::GetLane(hn::MaxOfLanes(DF(), hn::Max(m0, m1)));
+  return hn::GetLane(hn::MaxOfLanes(DF(), most));
 }
 
 // max and sum of exp(x - max) of one piece of a row, in one pass over memory.
@@ -72,9 +82,10 @@ RowStats PieceStats(const T* x, int64_t size) {
     }
     // All -inf so far: each term is exp(-inf), not exp(-inf + inf).
     const V shift = Set(max == -std::numeric_limits<float>::infinity() ? 0.0f : max);
-    sum += SumVectors(n, [=](int64_t i, int64_t m) HWY_ATTR {
-      const V e = ExpBelow(hn::Sub(Load(block + i, m), shift));
-      return m < kLanes ? hn::IfThenElseZero(hn::FirstN(DF(), static_cast<size_t>(m)), e) : e;
+    const auto term = [=](V v) HWY_ATTR { return Term<T>(hn::Sub(v, shift)); };
+    sum += SumPairs(n, [=](int64_t i, int64_t m) HWY_ATTR {
+      PrefetchPair(block + n + i);  // the next block comes into the first cache meanwhile
+      return KeepFirst<T>(Each(term, LoadPair(block + i, m)), m);
     });
   }
   return RowStats{max, sum};
@@ -118,9 +129,9 @@ void GradientLoop(const GradientArgs& args) {
       const bool here = at >= begin && at < stop;
       const float labelLogit = here ? toFloat(x[at]) : 0;
       const V lse = Set(a.lse[t]), scale = Set(dLoss);
-      ForVectors(stop - begin, [=](int64_t i, int64_t n) HWY_ATTR {
-        Store(hn::Mul(ExpBelow(hn::Sub(Load(x + begin + i, n), lse)), scale), out + begin + i, n);
-      });
+      const auto slope = [=](V v) HWY_ATTR { return hn::Mul(Term<T>(hn::Sub(v, lse)), scale); };
+      ForPairs(stop - begin, [=](int64_t i, int64_t n)
+                                 HWY_ATTR { StorePair(Each(slope, LoadPair(x + begin + i, n)), out + begin + i, n); });
       if (stop < end) std::memset(static_cast<void*>(out + stop), 0, static_cast<size_t>(end - stop) * sizeof(T));
       if (here)
         out[at] = fromFloat<T>(static_cast<float>(std::expm1(static_cast<double>(labelLogit) - a.lse[t]) * dLoss));

@@ -37,22 +37,50 @@ HWY_INLINE V Clamp(V x, float low, float high) { return hn::Max(Set(low), hn::Mi
 /// exp for x <= 88, 0 below -87, NaN for NaN: for the terms of a softmax.
 HWY_INLINE V ExpBelow(V x) { return hn::IfThenZeroElse(hn::Lt(x, Set(-87.0f)), ExpInRange(hn::Max(Set(-87.0f), x))); }
 
+// 2^f on [-0.5, 0.5] to 4e-6, 1 at 0: fitted.
+constexpr float kRough[5] = {1.0f, 6.931241751e-01f, 2.402409911e-01f, 5.590642616e-02f, 9.582852013e-03f};
+/// As ExpBelow, for terms that BF16 logits give: to about 4e-6, and coarser by x's own rounding far below 0.
+HWY_INLINE V RoughExpBelow(V x) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  const V t = hn::Max(Set(-150.0f), hn::Mul(x, Set(1.44269504f)));
+  const V k = hn::Round(t);
+  const V f = hn::Sub(t, k);
+  V p = hn::MulAdd(f, Set(kRough[4]), Set(kRough[3]));
+  p = hn::MulAdd(p, f, Set(kRough[2]));
+  p = hn::MulAdd(p, f, Set(kRough[1]));
+  p = hn::MulAdd(p, f, Set(kRough[0]));
+  return V{_mm512_scalef_ps(p.raw, k.raw)};
+#else
+  return ExpBelow(x);
+#endif
+}
+
 /// exp for any x: 0 below -87, infinity above 88, NaN for NaN.
 HWY_INLINE V Exp(V x) {
   const V infinity = Set(__builtin_huge_valf());
   return hn::IfThenElse(hn::Gt(x, Set(88.0f)), infinity, ExpBelow(hn::Min(Set(88.0f), x)));
 }
 
+/// 1 / x for x from 1 to 1e38, to a unit or two in the last place.
+HWY_INLINE V Reciprocal(V x) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  const V r = hn::ApproximateReciprocal(x);  // 14 bits
+  return hn::MulAdd(r, hn::NegMulAdd(x, r, Set(1.0f)), r);
+#else
+  return hn::Div(Set(1.0f), x);
+#endif
+}
+
 /// x / (1 + exp(-z)), where z is about a multiple of x and has its sign: x times the logistic function of z. Past -87
 /// it is 0 to 1e-35.
 HWY_INLINE V TimesLogistic(V x, V z) {
-  return hn::Div(hn::Max(Set(-1e3f), x), hn::Add(Set(1.0f), ExpInRange(hn::Neg(Clamp(z, -87.0f, 87.0f)))));
+  return hn::Mul(hn::Max(Set(-1e3f), x), Reciprocal(hn::Add(Set(1.0f), ExpInRange(hn::Neg(Clamp(z, -87.0f, 87.0f))))));
 }
 
 /// s = 1 / (1 + exp(-x)) and 1 - s, both to a few units in the last place for |x| < 87, 0 and 1 to 1e-37 past it.
 HWY_INLINE V Logistic(V x, V* rest) {
   const V e = ExpInRange(hn::Neg(Clamp(x, -87.0f, 87.0f)));
-  const V s = hn::Div(Set(1.0f), hn::Add(Set(1.0f), e));
+  const V s = Reciprocal(hn::Add(Set(1.0f), e));
   *rest = hn::Mul(e, s);
   return s;
 }

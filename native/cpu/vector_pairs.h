@@ -1,6 +1,8 @@
 // Two vectors of neighbours at a time, in the order that costs the least for elements of type T: F32 one behind the other, BF16 as even and
 // odd ones, which come apart and together without moving between lanes. Included once per instruction set.
 #include "vectors.h"
+// vectors.h comes before other parts of Highway
+#include "hwy/cache_control.h"
 
 #if defined(VIADUCT_CPU_VECTOR_PAIRS_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef VIADUCT_CPU_VECTOR_PAIRS_H
@@ -58,6 +60,12 @@ HWY_INLINE Pair LoadPairFor(const S* p, int64_t n) {
     return {hn::ConcatEven(DF(), v.b, v.a), hn::ConcatOdd(DF(), v.b, v.a)};
   else
     return v;
+}
+
+/// Begins to fetch a pair; anything may stand there, also no memory.
+template <typename T>
+HWY_INLINE void PrefetchPair(const T* p) {
+  for (int64_t i = 0; i < kPair; i += 64 / static_cast<int64_t>(sizeof(T))) hwy::Prefetch(p + i);
 }
 
 /// f of both halves.
