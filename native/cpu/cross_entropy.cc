@@ -43,7 +43,7 @@ namespace {
 template <typename T>
 HWY_INLINE V Term(V x) {
   if constexpr (std::is_same_v<T, BF16>)
-    return RoughExpBelow(x);
+    return ShortExpBelow(x);
   else
     return ExpBelow(x);
 }
