@@ -154,8 +154,9 @@ void runFewRows(const MatmulArgs& g, const float* bias) {
     }
     x = copy;
   }
-  constexpr int64_t kWeights = 1 << 15;  // weights a task
-  const int64_t grain = std::max<int64_t>(16, roundUp(kWeights / std::max<int64_t>(1, g.k), 4));
+  // Weights a task: more rows have more to do with each. Columns come by fours, or by threes.
+  const int64_t weights = g.m > kStreamedRows ? 1 << 14 : 1 << 15;
+  const int64_t grain = roundUp(std::max<int64_t>(16, weights / g.k), 12);
   parallelChunks(g.n, grain, [&](int64_t begin, int64_t end) {
     const int64_t n = end - begin;
     const float* b = bias != nullptr ? bias + begin : nullptr;

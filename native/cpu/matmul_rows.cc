@@ -1,6 +1,7 @@
 // Few rows against weights that are contiguous along k, for decoding: nothing is packed, each weight is read once in its
 // own dtype. Sums run in lanes along k. Up to three rows go column by column: a core fetches one sequential stream about three
-// times as fast as four beside each other. More rows are bound by arithmetic: four columns a step, three rows.
+// times as fast as four beside each other. More rows are bound by arithmetic: tiles of up to eight rows and three columns where 32
+// registers hold them, else of three rows and four columns.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/matmul_rows.cc"
 #include "matmul_kernel.h"
@@ -231,6 +232,98 @@ HWY_NOINLINE void StreamColumns(float* c, int64_t ldc, const float* x, int64_t l
   }
 }
 
+#if HWY_TARGET <= HWY_AVX3  // 32 registers of 16 lanes
+#define VIADUCT_EIGHT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+
+// Four to eight rows times three columns `step` apart: sums[4 r + j], with nothing in j = 3. Meanwhile the weights from `ahead`
+// on come into the caches, as one stream.
+template <int kRows, typename T>
+HWY_INLINE void RowsTimesThree(float* HWY_RESTRICT sums, const float* HWY_RESTRICT x, int64_t ldx,
+                               const T* HWY_RESTRICT w, int64_t step, const T* ahead, int64_t k) {
+  const T* w1 = w + step;
+  const T* w2 = w + 2 * step;
+  V f0 = Zero(), f1 = f0, f2 = f0, g0 = f0, g1 = f0, g2 = f0;
+#define X(r)                                                \
+  V s##r##0 = Zero(), s##r##1 = s##r##0, s##r##2 = s##r##0; \
+  const float* x##r = x + (r < kRows ? r : 0) * ldx;
+  VIADUCT_EIGHT(X)
+#undef X
+#define VIADUCT_TIMES_THREE(r, at, f)       \
+  if (r < kRows) {                          \
+    const V v = Load(x##r + at);            \
+    s##r##0 = hn::MulAdd(v, f##0, s##r##0); \
+    s##r##1 = hn::MulAdd(v, f##1, s##r##1); \
+    s##r##2 = hn::MulAdd(v, f##2, s##r##2); \
+  }
+  int64_t p = 0;
+  for (; p + 2 * kLanes <= k; p += 2 * kLanes) {
+    for (int64_t line = 0; line < 6 * kLanes; line += 64 / static_cast<int64_t>(sizeof(T))) {
+      hwy::Prefetch(ahead + 3 * p + line);
+    }
+    LoadPair(w + p, &f0, &g0);
+    LoadPair(w1 + p, &f1, &g1);
+    LoadPair(w2 + p, &f2, &g2);
+#define X(r) VIADUCT_TIMES_THREE(r, p, f)
+    VIADUCT_EIGHT(X)
+#undef X
+#define X(r) VIADUCT_TIMES_THREE(r, p + kLanes, g)
+    VIADUCT_EIGHT(X)
+#undef X
+  }
+  if (p + kLanes <= k) {
+    f0 = Load(w + p);
+    f1 = Load(w1 + p);
+    f2 = Load(w2 + p);
+#define X(r) VIADUCT_TIMES_THREE(r, p, f)
+    VIADUCT_EIGHT(X)
+#undef X
+    p += kLanes;
+  }
+#undef VIADUCT_TIMES_THREE
+#define X(r) \
+  if (r < kRows) StoreSums(s##r##0, s##r##1, s##r##2, Zero(), sums + 4 * r);
+  VIADUCT_EIGHT(X)
+#undef X
+  for (; p < k; ++p) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int j = 0; j < 3; ++j) sums[4 * r + j] += x[r * ldx + p] * toFloat(w[j * step + p]);
+    }
+  }
+}
+#undef VIADUCT_EIGHT
+
+template <int kRows, typename T>
+HWY_NOINLINE void TileRows(float* c, int64_t ldc, const float* x, int64_t ldx, const T* w, int64_t ldw, int64_t n,
+                           int64_t k, bool add, const float* bias) {
+  float sums[4 * kRows];
+  for (int64_t j = 0; j < n;) {
+    const int64_t cols = n - j >= 3 ? 3 : 1;
+    const T* wj = w + j * ldw;
+    RowsTimesThree<kRows>(sums, x, ldx, wj, cols == 3 ? ldw : 0, n - j >= 6 ? wj + 3 * ldw : wj, k);
+    for (int64_t r = 0; r < kRows; ++r) {
+      float* o = c + r * ldc + j;
+      for (int64_t e = 0; e < cols; ++e) {
+        o[e] = (add ? o[e] : 0.0f) + sums[4 * r + e] + (bias != nullptr ? bias[j + e] : 0.0f);
+      }
+    }
+    j += cols;
+  }
+}
+
+template <typename T>
+void TiledRows(float* c, int64_t ldc, const float* x, int64_t ldx, const T* w, int64_t ldw, int64_t m, int64_t n,
+               int64_t k, bool add, const float* bias) {
+  using Tile =
+      void (*)(float*, int64_t, const float*, int64_t, const T*, int64_t, int64_t, int64_t, bool, const float*);
+  constexpr Tile kTiles[] = {TileRows<4, T>, TileRows<5, T>, TileRows<6, T>, TileRows<7, T>, TileRows<8, T>};
+  for (int64_t i = 0; i < m;) {
+    const int64_t left = m - i, rows = left <= 8 ? left : HWY_MIN(int64_t{8}, left - 4);
+    kTiles[rows - 4](c + i * ldc, ldc, x + i * ldx, ldx, w, ldw, n, k, add, bias);
+    i += rows;
+  }
+}
+#endif
+
 template <typename T>
 HWY_NOINLINE void FewRows(float* c, int64_t ldc, const float* x, int64_t ldx, const T* w, int64_t ldw, int64_t m,
                           int64_t n, int64_t k, bool add, const float* bias) {
@@ -241,6 +334,9 @@ HWY_NOINLINE void FewRows(float* c, int64_t ldc, const float* x, int64_t ldx, co
   if (!apart && m == 1) return StreamColumns<1>(c, ldc, x, ldx, w, ldw, n, k, add, bias);
   if (!apart && m == 2) return StreamColumns<2>(c, ldc, x, ldx, w, ldw, n, k, add, bias);
   if (!apart && m == 3) return StreamColumns<3>(c, ldc, x, ldx, w, ldw, n, k, add, bias);
+#if HWY_TARGET <= HWY_AVX3
+  if (!apart) return TiledRows(c, ldc, x, ldx, w, ldw, m, n, k, add, bias);
+#endif
   for (int64_t j = 0; j < n; j += 4) {
     const int64_t cols = HWY_MIN(int64_t{4}, n - j);
     const T* wj = w + j * ldw;

@@ -99,13 +99,6 @@ VIADUCT_PAIRS void packAlong(float* dst, const uint16_t* src, int64_t lds, int64
   }
 }
 
-/// 32 elements of bfloat16 from p on, 0 behind k.
-VIADUCT_PAIRS inline __m512bh pairsAt(const uint16_t* row, int64_t p, int64_t k) {
-  if (k - p >= 2 * kLanes) return (__m512bh)_mm512_loadu_si512(row + p);
-  const auto mask = static_cast<__mmask32>((uint32_t{1} << (k - p)) - 1);
-  return (__m512bh)_mm512_maskz_loadu_epi16(mask, row + p);
-}
-
 /// The sums of the lanes of four vectors.
 VIADUCT_PAIRS inline __m128 sumsOf(__m512 a, __m512 b, __m512 c, __m512 e) {
 #define HALVES(v) \
@@ -116,58 +109,85 @@ VIADUCT_PAIRS inline __m128 sumsOf(__m512 a, __m512 b, __m512 c, __m512 e) {
   return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
 }
 
-constexpr int64_t kFew = 4;
+constexpr int64_t kMostRows = 8, kThree = 3;
 
-/// sums[4 r + j] of four rows and four columns. Meanwhile the next columns, from `ahead` on, come into the caches.
-VIADUCT_PAIRS inline void fourTimesFour(float* sums, const uint16_t* const* x, const uint16_t* const* w,
-                                        const uint16_t* const* ahead, int64_t k) {
-#define ROWS(X) X(0) X(1) X(2) X(3)
-#define X(r) __m512 s##r##0 = _mm512_setzero_ps(), s##r##1 = s##r##0, s##r##2 = s##r##0, s##r##3 = s##r##0;
-  ROWS(X)
-#undef X
-  for (int64_t p = 0; p < k; p += 2 * kLanes) {
-    if (ahead != nullptr) {
-      for (int64_t j = 0; j < kFew; ++j) _mm_prefetch(reinterpret_cast<const char*>(ahead[j] + p), _MM_HINT_T0);
-    }
-    const __m512bh w0 = pairsAt(w[0], p, k), w1 = pairsAt(w[1], p, k), w2 = pairsAt(w[2], p, k),
-                   w3 = pairsAt(w[3], p, k);
-#define X(r)                                    \
-  {                                             \
-    const __m512bh v = pairsAt(x[r], p, k);     \
+#define VIADUCT_EIGHT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define VIADUCT_TIMES_THREE(r, load)            \
+  if (r < rows) {                               \
+    const __m512bh v = load(x##r);              \
     s##r##0 = _mm512_dpbf16_ps(s##r##0, v, w0); \
     s##r##1 = _mm512_dpbf16_ps(s##r##1, v, w1); \
     s##r##2 = _mm512_dpbf16_ps(s##r##2, v, w2); \
-    s##r##3 = _mm512_dpbf16_ps(s##r##3, v, w3); \
   }
-    ROWS(X)
-#undef X
-  }
-#define X(r) _mm_storeu_ps(sums + kFew * r, sumsOf(s##r##0, s##r##1, s##r##2, s##r##3));
-  ROWS(X)
-#undef X
-#undef ROWS
-}
 
-VIADUCT_PAIRS void fewRows(float* c, int64_t ldc, const uint16_t* x, int64_t ldx, const uint16_t* w, int64_t ldw,
-                           int64_t m, int64_t n, int64_t k, bool add, const float* bias) {
-  float sums[kFew * kFew];
-  const uint16_t *rows[kFew], *columns[kFew], *next[kFew];
-  for (int64_t j = 0; j < n; j += kFew) {
-    // What hangs over repeats the last row or column; its sums are not taken.
-    for (int64_t e = 0; e < kFew; ++e) {
-      columns[e] = w + (j + e < n ? j + e : n - 1) * ldw;
-      next[e] = w + (j + kFew + e < n ? j + kFew + e : n - 1) * ldw;
+/// sums[4 r + j] of four to eight rows and three columns `step` apart. Meanwhile the weights from `ahead` on come into the caches,
+/// as one stream.
+template <int rows>
+VIADUCT_PAIRS inline void rowsTimesThree(float* sums, const uint16_t* x, int64_t ldx, const uint16_t* w, int64_t step,
+                                         const uint16_t* ahead, int64_t k) {
+#define X(r)                                                                  \
+  __m512 s##r##0 = _mm512_setzero_ps(), s##r##1 = s##r##0, s##r##2 = s##r##0; \
+  const uint16_t* x##r = x + (r < rows ? r : 0) * ldx;
+  VIADUCT_EIGHT(X)
+#undef X
+  int64_t p = 0;
+  for (; p + 2 * kLanes <= k; p += 2 * kLanes) {
+    for (int64_t j = 0; j < kThree; ++j) {
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + kThree * p + j * 2 * kLanes), _MM_HINT_T0);
     }
-    for (int64_t i = 0; i < m; i += kFew) {
-      for (int64_t r = 0; r < kFew; ++r) rows[r] = x + (i + r < m ? i + r : m - 1) * ldx;
-      fourTimesFour(sums, rows, columns, i == 0 ? next : nullptr, k);
-      for (int64_t r = 0; r < kFew && i + r < m; ++r) {
-        float* o = c + (i + r) * ldc + j;
-        for (int64_t e = 0; e < kFew && j + e < n; ++e) {
-          o[e] = (add ? o[e] : 0.0f) + sums[kFew * r + e] + (bias != nullptr ? bias[j + e] : 0.0f);
-        }
+#define WHOLE(row) (__m512bh) _mm512_loadu_si512((row) + p)
+    const __m512bh w0 = WHOLE(w), w1 = WHOLE(w + step), w2 = WHOLE(w + 2 * step);
+#define X(r) VIADUCT_TIMES_THREE(r, WHOLE)
+    VIADUCT_EIGHT(X)
+#undef X
+#undef WHOLE
+  }
+  if (p < k) {
+    const auto mask = static_cast<__mmask32>((uint32_t{1} << (k - p)) - 1);
+#define TAIL(row) (__m512bh) _mm512_maskz_loadu_epi16(mask, (row) + p)
+    const __m512bh w0 = TAIL(w), w1 = TAIL(w + step), w2 = TAIL(w + 2 * step);
+#define X(r) VIADUCT_TIMES_THREE(r, TAIL)
+    VIADUCT_EIGHT(X)
+#undef X
+#undef TAIL
+  }
+#define X(r) \
+  if (r < rows) _mm_storeu_ps(sums + 4 * r, sumsOf(s##r##0, s##r##1, s##r##2, _mm512_setzero_ps()));
+  VIADUCT_EIGHT(X)
+#undef X
+}
+#undef VIADUCT_TIMES_THREE
+#undef VIADUCT_EIGHT
+
+template <int rows>
+VIADUCT_PAIRS void tileRows(float* c, int64_t ldc, const uint16_t* x, int64_t ldx, const uint16_t* w, int64_t ldw,
+                            int64_t n, int64_t k, bool add, const float* bias) {
+  float sums[4 * rows];
+  for (int64_t j = 0; j < n;) {
+    const int64_t columns = n - j >= kThree ? kThree : 1;
+    const uint16_t* wj = w + j * ldw;
+    rowsTimesThree<rows>(sums, x, ldx, wj, columns == 1 ? 0 : ldw, n - j >= 2 * kThree ? wj + kThree * ldw : wj, k);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* o = c + r * ldc + j;
+      for (int64_t e = 0; e < columns; ++e) {
+        o[e] = (add ? o[e] : 0.0f) + sums[4 * r + e] + (bias != nullptr ? bias[j + e] : 0.0f);
       }
     }
+    j += columns;
+  }
+}
+
+using TileRows = void (*)(float*, int64_t, const uint16_t*, int64_t, const uint16_t*, int64_t, int64_t, int64_t, bool,
+                          const float*);
+constexpr TileRows kTiles[] = {tileRows<4>, tileRows<5>, tileRows<6>, tileRows<7>, tileRows<8>};
+constexpr int64_t kLeastRows = 4;
+
+void fewRows(float* c, int64_t ldc, const uint16_t* x, int64_t ldx, const uint16_t* w, int64_t ldw, int64_t m,
+             int64_t n, int64_t k, bool add, const float* bias) {
+  for (int64_t i = 0; i < m;) {
+    const int64_t left = m - i, rows = left <= kMostRows ? left : std::min(kMostRows, left - kLeastRows);
+    kTiles[rows - kLeastRows](c + i * ldc, ldc, x + i * ldx, ldx, w, ldw, n, k, add, bias);
+    i += rows;
   }
 }
 
